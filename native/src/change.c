@@ -1,0 +1,224 @@
+/*
+ * change.c - what a write to a tracked image does around the write itself.
+ *
+ * A change takes a ticket, and with it the epoch that it belongs to. Under the
+ * stripes of its chunks it copies frozen pages that it is about to overwrite to
+ * `preserve`, marks its pages, and only then writes.
+ *
+ * Three cases, by the change's epoch and the frozen one:
+ *   no epoch frozen          mark in the change's epoch
+ *   change is of a later one preserve what is frozen and not preserved yet; while tickets
+ *                            of the frozen epoch are out, also pages that are not marked
+ *                            in it: one of those tickets may still come to them; mark
+ *   change is of the frozen  a page that is preserved already belongs to the later epoch
+ *                            now: mark it there; the others in the frozen one
+ */
+#include "internal.h"
+
+#include <string.h>
+#include <unistd.h>
+
+static void notify(vdf_change *change)
+{
+    vdf_track *track = change->track;
+
+    if (atomic_load(&track->notified) == 0 && atomic_exchange(&track->notified, 1) == 0)
+        vdf_event_post(change->image->core, VDF_EVENT_DIRTY, 0, change->image->cookie, 0, 0);
+}
+
+void vdf_change_begin(vdf_change *change, vdf_image *image)
+{
+    change->image = image;
+    change->ticket = vdf_gate_enter(&image->gate);
+    /* Read with the ticket held: vdf_image_set_track waits for it. */
+    change->track = atomic_load(&image->track);
+    change->epoch = change->ticket.epoch;
+    /* A ticket from before tracking began: nothing is sealed until it is back. */
+    if (change->track != NULL && change->epoch == 0)
+        change->epoch = atomic_load(&change->track->epoch);
+}
+
+void vdf_change_end(vdf_change *change) { vdf_gate_leave(&change->image->gate, change->ticket); }
+
+static void give_up(vdf_change *change, int error)
+{
+    if (atomic_exchange(&change->track->abandoned, 1) == 0)
+        vdf_event_post(change->image->core, VDF_EVENT_ABANDONED, -error, change->image->cookie, 0,
+                       0);
+}
+
+/* Copies count pages to `preserve`; what lies beyond the end of the file stays a hole there. */
+static int copy_pages(const vdf_change *change, uint64_t page, uint64_t count)
+{
+    uint8_t block[16 * VDF_PAGE_SIZE];
+
+    while (count > 0) {
+        uint64_t step = vdf_min(count, 16);
+        int64_t got = vdf_file_read(change->image->inner_fd, page * VDF_PAGE_SIZE,
+                                    step * VDF_PAGE_SIZE, block);
+        if (got < 0)
+            return (int)got;
+        memset(block + got, 0, step * VDF_PAGE_SIZE - (uint64_t)got);
+        int error = vdf_file_write(change->track->preserve, page * VDF_PAGE_SIZE,
+                                   step * VDF_PAGE_SIZE, block);
+        if (error != 0)
+            return error;
+        page += step;
+        count -= step;
+    }
+    return 0;
+}
+
+/* The next stretch of pages in [*page, end) to preserve; its length, 0 when none is left. */
+static uint64_t next_needed(const vdf_track *track, const vdf_bitmap *frozen, bool all,
+                            uint64_t *page, uint64_t end)
+{
+    while (*page < end) {
+        uint64_t first = all ? *page : vdf_bitmap_next(frozen, *page, end);
+        first = vdf_bitmap_next_clear(&track->preserved, first, end);
+        *page = first;
+        if (first >= end)
+            return 0;
+        if (!all && !vdf_bitmap_test(frozen, first))
+            continue;
+        uint64_t stop = vdf_bitmap_next(&track->preserved, first, end);
+        if (!all)
+            stop = vdf_min(stop, vdf_bitmap_next_clear(frozen, first, end));
+        return stop - first;
+    }
+    return 0;
+}
+
+static void preserve(vdf_change *change, uint64_t frozen_epoch, uint64_t page, uint64_t end)
+{
+    vdf_track *track = change->track;
+    const vdf_bitmap *frozen = &track->dirty[frozen_epoch & 1];
+    bool all = atomic_load(&track->drained) == 0;
+    uint64_t copied = 0, count;
+
+    while (atomic_load(&track->abandoned) == 0 &&
+           (count = next_needed(track, frozen, all, &page, end)) != 0) {
+        copied += count;
+        int error = copied > VDF_PRESERVE_BOUND ? -EFBIG : copy_pages(change, page, count);
+        if (error != 0) {
+            give_up(change, error);
+            return;
+        }
+        /* Set after the copy: capture reads the image first, then looks here. */
+        vdf_bitmap_set(&track->preserved, page, count);
+        page += count;
+    }
+}
+
+static void mark_pages(vdf_track *track, uint64_t epoch, uint64_t page, uint64_t count)
+{
+    vdf_bitmap_set(&track->dirty[epoch & 1], page, count);
+    vdf_store(&track->head->changed[epoch & 1], 1);
+}
+
+/* A change of the frozen epoch: pages preserved by a later one count to that. */
+static void mark_late(vdf_track *track, uint64_t frozen, uint64_t page, uint64_t end)
+{
+    while (page < end) {
+        uint64_t taken = vdf_bitmap_next(&track->preserved, page, end);
+        if (taken > page)
+            mark_pages(track, frozen, page, taken - page);
+        if (taken >= end)
+            return;
+        page = vdf_bitmap_next_clear(&track->preserved, taken, end);
+        mark_pages(track, frozen + 1, taken, page - taken);
+    }
+}
+
+void vdf_change_mark(vdf_change *change, uint64_t offset, uint64_t length)
+{
+    vdf_track *track = change->track;
+
+    if (track == NULL || length == 0)
+        return;
+    uint64_t page = offset / VDF_PAGE_SIZE;
+    uint64_t end = vdf_pages_of(offset + length);
+    uint64_t frozen = atomic_load(&track->frozen_epoch);
+    if (frozen != 0 && change->epoch > frozen)
+        preserve(change, frozen, page, end);
+    if (frozen != 0 && change->epoch == frozen)
+        mark_late(track, frozen, page, end);
+    else
+        mark_pages(track, change->epoch, page, end - page);
+    notify(change);
+}
+
+/*
+ * The pages behind the new end need no mark, the cut says that they are gone; but
+ * those that are frozen are preserved, and the page of the new end changes.
+ */
+void vdf_change_cut(vdf_change *change, uint64_t size, uint64_t old)
+{
+    uint64_t frozen = atomic_load(&change->track->frozen_epoch);
+
+    if (frozen != 0 && change->epoch > frozen)
+        preserve(change, frozen, size / VDF_PAGE_SIZE, vdf_pages_of(old));
+    if (size % VDF_PAGE_SIZE == 0)
+        return;
+    vdf_change_mark(change, size, 1);
+    /* The size may yet count to the later epoch (vdf_change_size): its page then too. */
+    if (frozen != 0 && change->epoch == frozen)
+        mark_pages(change->track, frozen + 1, size / VDF_PAGE_SIZE, 1);
+}
+
+void vdf_change_wait_drained(const vdf_change *change)
+{
+    const vdf_track *track = change->track;
+
+    if (track == NULL)
+        return;
+    for (;;) {
+        uint64_t frozen = atomic_load(&track->frozen_epoch);
+        if (frozen == 0 || change->epoch <= frozen || atomic_load(&track->drained) != 0)
+            return;
+        vdf_sleep_ns(50 * 1000);
+    }
+}
+
+void vdf_change_size(vdf_change *change, uint64_t size)
+{
+    vdf_track *track = change->track;
+
+    if (track == NULL)
+        return;
+    vdf_track_head *head = track->head;
+    uint64_t frozen = atomic_load(&track->frozen_epoch);
+    uint64_t epoch = change->epoch;
+    if (frozen != 0 && epoch > frozen && !track->sealed_known) {
+        track->sealed_size = atomic_load(&change->image->size);
+        track->sealed_known = 1;
+    }
+    if (frozen != 0 && epoch == frozen && track->sealed_known)
+        epoch = frozen + 1;
+    vdf_store(&head->cut[epoch & 1], vdf_min(vdf_load(&head->cut[epoch & 1]), size));
+    vdf_store(&head->changed[epoch & 1], 1);
+    notify(change);
+}
+
+int vdf_track_mark(vdf_image *image, uint64_t offset, uint64_t length)
+{
+    vdf_change change;
+    int error = vdf_range_check(offset, length);
+
+    if (error != 0)
+        return error;
+    vdf_track *track = atomic_load(&image->track);
+    if (track == NULL)
+        return -EINVAL;
+    vdf_track_reach(track, offset + length);
+    for (uint64_t at = offset, end = offset + length; at < end;) {
+        uint64_t step = vdf_min(end, (at / VDF_REGION_SIZE + 1) * VDF_REGION_SIZE) - at;
+        vdf_change_begin(&change, image);
+        vdf_image_lock(image, at, step);
+        vdf_change_mark(&change, at, step);
+        vdf_image_unlock(image, at, step);
+        vdf_change_end(&change);
+        at += step;
+    }
+    return 0;
+}

@@ -1,0 +1,203 @@
+/* core.c - one FUSE connection: its threads, from start to end. */
+#include "internal.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SOCKET_BUFFER (2 * 1024 * 1024)
+
+static int open_sockets(vdf_core *core)
+{
+    int pair[2];
+    int size = SOCKET_BUFFER;
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+        return -errno;
+    for (int i = 0; i < 2; i++) {
+        /* FORCE needs privilege; without it the system's maximum is taken. */
+        if (setsockopt(pair[i], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) != 0)
+            setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    }
+    core->names_core = pair[0];
+    core->names_fuse = pair[1];
+    return 0;
+}
+
+static int open_descriptors(vdf_core *core)
+{
+    core->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (core->event_fd < 0)
+        return -errno;
+    return core->fuse_fd < 0 ? 0 : open_sockets(core);
+}
+
+int vdf_core_create(int fuse_fd, unsigned workers, unsigned flags, vdf_core **out)
+{
+    vdf_core *core = calloc(1, sizeof *core);
+
+    if (core == NULL)
+        return -ENOMEM;
+    core->fuse_fd = fuse_fd;
+    core->names_core = core->names_fuse = core->event_fd = -1;
+    core->workers = workers == 0 ? 1 : workers;
+    core->flags = flags;
+    pthread_rwlock_init(&core->nodes_lock, NULL);
+    pthread_mutex_init(&core->pending_lock, NULL);
+    pthread_mutex_init(&core->park_lock, NULL);
+    pthread_mutex_init(&core->event_lock, NULL);
+    vdf_queue_init(&core->to_names);
+    vdf_queue_init(&core->to_notify);
+    core->thread = calloc(core->workers + 3, sizeof *core->thread);
+    int error = core->thread == NULL ? -ENOMEM : open_descriptors(core);
+    if (error != 0) {
+        core->fuse_fd = -1; /* stays the caller's */
+        vdf_core_free(core);
+        return error;
+    }
+    *out = core;
+    return 0;
+}
+
+int vdf_core_names_fd(const vdf_core *core) { return core->names_fuse; }
+
+int vdf_core_event_fd(const vdf_core *core) { return core->event_fd; }
+
+static void end(vdf_core *core)
+{
+    if (!atomic_exchange(&core->ended, true))
+        vdf_event_post(core, VDF_EVENT_ENDED, 0, 0, 0, 0);
+}
+
+/* Reads one request: its length, 0 to try again, -1 when the connection has ended. */
+static ssize_t next_request(vdf_core *core, uint8_t *buffer)
+{
+    ssize_t got = read(core->fuse_fd, buffer, VDF_BUFFER_SIZE);
+
+    if (got >= 0)
+        return got;
+    if (errno == ENODEV)
+        return -1;
+    /* ENOENT: the request was taken back; EINTR: stop. Anything else would spin: end. */
+    return errno == ENOENT || errno == EINTR || errno == EAGAIN ? 0 : -1;
+}
+
+static void *work(void *argument)
+{
+    vdf_core *core = argument;
+    uint8_t *buffer = NULL;
+
+    prctl(PR_SET_NAME, "vdf-worker");
+    if (posix_memalign((void **)&buffer, VDF_PAGE_SIZE, VDF_BUFFER_SIZE) != 0)
+        buffer = NULL;
+    while (buffer != NULL && !atomic_load(&core->stopped)) {
+        ssize_t length = next_request(core, buffer);
+        if (length < 0)
+            break;
+        if (length > 0)
+            vdf_request_handle(core, buffer, (size_t)length);
+    }
+    free(buffer);
+    end(core);
+    return NULL;
+}
+
+/* Workers wait in a read of their own (the kernel wakes one of them): a signal ends the wait. */
+#define STOP_SIGNAL (SIGRTMIN + 5)
+
+static void on_stop(int number) { (void)number; }
+
+static int start_thread(vdf_core *core, void *(*run)(void *))
+{
+    int error = pthread_create(&core->thread[core->threads], NULL, run, core);
+
+    if (error == 0)
+        core->threads++;
+    return -error;
+}
+
+int vdf_core_start(vdf_core *core)
+{
+    struct sigaction stop = {.sa_handler = on_stop};
+    int error = 0;
+
+    if (core->fuse_fd < 0 || atomic_exchange(&core->started, true))
+        return -EINVAL;
+    sigemptyset(&stop.sa_mask);
+    if (sigaction(STOP_SIGNAL, &stop, NULL) != 0)
+        return -errno;
+    for (unsigned i = 0; i < core->workers && error == 0; i++)
+        error = start_thread(core, work);
+    if (error == 0)
+        error = start_thread(core, vdf_names_send_loop);
+    if (error == 0)
+        error = start_thread(core, vdf_names_reply_loop);
+    if (error == 0)
+        error = start_thread(core, vdf_names_notify_loop);
+    return error;
+}
+
+void vdf_core_counts_get(const vdf_core *core, vdf_core_counts *out)
+{
+    *out = (vdf_core_counts){.reads = atomic_load(&core->reads),
+                             .writes = atomic_load(&core->writes),
+                             .syncs = atomic_load(&core->syncs),
+                             .discards = atomic_load(&core->discards),
+                             .seeks = atomic_load(&core->seeks),
+                             .names = atomic_load(&core->names),
+                             .parked = atomic_load(&core->parked_count),
+                             .read_bytes = atomic_load(&core->read_bytes),
+                             .write_bytes = atomic_load(&core->write_bytes)};
+}
+
+void vdf_core_stop(vdf_core *core)
+{
+    if (atomic_exchange(&core->stopped, true))
+        return;
+    if (core->names_core >= 0)
+        shutdown(core->names_core, SHUT_RDWR);
+    vdf_queue_close(&core->to_names);
+    vdf_queue_close(&core->to_notify);
+    for (unsigned i = 0; i < core->threads; i++) {
+        /* Again and again: one that was just about to read has not seen the first. */
+        while (pthread_tryjoin_np(core->thread[i], NULL) == EBUSY) {
+            if (i < core->workers)
+                pthread_kill(core->thread[i], STOP_SIGNAL);
+            vdf_sleep_ns(1000 * 1000);
+        }
+    }
+    core->threads = 0;
+    vdf_park_clear(core);
+    end(core);
+}
+
+static void close_fd(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+void vdf_core_free(vdf_core *core)
+{
+    if (core == NULL)
+        return;
+    vdf_park_clear(core);
+    vdf_nodes_clear(core);
+    vdf_names_clear(core);
+    vdf_queue_destroy(&core->to_names);
+    vdf_queue_destroy(&core->to_notify);
+    pthread_rwlock_destroy(&core->nodes_lock);
+    pthread_mutex_destroy(&core->pending_lock);
+    pthread_mutex_destroy(&core->park_lock);
+    pthread_mutex_destroy(&core->event_lock);
+    close_fd(core->fuse_fd);
+    close_fd(core->names_core);
+    close_fd(core->names_fuse);
+    close_fd(core->event_fd);
+    free(core->event);
+    free(core->thread);
+    free(core);
+}

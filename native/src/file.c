@@ -1,0 +1,86 @@
+/* file.c - small things about open files. Any thread. */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+int vdf_range_check(uint64_t offset, uint64_t length)
+{
+    uint64_t end = vdf_add(offset, length);
+
+    return end > VDF_MAX_PAGES * VDF_PAGE_SIZE ? -EFBIG : 0;
+}
+
+int64_t vdf_file_read(int fd, uint64_t offset, uint64_t length, uint8_t *data)
+{
+    uint64_t done = 0;
+
+    while (done < length) {
+        ssize_t got = pread(fd, data + done, length - done, (off_t)(offset + done));
+        if (got < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        if (got == 0)
+            break;
+        done += (uint64_t)got;
+    }
+    return (int64_t)done;
+}
+
+int vdf_file_write(int fd, uint64_t offset, uint64_t length, const uint8_t *data)
+{
+    uint64_t done = 0;
+
+    while (done < length) {
+        ssize_t put = pwrite(fd, data + done, length - done, (off_t)(offset + done));
+        if (put < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        if (put == 0)
+            return -EIO;
+        done += (uint64_t)put;
+    }
+    return 0;
+}
+
+void vdf_sleep_ns(long ns)
+{
+    struct timespec span = {.tv_sec = 0, .tv_nsec = ns};
+
+    nanosleep(&span, NULL);
+}
+
+static uint64_t stamp_ns(struct statx_timestamp stamp)
+{
+    return (uint64_t)stamp.tv_sec * UINT64_C(1000000000) + stamp.tv_nsec;
+}
+
+int vdf_file_identity(int fd, vdf_identity *out)
+{
+    struct statx st;
+
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &st) != 0)
+        return -errno;
+    memset(out, 0, sizeof *out);
+    out->device = ((uint64_t)st.stx_dev_major << 32) | st.stx_dev_minor;
+    out->inode = st.stx_ino;
+    out->birth_ns = (st.stx_mask & STATX_BTIME) ? stamp_ns(st.stx_btime) : 0;
+    out->change_ns = stamp_ns(st.stx_ctime);
+    out->modify_ns = stamp_ns(st.stx_mtime);
+    out->size = st.stx_size;
+    return 0;
+}
+
+int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_name,
+               unsigned flags)
+{
+    return renameat2(old_dir, old_name, new_dir, new_name, flags) == 0 ? 0 : -errno;
+}

@@ -1,0 +1,335 @@
+/*
+ * internal.h - what the files of the core share. Nothing here is public.
+ *
+ * Locks, in the order in which they may be taken:
+ *   track->admin (seal, forget, abandon)  ->  stripes, ascending  ->  track->size_lock
+ *   lazy->lock  ->  stripes
+ *   core->park_lock, core->event_lock, core->nodes_lock: leaves
+ */
+#ifndef VDF_INTERNAL_H
+#define VDF_INTERNAL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "vdf.h"
+
+#define VDF_MAX_PAGES (UINT64_C(1) << 34) /* 64 TiB */
+#define VDF_REGION_PAGES 4096
+#define VDF_CHUNK_PAGES 16
+#define VDF_STRIPES 1024
+/* A request that would copy more frozen pages than this gives the epoch up (16 MiB). */
+#define VDF_PRESERVE_BOUND 4096
+
+/* a + b, or UINT64_MAX where that does not fit. */
+static inline uint64_t vdf_add(uint64_t a, uint64_t b)
+{
+    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
+/* Loads and stores of words in mapped memory, in program order: a killed process leaves a prefix. */
+static inline void vdf_store(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+}
+
+static inline uint64_t vdf_load(const uint64_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_SEQ_CST);
+}
+
+static inline uint64_t vdf_min(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static inline uint64_t vdf_pages_of(uint64_t size)
+{
+    return size / VDF_PAGE_SIZE + (size % VDF_PAGE_SIZE != 0);
+}
+
+/* 0, or -EFBIG where the range leaves what a disk may hold. */
+int vdf_range_check(uint64_t offset, uint64_t length);
+
+/* ---- whole-buffer file access (retry EINTR and short transfers) ------------ */
+
+/* Bytes read, short only at the end of the file, or -errno. */
+int64_t vdf_file_read(int fd, uint64_t offset, uint64_t length, uint8_t *data);
+int vdf_file_write(int fd, uint64_t offset, uint64_t length, const uint8_t *data);
+void vdf_sleep_ns(long ns);
+
+/* ---- bitmap: one bit a page, one summary bit a region ---------------------- */
+
+typedef struct vdf_bitmap {
+    _Atomic uint64_t *word;
+    _Atomic uint64_t *summary;
+    _Atomic uint64_t capacity; /* pages that may be marked */
+    _Atomic uint64_t set;      /* bits set now */
+    int fd;                    /* -1: anonymous memory, volatile */
+} vdf_bitmap;
+
+/* fd is the bitmap's from here on; -1 for memory. Existing content is kept. */
+int vdf_bitmap_open(vdf_bitmap *map, int fd, uint64_t pages);
+void vdf_bitmap_close(vdf_bitmap *map);
+int vdf_bitmap_grow(vdf_bitmap *map, uint64_t pages);
+/* Marks and clears; concurrent callers are fine. Beyond the capacity nothing happens. */
+void vdf_bitmap_set(vdf_bitmap *map, uint64_t first, uint64_t count);
+void vdf_bitmap_clear(vdf_bitmap *map, uint64_t first, uint64_t count);
+bool vdf_bitmap_test(const vdf_bitmap *map, uint64_t page);
+/* The first set page in [page, end), or end. */
+uint64_t vdf_bitmap_next(const vdf_bitmap *map, uint64_t page, uint64_t end);
+/* The first clear page in [page, end), or end. */
+uint64_t vdf_bitmap_next_clear(const vdf_bitmap *map, uint64_t page, uint64_t end);
+/* Pages set in [page, end), counted up to limit. */
+uint64_t vdf_bitmap_count(const vdf_bitmap *map, uint64_t page, uint64_t end, uint64_t limit);
+/* Clears everything that is set: cost goes with what is set. No concurrent setters. */
+void vdf_bitmap_reset(vdf_bitmap *map);
+/* into |= from. */
+void vdf_bitmap_merge(vdf_bitmap *into, const vdf_bitmap *from);
+
+/* ---- gate: tickets of writes under way -------------------------------------- */
+
+/*
+ * A write holds a ticket from before it marks until after it wrote. A flip starts
+ * a new phase; waiting for the old phase waits for every write that entered
+ * before. The epoch is read together with the phase, so that a flip gives all
+ * later tickets the new epoch at one instant.
+ */
+typedef struct vdf_gate {
+    _Atomic uint64_t phase;
+    _Atomic uint64_t epoch[2];
+    _Atomic uint32_t held;
+    struct {
+        _Atomic uint64_t tickets;
+        char apart[56];
+    } inside[2];
+    pthread_mutex_t lock;
+    pthread_cond_t released;
+} vdf_gate;
+
+typedef struct vdf_ticket {
+    uint64_t phase;
+    uint64_t epoch;
+} vdf_ticket;
+
+int vdf_gate_init(vdf_gate *gate);
+void vdf_gate_destroy(vdf_gate *gate);
+vdf_ticket vdf_gate_enter(vdf_gate *gate);
+void vdf_gate_leave(vdf_gate *gate, vdf_ticket ticket);
+void vdf_gate_hold(vdf_gate *gate);
+void vdf_gate_release(vdf_gate *gate);
+/* Starts the next phase with this epoch; gives the old phase. One caller at a time. */
+uint64_t vdf_gate_flip(vdf_gate *gate, uint64_t epoch);
+void vdf_gate_wait(vdf_gate *gate, uint64_t phase);
+
+/* ---- track ------------------------------------------------------------------ */
+
+typedef struct vdf_track_head {
+    char magic[8];
+    uint64_t version;
+    uint64_t epoch;
+    uint64_t frozen_epoch; /* 0: none */
+    uint64_t base_size[2]; /* by parity of the epoch: bytes at its start */
+    uint64_t cut[2];       /* the smallest size since, UINT64_MAX: none smaller */
+    uint64_t changed[2];
+    uint64_t overflow;
+} vdf_track_head;
+
+struct vdf_track {
+    int dir;
+    int preserve;
+    vdf_track_head *head; /* mapped */
+    vdf_bitmap dirty[2];
+    vdf_bitmap preserved;
+    vdf_bitmap suspect;
+    pthread_mutex_t admin;
+    pthread_mutex_t grow_lock;
+    pthread_mutex_t size_lock;
+    _Atomic uint64_t epoch;
+    _Atomic uint64_t frozen_epoch; /* 0: none. Set before the flip, reset before the clean-up */
+    _Atomic uint32_t drained;      /* the frozen epoch's tickets are all back */
+    _Atomic uint32_t abandoned;
+    _Atomic uint32_t notified;
+    _Atomic uint32_t overflow;
+    uint32_t sealed_known; /* under size_lock */
+    uint64_t sealed_size;
+};
+
+/* Lets the bitmaps reach `size`; sets overflow where they cannot. */
+void vdf_track_reach(vdf_track *track, uint64_t size);
+
+/* ---- image ------------------------------------------------------------------ */
+
+typedef struct vdf_lazy {
+    pthread_rwlock_t lock; /* readers and fills share, eviction is alone */
+    vdf_bitmap absent;
+    vdf_bitmap mapped; /* one bit a region */
+} vdf_lazy;
+
+struct vdf_image {
+    vdf_core *core;
+    int fd;       /* the guest's */
+    int inner_fd; /* the core's own: reads for capture, syncs */
+    unsigned flags;
+    uint64_t cookie;
+    _Atomic uint32_t references;
+    _Atomic uint64_t size;
+    _Atomic int sync_error;
+    vdf_gate gate;
+    _Atomic(vdf_track *) track;
+    pthread_mutex_t *stripe; /* VDF_STRIPES, or NULL: neither tracked nor lazy yet */
+    vdf_lazy *lazy;          /* or NULL */
+};
+
+/* Locks the stripes of the chunks that hold the range; at most VDF_STRIPES of them. */
+void vdf_image_lock(vdf_image *image, uint64_t offset, uint64_t length);
+void vdf_image_unlock(vdf_image *image, uint64_t offset, uint64_t length);
+
+/* ---- change: what a tracked write does before it writes --------------------- */
+
+typedef struct vdf_change {
+    vdf_image *image;
+    vdf_track *track; /* NULL: untracked */
+    vdf_ticket ticket;
+    uint64_t epoch; /* the epoch that the change counts to */
+} vdf_change;
+
+void vdf_change_begin(vdf_change *change, vdf_image *image);
+void vdf_change_end(vdf_change *change);
+/* With the stripes held: preserves frozen pages of the range, marks it. */
+void vdf_change_mark(vdf_change *change, uint64_t offset, uint64_t length);
+/* Before a change that cannot be taken by page: waits until the frozen epoch has drained. */
+void vdf_change_wait_drained(const vdf_change *change);
+/* With all stripes held: what a truncation from `old` bytes to `size` takes away. */
+void vdf_change_cut(vdf_change *change, uint64_t size, uint64_t old);
+/* With size_lock held, before the size changes; `size`: the smaller of old and new. */
+void vdf_change_size(vdf_change *change, uint64_t size);
+
+/* ---- lazy ------------------------------------------------------------------- */
+
+int vdf_lazy_create(uint64_t size, vdf_lazy **out);
+void vdf_lazy_free(vdf_lazy *lazy);
+/* -EAGAIN: parts are not here; then want is the range to ask for. */
+int64_t vdf_lazy_read(vdf_image *image, uint64_t offset, uint64_t length, uint8_t *data);
+int64_t vdf_lazy_seek(vdf_image *image, uint64_t offset, int whence);
+
+/* ---- core ------------------------------------------------------------------- */
+
+typedef struct vdf_parked {
+    struct vdf_parked *next;
+    vdf_image *image;
+    uint64_t unique;
+    uint32_t opcode;
+    int whence;
+    uint64_t offset;
+    uint64_t length;
+} vdf_parked;
+
+typedef struct vdf_node {
+    struct vdf_node *next;
+    uint64_t nodeid;
+    vdf_image *image;
+} vdf_node;
+
+typedef struct vdf_pending {
+    struct vdf_pending *next;
+    uint64_t unique;
+    uint64_t nodeid;
+    uint32_t opcode;
+} vdf_pending;
+
+typedef struct vdf_message {
+    struct vdf_message *next;
+    size_t length;
+    uint8_t data[];
+} vdf_message;
+
+/* Messages in order, for a thread of their own. */
+typedef struct vdf_queue {
+    pthread_mutex_t lock;
+    pthread_cond_t filled;
+    vdf_message *head, **tail;
+    bool busy; /* one is being delivered */
+    bool closed;
+} vdf_queue;
+
+int vdf_queue_init(vdf_queue *queue);
+void vdf_queue_destroy(vdf_queue *queue);
+int vdf_queue_put(vdf_queue *queue, const void *data, size_t length);
+/* Waits; NULL when closed and empty. The caller frees it, then calls vdf_queue_done. */
+vdf_message *vdf_queue_take(vdf_queue *queue);
+void vdf_queue_done(vdf_queue *queue);
+bool vdf_queue_idle(vdf_queue *queue);
+void vdf_queue_close(vdf_queue *queue);
+
+#define VDF_NODE_BUCKETS 4096
+#define VDF_PENDING_BUCKETS 256
+
+struct vdf_core {
+    int fuse_fd;
+    int names_core; /* our end of the socketpair */
+    int names_fuse; /* libfuse's end */
+    int event_fd;
+    unsigned workers;
+    unsigned flags;
+    uint32_t init_flags2; /* what the kernel offered */
+    uint32_t init_flags;
+    _Atomic bool started, stopped, ended;
+
+    pthread_t *thread;
+    unsigned threads;
+    vdf_queue to_names; /* only what the socket would not take at once */
+    vdf_queue to_notify;
+
+    pthread_rwlock_t nodes_lock;
+    vdf_node *node[VDF_NODE_BUCKETS];
+
+    pthread_mutex_t pending_lock;
+    vdf_pending *pending[VDF_PENDING_BUCKETS];
+
+    pthread_mutex_t park_lock;
+    vdf_parked *parked;
+
+    pthread_mutex_t event_lock;
+    vdf_event *event;
+    size_t event_first, event_count, event_capacity;
+
+    _Atomic uint64_t reads, writes, syncs, discards, seeks, names, parked_count;
+    _Atomic uint64_t read_bytes, write_bytes;
+};
+
+void vdf_event_post(vdf_core *core, uint32_t kind, int error, uint64_t cookie, uint64_t offset,
+                    uint64_t length);
+
+/* The node's image with a reference, or NULL. */
+vdf_image *vdf_nodes_find(vdf_core *core, uint64_t nodeid);
+void vdf_nodes_clear(vdf_core *core);
+
+/* Parks a request and posts its event. -ENOMEM: it was not parked. */
+int vdf_park(vdf_core *core, vdf_image *image, uint64_t unique, uint32_t opcode, uint64_t offset,
+             uint64_t length, int whence);
+/* Answers EINTR to a parked request; false: none has this id. */
+bool vdf_park_interrupt(vdf_core *core, uint64_t unique);
+void vdf_park_clear(vdf_core *core);
+
+/* One request from the kernel, of `length` bytes, in a buffer of VDF_BUFFER_SIZE. */
+#define VDF_BUFFER_SIZE (VDF_REQUEST_MAX + 2 * VDF_PAGE_SIZE)
+void vdf_request_handle(vdf_core *core, uint8_t *buffer, size_t length);
+/* Runs a parked request again; buffer as above. */
+void vdf_request_resume(vdf_core *core, const vdf_parked *parked, uint8_t *buffer);
+void vdf_reply_error(vdf_core *core, uint64_t unique, int error);
+
+/* names: the way to libfuse and back. */
+void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length);
+void *vdf_names_send_loop(void *core);
+void *vdf_names_reply_loop(void *core);
+void *vdf_names_notify_loop(void *core);
+void vdf_names_clear(vdf_core *core);
+
+#endif

@@ -1,0 +1,234 @@
+/*
+ * names.c - everything that is not data goes to libfuse over a socketpair, and
+ * its replies come back here. The INIT reply and the open flags are rewritten on
+ * the way.
+ */
+#include "internal.h"
+
+#include <linux/fuse.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Newer than the headers of some supported systems. */
+#define VDF_FUSE_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+#define VDF_FOPEN_PARALLEL_DIRECT_WRITES (1u << 6)
+
+/* An ordinary user's socket buffer does not take more than this in one message. */
+#define READDIR_MAX (128u * 1024)
+
+static vdf_pending **pending_bucket(vdf_core *core, uint64_t unique)
+{
+    /* The kernel counts requests in steps of 2. */
+    return &core->pending[(unique >> 1) % VDF_PENDING_BUCKETS];
+}
+
+static void remember(vdf_core *core, const struct fuse_in_header *in)
+{
+    vdf_pending *pending = calloc(1, sizeof *pending);
+
+    if (pending == NULL)
+        return;
+    pending->unique = in->unique;
+    pending->nodeid = in->nodeid;
+    pending->opcode = in->opcode;
+    pthread_mutex_lock(&core->pending_lock);
+    vdf_pending **at = pending_bucket(core, in->unique);
+    pending->next = *at;
+    *at = pending;
+    pthread_mutex_unlock(&core->pending_lock);
+}
+
+static vdf_pending *recall(vdf_core *core, uint64_t unique)
+{
+    vdf_pending *found = NULL;
+
+    pthread_mutex_lock(&core->pending_lock);
+    for (vdf_pending **at = pending_bucket(core, unique); *at != NULL; at = &(*at)->next) {
+        if ((*at)->unique == unique) {
+            found = *at;
+            *at = found->next;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&core->pending_lock);
+    return found;
+}
+
+static void note_init(vdf_core *core, const uint8_t *request, size_t length)
+{
+    const struct fuse_init_in *init = (const void *)(request + sizeof(struct fuse_in_header));
+
+    if (length < sizeof(struct fuse_in_header) + 16)
+        return;
+    core->init_flags = init->flags;
+    core->init_flags2 = 0;
+    if (length >= sizeof(struct fuse_in_header) + sizeof *init && (init->flags & FUSE_INIT_EXT))
+        core->init_flags2 = init->flags2;
+}
+
+static void limit_readdir(uint8_t *request, size_t length)
+{
+    struct fuse_read_in *read = (void *)(request + sizeof(struct fuse_in_header));
+
+    if (length >= sizeof(struct fuse_in_header) + sizeof *read && read->size > READDIR_MAX)
+        read->size = READDIR_MAX;
+}
+
+void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length)
+{
+    const struct fuse_in_header *in = (const void *)request;
+
+    atomic_fetch_add(&core->names, 1);
+    switch (in->opcode) {
+    case FUSE_INIT:
+        note_init(core, request, length);
+        remember(core, in);
+        break;
+    case FUSE_OPEN:
+    case FUSE_CREATE:
+        remember(core, in);
+        break;
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+        limit_readdir(request, length);
+        break;
+    default:
+        break;
+    }
+    /* Never waits: what the socket does not take at once goes to a thread that may. */
+    if (vdf_queue_idle(&core->to_names) &&
+        send(core->names_core, request, length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        return;
+    if (vdf_queue_put(&core->to_names, request, length) != 0)
+        vdf_reply_error(core, in->unique, -ENOMEM);
+}
+
+void *vdf_names_send_loop(void *argument)
+{
+    vdf_core *core = argument;
+    vdf_message *message;
+
+    while ((message = vdf_queue_take(&core->to_names)) != NULL) {
+        while (send(core->names_core, message->data, message->length, MSG_NOSIGNAL) < 0 &&
+               errno == EINTR) {
+        }
+        free(message);
+        vdf_queue_done(&core->to_names);
+    }
+    return NULL;
+}
+
+static void rewrite_init(const vdf_core *core, struct fuse_init_out *out)
+{
+    const uint32_t never =
+        FUSE_WRITEBACK_CACHE | FUSE_ATOMIC_O_TRUNC | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
+    const uint32_t always = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO |
+                            FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES;
+
+    out->flags = (out->flags & ~never) | (always & core->init_flags);
+    /* With the default of 12, sixteen reads that wait for the vault stop every disk. */
+    out->max_background = 65535;
+    out->congestion_threshold = 65535;
+    out->max_write = VDF_REQUEST_MAX;
+    out->max_pages = VDF_REQUEST_MAX / VDF_PAGE_SIZE;
+    if ((core->flags & VDF_CORE_ALLOW_MMAP) &&
+        (core->init_flags2 & VDF_FUSE_DIRECT_IO_ALLOW_MMAP)) {
+        out->flags |= FUSE_INIT_EXT;
+        out->flags2 |= VDF_FUSE_DIRECT_IO_ALLOW_MMAP;
+    }
+}
+
+static void rewrite_open(vdf_core *core, uint64_t nodeid, struct fuse_open_out *out)
+{
+    vdf_image *image = vdf_nodes_find(core, nodeid);
+
+    if (image == NULL)
+        return;
+    out->open_flags &= ~(uint32_t)(FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NONSEEKABLE);
+    if (image->flags & VDF_IMAGE_DIRECT)
+        out->open_flags |= FOPEN_DIRECT_IO | VDF_FOPEN_PARALLEL_DIRECT_WRITES;
+    else if (image->flags & VDF_IMAGE_KEEP_CACHE)
+        out->open_flags |= FOPEN_KEEP_CACHE;
+    vdf_image_unref(image);
+}
+
+static void rewrite(vdf_core *core, uint8_t *reply, size_t length)
+{
+    const struct fuse_out_header *out = (const void *)reply;
+    vdf_pending *pending = recall(core, out->unique);
+    uint8_t *body = reply + sizeof *out;
+    size_t size = length - sizeof *out;
+
+    if (pending == NULL)
+        return;
+    if (out->error == 0) {
+        if (pending->opcode == FUSE_INIT && size >= sizeof(struct fuse_init_out)) {
+            rewrite_init(core, (void *)body);
+        } else if (pending->opcode == FUSE_OPEN && size >= sizeof(struct fuse_open_out)) {
+            rewrite_open(core, pending->nodeid, (void *)body);
+        } else if (pending->opcode == FUSE_CREATE &&
+                   size >= sizeof(struct fuse_entry_out) + sizeof(struct fuse_open_out)) {
+            const struct fuse_entry_out *entry = (const void *)body;
+            rewrite_open(core, entry->nodeid, (void *)(body + sizeof *entry));
+        }
+    }
+    free(pending);
+}
+
+void *vdf_names_reply_loop(void *argument)
+{
+    vdf_core *core = argument;
+    uint8_t *buffer = malloc(VDF_BUFFER_SIZE);
+
+    while (buffer != NULL) {
+        ssize_t got = recv(core->names_core, buffer, VDF_BUFFER_SIZE, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        const struct fuse_out_header *out = (const void *)buffer;
+        size_t length = (size_t)got;
+        if (length < sizeof *out)
+            continue;
+        if (out->unique == 0) {
+            /* A notification may wait for requests that we answer: not in this thread. */
+            vdf_queue_put(&core->to_notify, buffer, length);
+            continue;
+        }
+        rewrite(core, buffer, length);
+        /* ENOENT: the request was interrupted meanwhile; ENODEV: unmounted. */
+        if (write(core->fuse_fd, buffer, length) < 0 && errno == EINVAL)
+            vdf_reply_error(core, out->unique, -EIO);
+    }
+    free(buffer);
+    return NULL;
+}
+
+void *vdf_names_notify_loop(void *argument)
+{
+    vdf_core *core = argument;
+    vdf_message *message;
+
+    while ((message = vdf_queue_take(&core->to_notify)) != NULL) {
+        /* ENOENT: the kernel does not hold the node any more, which is as good. */
+        if (write(core->fuse_fd, message->data, message->length) < 0)
+            errno = 0;
+        free(message);
+        vdf_queue_done(&core->to_notify);
+    }
+    return NULL;
+}
+
+void vdf_names_clear(vdf_core *core)
+{
+    for (size_t i = 0; i < VDF_PENDING_BUCKETS; i++) {
+        while (core->pending[i] != NULL) {
+            vdf_pending *pending = core->pending[i];
+            core->pending[i] = pending->next;
+            free(pending);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+/*
+ * request.c - the requests that carry data: READ, WRITE, FSYNC, FLUSH, FALLOCATE,
+ * LSEEK. None of them is ever answered with ENOSYS, which would switch it off for
+ * the whole connection; COPY_FILE_RANGE is, on purpose: the kernel then copies by
+ * reading and writing.
+ */
+#include "internal.h"
+
+#include <linux/fuse.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#ifndef FUSE_FSYNC_FDATASYNC
+#define FUSE_FSYNC_FDATASYNC (1u << 0)
+#endif
+
+static void reply(vdf_core *core, uint64_t unique, int error, const void *body, size_t size)
+{
+    struct fuse_out_header out = {
+        .len = (uint32_t)(sizeof out + size), .error = error, .unique = unique};
+    struct iovec part[2] = {{.iov_base = &out, .iov_len = sizeof out},
+                            {.iov_base = (void *)(uintptr_t)body, .iov_len = size}};
+
+    if (core->fuse_fd < 0)
+        return;
+    /* ENOENT: interrupted; ENODEV: unmounted. Nobody is left to hear of either. */
+    while (writev(core->fuse_fd, part, size ? 2 : 1) < 0 && errno == EINTR) {
+    }
+}
+
+void vdf_reply_error(vdf_core *core, uint64_t unique, int error)
+{
+    reply(core, unique, error, NULL, 0);
+}
+
+/* The data goes to a page boundary of the buffer, the header in front of it: one write. */
+static void reply_read(vdf_core *core, vdf_image *image, uint64_t unique, uint64_t offset,
+                       uint64_t length, uint8_t *buffer)
+{
+    uint8_t *data = buffer + VDF_PAGE_SIZE;
+    int64_t got = vdf_image_read(image, offset, length, data);
+
+    if (got == -EAGAIN) {
+        int error = vdf_park(core, image, unique, FUSE_READ, offset, length, 0);
+        if (error != 0)
+            vdf_reply_error(core, unique, error);
+        return;
+    }
+    if (got < 0) {
+        vdf_reply_error(core, unique, (int)got);
+        return;
+    }
+    atomic_fetch_add(&core->read_bytes, (uint64_t)got);
+    struct fuse_out_header out = {
+        .len = (uint32_t)(sizeof out + (size_t)got), .error = 0, .unique = unique};
+    memcpy(data - sizeof out, &out, sizeof out);
+    while (write(core->fuse_fd, data - sizeof out, out.len) < 0 && errno == EINTR) {
+    }
+}
+
+static void handle_read(vdf_core *core, vdf_image *image, uint8_t *buffer)
+{
+    struct fuse_in_header in;
+    struct fuse_read_in read;
+
+    memcpy(&in, buffer, sizeof in);
+    memcpy(&read, buffer + sizeof in, sizeof read);
+    atomic_fetch_add(&core->reads, 1);
+    reply_read(core, image, in.unique, read.offset, vdf_min(read.size, VDF_REQUEST_MAX), buffer);
+}
+
+static void handle_write(vdf_core *core, vdf_image *image, const uint8_t *buffer, size_t length)
+{
+    const struct fuse_in_header *in = (const void *)buffer;
+    const struct fuse_write_in *wanted = (const void *)(buffer + sizeof *in);
+    const size_t head = sizeof *in + sizeof *wanted;
+
+    atomic_fetch_add(&core->writes, 1);
+    if (wanted->size > length - head) {
+        vdf_reply_error(core, in->unique, -EINVAL);
+        return;
+    }
+    int error = vdf_image_write(image, wanted->offset, wanted->size, buffer + head);
+    if (error != 0) {
+        vdf_reply_error(core, in->unique, error);
+        return;
+    }
+    atomic_fetch_add(&core->write_bytes, wanted->size);
+    struct fuse_write_out out = {.size = wanted->size};
+    reply(core, in->unique, 0, &out, sizeof out);
+}
+
+static void handle_fsync(vdf_core *core, vdf_image *image, const uint8_t *buffer)
+{
+    const struct fuse_in_header *in = (const void *)buffer;
+    const struct fuse_fsync_in *fsync = (const void *)(buffer + sizeof *in);
+
+    atomic_fetch_add(&core->syncs, 1);
+    int datasync = (fsync->fsync_flags & FUSE_FSYNC_FDATASYNC) != 0;
+    vdf_reply_error(core, in->unique, vdf_image_sync(image, datasync));
+}
+
+static void handle_fallocate(vdf_core *core, vdf_image *image, const uint8_t *buffer)
+{
+    const struct fuse_in_header *in = (const void *)buffer;
+    const struct fuse_fallocate_in *wanted = (const void *)(buffer + sizeof *in);
+
+    atomic_fetch_add(&core->discards, 1);
+    int error = vdf_image_allocate(image, (int)wanted->mode, wanted->offset, wanted->length);
+    /* Invariant: no ENOSYS from here, whatever the file system below says. */
+    vdf_reply_error(core, in->unique, error == -ENOSYS ? -EOPNOTSUPP : error);
+}
+
+static void reply_seek(vdf_core *core, vdf_image *image, uint64_t unique, uint64_t offset,
+                       int whence)
+{
+    int64_t at = vdf_image_seek(image, offset, whence);
+
+    if (at == -EAGAIN) {
+        int error = vdf_park(core, image, unique, FUSE_LSEEK, offset, 1, whence);
+        if (error != 0)
+            vdf_reply_error(core, unique, error);
+        return;
+    }
+    if (at < 0) {
+        vdf_reply_error(core, unique, at == -ENOSYS ? -EINVAL : (int)at);
+        return;
+    }
+    struct fuse_lseek_out out = {.offset = (uint64_t)at};
+    reply(core, unique, 0, &out, sizeof out);
+}
+
+static void handle_lseek(vdf_core *core, vdf_image *image, const uint8_t *buffer)
+{
+    const struct fuse_in_header *in = (const void *)buffer;
+    const struct fuse_lseek_in *wanted = (const void *)(buffer + sizeof *in);
+
+    atomic_fetch_add(&core->seeks, 1);
+    reply_seek(core, image, in->unique, wanted->offset, (int)wanted->whence);
+}
+
+/* The least that a request of this kind must hold; 0: not ours. */
+static size_t body_size(uint32_t opcode)
+{
+    switch (opcode) {
+    case FUSE_READ:
+        return sizeof(struct fuse_read_in);
+    case FUSE_WRITE:
+        return sizeof(struct fuse_write_in);
+    case FUSE_FSYNC:
+        return sizeof(struct fuse_fsync_in);
+    case FUSE_FLUSH:
+        return sizeof(struct fuse_flush_in);
+    case FUSE_FALLOCATE:
+        return sizeof(struct fuse_fallocate_in);
+    case FUSE_LSEEK:
+        return sizeof(struct fuse_lseek_in);
+    default:
+        return 0;
+    }
+}
+
+static void handle_data(vdf_core *core, vdf_image *image, uint8_t *buffer, size_t length)
+{
+    const struct fuse_in_header *in = (const void *)buffer;
+
+    switch (in->opcode) {
+    case FUSE_READ:
+        handle_read(core, image, buffer);
+        break;
+    case FUSE_WRITE:
+        handle_write(core, image, buffer, length);
+        break;
+    case FUSE_FSYNC:
+        handle_fsync(core, image, buffer);
+        break;
+    case FUSE_FLUSH:
+        vdf_reply_error(core, in->unique, 0);
+        break;
+    case FUSE_FALLOCATE:
+        handle_fallocate(core, image, buffer);
+        break;
+    default:
+        handle_lseek(core, image, buffer);
+        break;
+    }
+}
+
+static void handle_interrupt(vdf_core *core, uint8_t *buffer, size_t length)
+{
+    const struct fuse_interrupt_in *wanted =
+        (const void *)(buffer + sizeof(struct fuse_in_header));
+
+    if (length < sizeof(struct fuse_in_header) + sizeof *wanted)
+        return;
+    if (!vdf_park_interrupt(core, wanted->unique))
+        vdf_names_forward(core, buffer, length);
+}
+
+void vdf_request_handle(vdf_core *core, uint8_t *buffer, size_t length)
+{
+    const struct fuse_in_header *in = (const void *)buffer;
+
+    if (length < sizeof *in)
+        return;
+    size_t body = body_size(in->opcode);
+    if (body != 0) {
+        uint64_t unique = in->unique;
+        vdf_image *image = vdf_nodes_find(core, in->nodeid);
+        if (length < sizeof *in + body)
+            vdf_reply_error(core, unique, -EINVAL);
+        else if (image == NULL)
+            vdf_reply_error(core, unique, in->opcode == FUSE_FLUSH ? 0 : -EBADF);
+        else
+            handle_data(core, image, buffer, length);
+        vdf_image_unref(image);
+    } else if (in->opcode == FUSE_INTERRUPT) {
+        handle_interrupt(core, buffer, length);
+    } else if (in->opcode == FUSE_COPY_FILE_RANGE) {
+        vdf_reply_error(core, in->unique, -ENOSYS);
+    } else {
+        vdf_names_forward(core, buffer, length);
+    }
+}
+
+void vdf_request_resume(vdf_core *core, const vdf_parked *parked, uint8_t *buffer)
+{
+    if (parked->opcode == FUSE_LSEEK)
+        reply_seek(core, parked->image, parked->unique, parked->offset, parked->whence);
+    else
+        reply_read(core, parked->image, parked->unique, parked->offset, parked->length, buffer);
+}

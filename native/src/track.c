@@ -1,0 +1,322 @@
+/* track.c - the bitmaps of one disk and their header: open, grow, count, mark. */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char track_magic[8] = "VDFTRACK";
+#define TRACK_VERSION 1
+
+static int open_file(int dir, const char *name, bool fresh)
+{
+    int fd = openat(dir, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (fresh ? O_CREAT : 0), 0600);
+
+    return fd < 0 ? -errno : fd;
+}
+
+static int open_bitmap(vdf_track *track, vdf_bitmap *map, const char *name, bool fresh,
+                       uint64_t pages)
+{
+    int fd = open_file(track->dir, name, fresh);
+
+    return fd < 0 ? fd : vdf_bitmap_open(map, fd, pages);
+}
+
+static int open_head(vdf_track *track, bool fresh)
+{
+    int fd = open_file(track->dir, "track", fresh);
+    int error;
+
+    if (fd < 0)
+        return fd;
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        error = -errno;
+    } else if (fresh && st.st_size != 0) {
+        error = -EEXIST;
+    } else if (!fresh && st.st_size != VDF_PAGE_SIZE) {
+        error = -EBADMSG;
+    } else {
+        error = -posix_fallocate(fd, 0, VDF_PAGE_SIZE);
+        if (error == 0) {
+            void *at = mmap(NULL, VDF_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+            if (at == MAP_FAILED)
+                error = -errno;
+            else
+                track->head = at;
+        }
+    }
+    close(fd);
+    return error;
+}
+
+static int check_head(const vdf_track_head *head)
+{
+    if (memcmp(head->magic, track_magic, sizeof track_magic) != 0 ||
+        head->version != TRACK_VERSION || head->epoch == 0 || head->frozen_epoch > head->epoch)
+        return -EBADMSG;
+    return 0;
+}
+
+static void start_head(vdf_track_head *head)
+{
+    memset(head, 0, sizeof *head);
+    head->version = TRACK_VERSION;
+    head->epoch = 1;
+    head->cut[0] = head->cut[1] = UINT64_MAX;
+    memcpy(head->magic, track_magic, sizeof track_magic);
+}
+
+/*
+ * Frozen goes back to dirty: what was sealed and not captured is captured again.
+ * May itself be cut short anywhere: the frozen epoch's cut and bits are merged
+ * before its number is forgotten.
+ */
+static void thaw(vdf_track *track)
+{
+    vdf_track_head *head = track->head;
+    uint64_t now = head->epoch & 1;
+
+    if (head->frozen_epoch == head->epoch) /* stopped in the middle of announcing a seal */
+        vdf_store(&head->frozen_epoch, 0);
+
+    vdf_bitmap_merge(&track->dirty[now], &track->dirty[now ^ 1]);
+    vdf_bitmap_reset(&track->dirty[now ^ 1]);
+    vdf_bitmap_reset(&track->preserved);
+    if (head->frozen_epoch != 0) {
+        vdf_store(&head->cut[now], vdf_min(head->cut[now], head->cut[now ^ 1]));
+        vdf_store(&head->base_size[now], head->base_size[now ^ 1]);
+        vdf_store(&head->changed[now], head->changed[now] | head->changed[now ^ 1]);
+        /* If the frozen epoch was spooled after all, the page of the old end has to be here too. */
+        if (head->base_size[now] % VDF_PAGE_SIZE != 0)
+            vdf_bitmap_set(&track->dirty[now], head->base_size[now] / VDF_PAGE_SIZE, 1);
+        vdf_store(&head->frozen_epoch, 0);
+    }
+    if (atomic_load(&track->dirty[now].set) != 0)
+        vdf_store(&head->changed[now], 1);
+}
+
+static int open_all(vdf_track *track, bool fresh, uint64_t pages)
+{
+    int error = open_head(track, fresh);
+
+    if (error != 0)
+        return error;
+    if (fresh)
+        start_head(track->head);
+    error = check_head(track->head);
+    if (error == 0)
+        error = open_bitmap(track, &track->dirty[0], "dirty.0", fresh, pages);
+    if (error == 0)
+        error = open_bitmap(track, &track->dirty[1], "dirty.1", fresh, pages);
+    if (error == 0)
+        error = open_bitmap(track, &track->preserved, "preserved", fresh, pages);
+    if (error == 0)
+        error = open_bitmap(track, &track->suspect, "suspect", fresh, pages);
+    if (error == 0)
+        track->preserve = open_file(track->dir, "preserve", fresh);
+    if (error == 0 && track->preserve < 0)
+        error = track->preserve;
+    return error;
+}
+
+int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_track **out)
+{
+    bool fresh = (flags & VDF_TRACK_NEW) != 0;
+    int error = vdf_range_check(0, size);
+
+    if (error != 0)
+        return error;
+    vdf_track *track = calloc(1, sizeof *track);
+    if (track == NULL)
+        return -ENOMEM;
+    track->preserve = -1;
+    track->dirty[0].fd = track->dirty[1].fd = track->preserved.fd = track->suspect.fd = -1;
+    pthread_mutex_init(&track->admin, NULL);
+    pthread_mutex_init(&track->grow_lock, NULL);
+    pthread_mutex_init(&track->size_lock, NULL);
+    track->dir = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    error = track->dir < 0 ? -errno : open_all(track, fresh, vdf_pages_of(size));
+    if (error != 0) {
+        vdf_track_close(track);
+        return error;
+    }
+    thaw(track);
+    if (ftruncate(track->preserve, 0) != 0) {
+        error = -errno;
+        vdf_track_close(track);
+        return error;
+    }
+    atomic_store(&track->epoch, track->head->epoch);
+    atomic_store(&track->overflow, track->head->overflow != 0);
+    *out = track;
+    return 0;
+}
+
+void vdf_track_close(vdf_track *track)
+{
+    if (track == NULL)
+        return;
+    for (int i = 0; i < 2; i++)
+        if (track->dirty[i].word != NULL)
+            vdf_bitmap_close(&track->dirty[i]);
+    if (track->preserved.word != NULL)
+        vdf_bitmap_close(&track->preserved);
+    if (track->suspect.word != NULL)
+        vdf_bitmap_close(&track->suspect);
+    if (track->preserve >= 0)
+        close(track->preserve);
+    if (track->head != NULL)
+        munmap(track->head, VDF_PAGE_SIZE);
+    if (track->dir >= 0)
+        close(track->dir);
+    pthread_mutex_destroy(&track->admin);
+    pthread_mutex_destroy(&track->grow_lock);
+    pthread_mutex_destroy(&track->size_lock);
+    free(track);
+}
+
+uint64_t vdf_track_epoch(const vdf_track *track) { return atomic_load(&track->epoch); }
+
+int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size)
+{
+    vdf_track_head *head = track->head;
+    uint64_t old = head->epoch & 1, new = epoch & 1;
+
+    if (epoch == 0 || head->frozen_epoch != 0)
+        return -EINVAL;
+    if (old != new) {
+        vdf_bitmap_merge(&track->dirty[new], &track->dirty[old]);
+        vdf_bitmap_reset(&track->dirty[old]);
+        head->cut[new] = head->cut[old];
+        head->changed[new] = head->changed[old];
+        head->cut[old] = UINT64_MAX;
+        head->changed[old] = 0;
+    }
+    head->base_size[new] = base_size;
+    head->epoch = epoch;
+    atomic_store(&track->epoch, epoch);
+    return 0;
+}
+
+static int grow_all(vdf_track *track, uint64_t pages)
+{
+    int error = vdf_bitmap_grow(&track->dirty[0], pages);
+
+    if (error == 0)
+        error = vdf_bitmap_grow(&track->dirty[1], pages);
+    if (error == 0)
+        error = vdf_bitmap_grow(&track->preserved, pages);
+    if (error == 0)
+        error = vdf_bitmap_grow(&track->suspect, pages);
+    return error;
+}
+
+/* The pages that every bitmap can mark; `suspect` grows last. */
+static uint64_t reach(const vdf_track *track) { return atomic_load(&track->suspect.capacity); }
+
+void vdf_track_reach(vdf_track *track, uint64_t size)
+{
+    uint64_t pages = vdf_pages_of(size);
+
+    if (pages <= reach(track))
+        return;
+    pthread_mutex_lock(&track->grow_lock);
+    if (pages > reach(track) && grow_all(track, pages) != 0) {
+        atomic_store(&track->overflow, 1);
+        track->head->overflow = 1;
+    }
+    pthread_mutex_unlock(&track->grow_lock);
+}
+
+void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out)
+{
+    uint64_t frozen = atomic_load(&track->frozen_epoch);
+    uint64_t epoch = atomic_load(&track->epoch);
+
+    memset(out, 0, sizeof *out);
+    out->epoch = epoch;
+    out->dirty_pages = atomic_load(&track->dirty[epoch & 1].set);
+    out->frozen_pages = frozen ? atomic_load(&track->dirty[frozen & 1].set) : 0;
+    out->suspect_pages = atomic_load(&track->suspect.set);
+    out->preserved_pages = atomic_load(&track->preserved.set);
+    out->frozen = frozen != 0;
+    out->changed =
+        out->dirty_pages != 0 || vdf_load(&track->head->changed[epoch & 1]) != 0;
+    out->overflow = atomic_load(&track->overflow);
+    out->abandoned = atomic_load(&track->abandoned);
+}
+
+int vdf_suspect_mark(vdf_image *image, uint64_t offset, uint64_t length)
+{
+    vdf_track *track = atomic_load(&image->track);
+    int error = vdf_range_check(offset, length);
+
+    if (track == NULL || error != 0)
+        return track == NULL ? -EINVAL : error;
+    if (length == 0)
+        return 0;
+    vdf_track_reach(track, offset + length);
+    uint64_t first = offset / VDF_PAGE_SIZE;
+    vdf_bitmap_set(&track->suspect, first, vdf_pages_of(offset + length) - first);
+    return 0;
+}
+
+int vdf_suspect_mark_allocated(vdf_image *image)
+{
+    uint64_t size = atomic_load(&image->size);
+    uint64_t at = 0;
+    int error = 0;
+
+    while (at < size && error == 0) {
+        off_t data = lseek(image->inner_fd, (off_t)at, SEEK_DATA);
+        if (data < 0)
+            return errno == ENXIO ? 0 : -errno;
+        off_t hole = lseek(image->inner_fd, data, SEEK_HOLE);
+        if (hole < 0)
+            return -errno;
+        error = vdf_suspect_mark(image, (uint64_t)data, (uint64_t)(hole - data));
+        at = (uint64_t)hole;
+    }
+    return error;
+}
+
+int vdf_suspect_clear(vdf_image *image, const uint64_t *pageno, uint64_t count)
+{
+    vdf_track *track = atomic_load(&image->track);
+
+    if (track == NULL)
+        return -EINVAL;
+    for (uint64_t i = 0; i < count; i++)
+        vdf_bitmap_clear(&track->suspect, pageno[i], 1);
+    return 0;
+}
+
+int vdf_suspect_clear_from(vdf_image *image, uint64_t first)
+{
+    vdf_track *track = atomic_load(&image->track);
+
+    if (track == NULL)
+        return -EINVAL;
+    vdf_bitmap *map = &track->suspect;
+    uint64_t end = atomic_load(&map->capacity);
+    for (uint64_t page = vdf_bitmap_next(map, first, end); page < end;
+         page = vdf_bitmap_next(map, page, end)) {
+        uint64_t clear = vdf_bitmap_next_clear(map, page, end);
+        vdf_bitmap_clear(map, page, clear - page);
+        page = clear;
+    }
+    return 0;
+}
+
+int vdf_track_is_changed(vdf_image *image, uint64_t pageno)
+{
+    vdf_track *track = atomic_load(&image->track);
+
+    return track != NULL && (vdf_bitmap_test(&track->dirty[0], pageno) ||
+                             vdf_bitmap_test(&track->dirty[1], pageno));
+}

@@ -1,0 +1,185 @@
+"""Every version that every sector of a file had, from the log of what was done to it.
+
+Flat arrays, one entry a version, sorted by sector and then by time: some millions for some ten
+thousand operations. A version is the whole bytes of one operation (its number), zeros (0), the
+bytes from before the run (START), or, where an operation covers only part of the sector, bytes
+that are worked out here (PARTIAL).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.e2e.stamps import SECTOR, WORDS, Words, base_of, sectors
+from tests.e2e.workload import FOREVER, Kind, WriteLog
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+PARTIAL = -2
+START = -3
+
+
+class Sizes(NamedTuple):
+    """The sizes that the file had, in order; the first is from before the run."""
+
+    size: Ints
+    before: Ints
+    low: Ints  # the operation that made it was issued
+    end: Ints  # and completed
+    high: Ints  # the next one was completed
+    operation: Ints
+    following: Ints
+    is_write: Flags
+
+
+def ranges(first: Ints, count: Ints) -> Ints:
+    """Return first[0], first[0] + 1, ... (count[0] of them), then the same for the next."""
+    total = int(count.sum())
+    before = np.concatenate([[0], np.cumsum(count)[:-1]]) if count.size else count
+    result: Ints = np.arange(total, dtype=np.int64) + np.repeat(first - before, count)
+    return result
+
+
+class Versions:
+    """The versions of all sectors that an operation touched.
+
+    ``touched``: their sector numbers, sorted. Per version: ``place`` (index into touched),
+    ``operation`` (0: before the run), ``following`` (the next operation on the sector, 0: none),
+    ``shown`` (what it looks like: operation number, 0, PARTIAL or START), ``low`` and ``high``
+    (the instants at which it may be seen). ``partial_*``: the PARTIAL ones, in the same order.
+    """
+
+    def __init__(self, log: WriteLog, initial: Path | None) -> None:
+        table = np.array(log.operations, dtype=np.int64).reshape(-1, 7)
+        self._kind, self._offset, self._length = table[:, 0], table[:, 1], table[:, 2]
+        self.start, self.end = table[:, 3], table[:, 4]
+        self._base = base_of(log.seed)
+        self._lay_out()
+        self._bound()
+        self._show(initial)
+        self.sizes = _sizes(log, table)
+
+    def partials_in(self, first: int, end: int) -> slice:
+        """Return which of the partial versions are of the sectors [first, end)."""
+        return slice(*np.searchsorted(self.partial_sector, [first, end]))
+
+    def operations_of(self, place: int) -> list[int]:
+        """Return the numbers of the operations on one sector, in order."""
+        lo, hi = np.searchsorted(self.place, [place, place + 1])
+        return [int(n) for n in self.operation[lo + 1 : hi]]
+
+    def _lay_out(self) -> None:
+        """Make one entry for each sector of each operation and one for each sector's beginning."""
+        real = self._length > 0
+        first = np.where(real, self._offset // SECTOR, 0)
+        count = np.where(real, -(-(self._offset + self._length) // SECTOR) - first, 0)
+        sector = ranges(first, count)
+        number = np.repeat(np.arange(1, first.size + 1), count)
+        self.touched = np.unique(sector)
+        sector = np.concatenate([self.touched, sector])
+        number = np.concatenate([np.zeros(self.touched.size, np.int64), number])
+        # Stable: within a sector the operations stay in the order of the locks.
+        order = np.argsort(sector, kind="stable")
+        self.operation: Ints = number[order]
+        self._sector: Ints = sector[order]
+        begins = self.operation == 0
+        self.place: Ints = np.cumsum(begins) - 1
+
+    def _bound(self) -> None:
+        """Set low, high and following: [start of its operation, end of the next one]."""
+        start = np.concatenate([[0], self.start])
+        end = np.concatenate([[FOREVER], self.end])
+        self.low: Ints = start[self.operation]
+        # The entry behind a sector's last one is the next sector's beginning: operation 0.
+        self.following: Ints = np.append(self.operation[1:], 0)
+        self.high: Ints = end[self.following]
+
+    def _show(self, initial: Path | None) -> None:
+        """Set shown, and work out the bytes of what is shown in part."""
+        number = np.maximum(self.operation, 1) - 1
+        offset, end = self._offset[number], self._offset[number] + self._length[number]
+        whole = (offset <= self._sector * SECTOR) & (end >= (self._sector + 1) * SECTOR)
+        writes = self._kind[number] == Kind.WRITE
+        self.shown: Ints = np.where(whole, np.where(writes, self.operation, 0), PARTIAL)
+        self.shown[self.operation == 0] = START
+        self.initial_zero: Flags = np.ones(self.touched.size, bool)
+        self._start_content = _Start(initial, self.touched, self.initial_zero)
+        self._work_out_partials()
+
+    def _work_out_partials(self) -> None:
+        at = np.flatnonzero(self.shown == PARTIAL)
+        self.partial_sector: Ints = self._sector[at]
+        self.partial_content: Words = np.zeros((at.size, WORDS), np.uint64)
+        index = np.full(self.shown.size, -1, np.int64)
+        index[at] = np.arange(at.size)
+        # A partial version lies over the version before it: in rounds, by how many partial ones
+        # stand in a row before it.
+        depth = np.zeros(self.shown.size, np.int64)
+        run = np.flatnonzero(np.diff(np.concatenate([[0], self.shown == PARTIAL])) == 1)
+        row = np.searchsorted(run, at, side="right") - 1
+        depth[at] = at - run[row] if at.size else at
+        for level in range(int(depth.max(initial=-1)) + 1 if at.size else 0):
+            self._overlay(at[depth[at] == level], index)
+        self.partial_zero: Flags = np.logical_not(self.partial_content.any(axis=1))
+
+    def _overlay(self, at: Ints, index: Ints) -> None:
+        """Work out these partial versions; those before them are known."""
+        under = at - 1
+        data = np.zeros((at.size, WORDS), np.uint64)
+        some = np.flatnonzero(self.shown[under] == PARTIAL)
+        data[some] = self.partial_content[index[under[some]]]
+        some = np.flatnonzero(self.shown[under] == START)
+        data[some] = self._start_content.of(self.place[under[some]])
+        some = np.flatnonzero(self.shown[under] > 0)
+        data[some] = sectors(self._base, self.shown[under[some]], self._sector[under[some]])
+        number = self.operation[at]
+        fresh = sectors(self._base, number, self._sector[at])
+        fresh[self._kind[number - 1] != Kind.WRITE] = 0
+        begin = np.clip(self._offset[number - 1] - self._sector[at] * SECTOR, 0, SECTOR)
+        finish = self._offset[number - 1] + self._length[number - 1] - self._sector[at] * SECTOR
+        byte = np.arange(SECTOR)[None, :]
+        mine = (byte >= begin[:, None]) & (byte < np.clip(finish, 0, SECTOR)[:, None])
+        joined = np.where(mine, fresh.view(np.uint8), data.view(np.uint8))
+        self.partial_content[index[at]] = joined.view(np.uint64)
+
+
+class _Start:
+    """The bytes of the touched sectors from before the run."""
+
+    def __init__(self, path: Path | None, touched: Ints, zero: Flags) -> None:
+        self._touched = touched
+        self._data: Words | None = None
+        if path is None:
+            return
+        with path.open("rb") as file:
+            rows = []
+            for sector in touched:
+                file.seek(int(sector) * SECTOR)
+                rows.append(file.read(SECTOR).ljust(SECTOR, b"\0"))
+        self._data = np.frombuffer(b"".join(rows), np.uint64).reshape(-1, WORDS)
+        zero[:] = np.logical_not(self._data.any(axis=1))
+
+    def of(self, places: Ints) -> Words:
+        """Return the rows of these touched sectors."""
+        if self._data is None:
+            return np.zeros((places.size, WORDS), np.uint64)
+        return self._data[places]
+
+
+def _sizes(log: WriteLog, table: Ints) -> Sizes:
+    """List the sizes; operations that change the size never overlap in time."""
+    number = np.flatnonzero(table[:, 5] != table[:, 6]) + 1
+    changed = table[number - 1]
+    start = np.concatenate([[0], changed[:, 3]])
+    end = np.concatenate([[0], changed[:, 4]])
+    size = np.concatenate([[log.initial_size], changed[:, 6]])
+    before = np.concatenate([[log.initial_size], changed[:, 5]])
+    operation = np.concatenate([[0], number])
+    is_write = np.concatenate([[False], changed[:, 0] == Kind.WRITE])
+    high = np.append(end[1:], FOREVER)
+    return Sizes(size, before, start, end, high, operation, np.append(operation[1:], 0), is_write)

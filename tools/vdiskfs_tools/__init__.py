@@ -1,0 +1,13 @@
+"""The command line of vdiskfs: it translates and prints, and decides nothing.
+
+main           the program: the groups, the errors, the exit codes
+call           one call of the program: its global options
+output         what is printed, where, and in which form
+names          DISK@POINT, and names that are safe to print
+mounts         which mount, client which daemon, vaults which vault
+vault, mount, umount, status, disk, point, restore, doctor, completion
+               one file for each group of commands
+
+``vdiskfs --help`` must be quick. What is slow to import (rich, httpx, trio, numpy and
+all of vdiskfs that needs them) is therefore imported inside the functions that use it.
+"""

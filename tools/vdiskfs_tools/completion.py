@@ -1,0 +1,60 @@
+"""``vdiskfs completion``, and what completes the names of disks and points."""
+
+# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
+
+from __future__ import annotations
+
+import click
+
+from vdiskfs_tools.call import Call, Command, call_of
+from vdiskfs_tools.names import LATEST
+
+ANSWER_S = 0.5
+
+
+@click.command(cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, *, shell: str) -> None:
+    """Print the script that completes vdiskfs in a shell.
+
+    Example:
+        vdiskfs completion bash > /etc/bash_completion.d/vdiskfs
+    """
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None
+    source = script(ctx.find_root().command, {}, "vdiskfs", "_VDISKFS_COMPLETE").source()
+    if not call_of(ctx).out.document({"shell": shell, "script": source}):
+        click.echo(source)
+
+
+def complete_disks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the mount's disks that begin so."""
+    return [name for name in _disk_names(call_of(ctx)) if name.startswith(incomplete)]
+
+
+def complete_points(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the beginnings of DISK@POINT."""
+    disk, sign, _ = incomplete.rpartition("@")
+    names = [disk] if sign else _disk_names(call_of(ctx))
+    points = [f"{name}@{point}" for name in names for point in LATEST]
+    return [point for point in points if point.startswith(incomplete)]
+
+
+def _disk_names(call: Call) -> list[str]:
+    """Ask the daemon for the names, for a short time. No answer is no names."""
+    from vdiskfs.errors import VdiskfsError
+    from vdiskfs_tools.client import Client
+    from vdiskfs_tools.mounts import find_mount
+    from vdiskfs_tools.output import clean
+
+    try:
+        with Client(find_mount(call), answer_s=ANSWER_S) as client:
+            disks = client.get("disks").get("disks")
+    except (VdiskfsError, OSError):
+        return []
+    rows = disks if isinstance(disks, list) else []
+    names = [row.get("name") for row in rows if isinstance(row, dict)]
+    return [name for name in names if isinstance(name, str) and name == clean(name)]

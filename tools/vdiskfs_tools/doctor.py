@@ -1,0 +1,144 @@
+"""``vdiskfs doctor``: what this host and its vault lack, and the fix."""
+
+# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vdiskfs.errors import NotFoundError, RefusedError, VdiskfsError
+from vdiskfs.registry import MountEntry, mount_entries
+from vdiskfs_tools.call import Call, Command
+from vdiskfs_tools.mounts import find_mount, named_mount
+
+if TYPE_CHECKING:
+    from vdiskfs_tools.checks import Finding
+
+# Beyond this, thinning of points by age stops (see the design of time in the vault).
+CLOCK_SKEW_S = 300
+VAULT_LIMIT_S = 60
+
+_COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
+
+
+@click.command(cls=Command)
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Say what this host lacks, and the fix. With a mount or --vault, the vault too.
+
+    Exit code 1 when something that is needed is missing.
+
+    Example:
+        vdiskfs doctor --vault file:///srv/vault
+    """
+    call: Call = ctx.obj
+    from vdiskfs_tools import checks
+
+    entry = _given_mount(call)
+    findings = checks.host_findings(Path(entry.state) if entry else _usual_state())
+    findings.append(_check_core())
+    if entry is not None:
+        findings.append(_check_daemon(entry))
+    url = call.vault or (entry.vault if entry else None)
+    if url is not None:
+        findings.extend(_check_vault(url))
+    ok = all(finding.status != "missing" for finding in findings)
+    document = {"ok": ok, "checks": [finding.to_dict() for finding in findings]}
+    if not call.out.document(document):
+        for finding in findings:
+            _show(call, finding)
+    if not ok:
+        ctx.exit(1)
+
+
+def _show(call: Call, finding: Finding) -> None:
+    if call.quiet and finding.status == "ok":
+        return
+    line = f"{finding.status:<8} {finding.name}: {finding.detail}"
+    call.out.line(line, colour=_COLOURS[finding.status])
+    if finding.fix:
+        call.out.line(f"         fix: {finding.fix}")
+
+
+def _given_mount(call: Call) -> MountEntry | None:
+    """Return the mount that was named, or the only one; none is no error here."""
+    if named_mount(call) is None and (call.vault is not None or len(mount_entries()) != 1):
+        return None
+    return find_mount(call)
+
+
+def _usual_state() -> Path:
+    """Return the directory that holds the state directories."""
+    from vdiskfs.config import default_state
+
+    return default_state(None, "/").parent
+
+
+def _check_core() -> Finding:
+    """Load the C core: a package for another Python or C library shows here."""
+    from vdiskfs_tools.checks import Finding
+
+    try:
+        import vdiskfs.native  # noqa: F401
+    except ImportError as error:
+        return Finding("C core", "missing", f"cannot be loaded: {error}", "install vdiskfs again")
+    return Finding("C core", "ok", "loads")
+
+
+def _check_daemon(entry: MountEntry) -> Finding:
+    from vdiskfs_tools.checks import Finding
+    from vdiskfs_tools.client import Client
+
+    try:
+        with Client(entry) as client:
+            client.get("health")
+    except VdiskfsError as error:
+        return Finding("daemon", "missing", error.message, error.hint)
+    return Finding("daemon", "ok", f"{entry.mountpoint}: answers")
+
+
+def _check_vault(url: str) -> list[Finding]:
+    """Look whether the vault is there, has space, lets us write, and has the same time."""
+    from vdiskfs_tools.checks import Finding, check_space
+    from vdiskfs_tools.vaults import with_store
+
+    findings = []
+    if url.startswith("file:///"):
+        findings.append(check_space("vault folder", Path(url.removeprefix("file://"))))
+    try:
+        findings.extend(with_store(url, _probe, limit_s=VAULT_LIMIT_S))
+    except NotFoundError as error:
+        findings.append(Finding("vault", "missing", error.message, f"vdiskfs vault init {url}"))
+    except VdiskfsError as error:
+        fix = error.hint or "see the credentials in vdiskfs(1)"
+        findings.append(Finding("vault", "missing", error.message, fix))
+    return findings
+
+
+async def _probe(store: Any) -> list[Finding]:
+    """Create, read and delete an object."""
+    import time
+
+    from vdiskfs.catalog import Vault
+    from vdiskfs_tools.checks import Finding
+
+    vault = await Vault.open(store)
+    name, content = f"probe-{uuid.uuid4().hex}", b"vdiskfs doctor\n"
+    await store.create(name, content)
+    back, info = await store.read(name)
+    findings = [Finding("vault", "ok", f"vault {vault.vault_id}: reachable and writable")]
+    if back != content:
+        findings = [Finding("vault", "missing", "gives back other bytes than it got", "replace it")]
+    try:
+        await store.delete(name)
+    except RefusedError:
+        findings.append(Finding("vault key", "ok", f"may not delete: {name} stays there"))
+    skew_s = abs(time.time_ns() - info.modified_ns) / 1e9
+    if skew_s > CLOCK_SKEW_S:
+        detail = f"differs from this host's by {skew_s:.0f} s"
+        findings.append(Finding("vault clock", "warning", detail, "set this host's clock by NTP"))
+    return findings

@@ -1,0 +1,202 @@
+"""``vdiskfs point``: the recovery points of disks. Restoring is in ``restore``."""
+
+# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vdiskfs.errors import UsageError
+from vdiskfs_tools import restore
+from vdiskfs_tools.call import Call, Group, dry_run_option
+from vdiskfs_tools.completion import complete_disks, complete_points
+from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.names import PointName, iso_time, parse_disk, parse_point, parse_time_range
+from vdiskfs_tools.output import format_bytes
+
+
+@click.group(cls=Group)
+def point() -> None:
+    """List, create, show, compare and restore recovery points.
+
+    A point is named DISK@POINT: web01@latest, web01@-15m (the newest at or before 15 minutes
+    ago), web01@2026-11-21T01:40:05Z, or web01@#123 (an epoch).
+    """
+
+
+@point.command("list")
+@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@click.option("--since", metavar="TIME", help="Not older: 2026-11-21T01:40:05Z, -15m.")
+@click.option("--until", metavar="TIME", help="Not newer.")
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1 << 31), help="The newest N only.")
+@click.pass_obj
+def list_points(
+    call: Call, *, name: str, since: str | None, until: str | None, limit: int | None
+) -> None:
+    """List the recovery points of a disk, the newest last.
+
+    Example:
+        vdiskfs point list web01 --since -2h
+    """
+    parse_disk(name)
+    start, end = parse_time_range(since, until)
+    if call.vault is not None:
+        document: dict[str, Any] = {"points": _vault_points(call, name, start, end, limit)}
+    else:
+        with _client(call) as client:
+            times = {"since": iso_time(start), "until": iso_time(end)}
+            document = client.get("disks", name, "points", limit=limit, **times)
+    if call.out.document(document):
+        return
+    points = [item for item in document.get("points") or [] if isinstance(item, dict)]
+    if not points:
+        call.out.say(f"{name}: no points")
+        return
+    header = (">EPOCH", "TIME", "CONSISTENCY", "PROOF", ">CHANGED", ">STORED", "LABEL")
+    keys = ("epoch", "time", "consistency", "proof")
+    rows = [
+        [
+            *(item.get(key, "-") for key in keys),
+            format_bytes(item.get("changed_bytes")),
+            format_bytes(item.get("stored_bytes")),
+            item.get("label") or "",
+        ]
+        for item in points
+    ]
+    call.out.table(header, rows)
+
+
+@point.command("create")
+@click.argument("names", metavar="DISK...", nargs=-1, required=True, shell_complete=complete_disks)
+@click.option("--label", metavar="TEXT", help="A text that the point carries; 120 bytes at most.")
+@click.option("--consistency", type=click.Choice(["crash"]), default="crash", help="What it holds.")
+@click.option("--wait", is_flag=True, help="Come back when the vault has it.")
+@dry_run_option
+@click.pass_obj
+def create(
+    call: Call,
+    *,
+    names: tuple[str, ...],
+    label: str | None,
+    consistency: str,
+    wait: bool,
+    dry_run: bool,
+) -> None:
+    """Make a recovery point now: of several disks, at one instant.
+
+    Example:
+        vdiskfs point create web01 db01 --label "before the upgrade" --wait
+    """
+    for name in names:
+        parse_disk(name)
+    if label is not None and len(label.encode(errors="replace")) > 120:
+        raise UsageError("--label: more than 120 bytes")
+    body = {"disks": list(names), "label": label, "consistency": consistency, "wait": wait}
+    with _client(call) as client:
+        if dry_run:
+            for name in names:
+                client.get("disks", name)
+            document: dict[str, Any] = {"dry_run": True, **body}
+        else:
+            with call.out.waiting("waiting for the vault" if wait else "making a point"):
+                document = client.post("points", body=body, patient=True)
+    if call.out.document(document):
+        return
+    if dry_run:
+        call.out.say(f"a point would be made of {', '.join(names)}")
+    for item in document.get("points") or []:
+        call.out.line(f"{item.get('disk')}@#{item.get('epoch')}  {item.get('time')}")
+
+
+@point.command("show")
+@click.argument("name", metavar="DISK@POINT", shell_complete=complete_points)
+@click.pass_obj
+def show(call: Call, *, name: str) -> None:
+    """Show one recovery point, and how many objects and requests opening it takes.
+
+    Example:
+        vdiskfs point show web01@latest
+    """
+    wanted = parse_point(name)
+    if call.vault is not None:
+        document = _vault_point(call, wanted)
+    else:
+        with _client(call) as client:
+            document = client.get("disks", wanted.disk, "points", str(wanted.point))
+    if call.out.document(document):
+        return
+    sizes = ("size", "changed_bytes", "stored_bytes")
+    call.out.facts(
+        {key: format_bytes(value) if key in sizes else value for key, value in document.items()}
+    )
+
+
+@point.command("diff")
+@click.argument("first", metavar="DISK@A", shell_complete=complete_points)
+@click.argument("second", metavar="DISK@B", shell_complete=complete_points)
+@click.pass_obj
+def diff(call: Call, *, first: str, second: str) -> None:
+    """Print the extents in which two points differ. No data is read, only checksums.
+
+    Example:
+        vdiskfs point diff web01@-1h web01@latest
+    """
+    extents = _vault_diff(call, parse_point(first), parse_point(second))
+    total = sum(length for _, length in extents)
+    rows = [{"offset": offset, "length": length} for offset, length in extents]
+    if call.out.document({"extents": rows, "bytes": total}):
+        return
+    if rows:
+        call.out.table((">OFFSET", ">LENGTH"), extents)
+    call.out.say(f"{len(rows)} extents, {format_bytes(total)}")
+
+
+point.add_command(restore.restore)
+
+
+def _client(call: Call) -> Any:
+    from vdiskfs_tools.client import Client
+
+    return Client(find_mount(call))
+
+
+def _vault_points(
+    call: Call, name: str, since_ns: int | None, until_ns: int | None, limit: int | None
+) -> list[dict[str, Any]]:
+    from vdiskfs_tools.vaults import point_document, with_vault
+
+    async def work(vault: Any) -> list[dict[str, Any]]:
+        record = await vault.find_disk(name)
+        points = await vault.log(record).points(since_ns, until_ns, limit)
+        return [point_document(record.name, item) for item in points]
+
+    return with_vault(call, work)
+
+
+def _vault_point(call: Call, wanted: PointName) -> dict[str, Any]:
+    from vdiskfs_tools.vaults import found_point, point_document, with_vault
+
+    async def work(vault: Any) -> dict[str, Any]:
+        log, item, disk = await found_point(vault, wanted)
+        before = vault.store.requests
+        async with await log.open(item) as reader:
+            opening = {"objects": reader.objects, "requests": vault.store.requests - before}
+        return point_document(disk, item) | opening
+
+    return with_vault(call, work)
+
+
+def _vault_diff(call: Call, first: PointName, second: PointName) -> list[tuple[int, int]]:
+    from vdiskfs.point import diff as diff_points
+    from vdiskfs_tools.vaults import found_point, with_vault
+
+    async def work(vault: Any) -> list[tuple[int, int]]:
+        log_a, a, _ = await found_point(vault, first)
+        log_b, b, _ = await found_point(vault, second)
+        async with await log_a.open(a) as reader_a, await log_b.open(b) as reader_b:
+            return await diff_points(reader_a, reader_b)
+
+    with call.out.waiting("comparing"):
+        return with_vault(call, work)

@@ -1,0 +1,118 @@
+"""Which vault a command means, and the way into it without a daemon.
+
+Slow to import: it needs the library's vault side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import trio
+
+from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
+from vdiskfs.config import load_config, vault_environ
+from vdiskfs.errors import AlreadyExistsError, NotFoundError, VaultUnreachableError
+from vdiskfs.store import Store, open_store
+from vdiskfs_tools.call import Call
+from vdiskfs_tools.mounts import vault_url
+from vdiskfs_tools.names import PointName
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def opened_store(url: str) -> AsyncIterator[Store]:
+    """Open the byte-level store under a vault, with this user's configuration."""
+    store = open_store(url, environ=vault_environ(load_config(None)))
+    try:
+        yield store
+    finally:
+        with trio.move_on_after(5, shield=True):
+            await store.aclose()
+
+
+def with_store(url: str, work: Callable[[Store], Awaitable[T]], *, limit_s: float = math.inf) -> T:
+    """Run work on a store, in a loop of its own.
+
+    Raises:
+        VaultUnreachableError: it took longer than ``limit_s``.
+    """
+
+    async def run() -> T:
+        with trio.move_on_after(limit_s):
+            async with opened_store(url) as store:
+                return await work(store)
+        raise VaultUnreachableError(f"{url}: no answer within {limit_s:g} s")
+
+    return trio.run(run)
+
+
+def with_vault(call: Call, work: Callable[[Vault], Awaitable[T]]) -> T:
+    """Run work on the vault that a command means.
+
+    Raises:
+        NotFoundError: there is no vault there, or nothing says which one is meant.
+    """
+
+    async def run(store: Store) -> T:
+        return await work(await Vault.open(store))
+
+    return with_store(vault_url(call), run)
+
+
+def make_vault(url: str, *, dry_run: bool) -> str | None:
+    """Make a vault and return its id; with ``dry_run``, only look whether that would work.
+
+    Raises:
+        AlreadyExistsError: there is one.
+    """
+
+    async def work(store: Store) -> str | None:
+        if not dry_run:
+            return (await Vault.init(store)).vault_id
+        try:
+            vault = await Vault.open(store)
+        except NotFoundError:
+            return None
+        raise AlreadyExistsError(f"{url}: there is a vault already: {vault.vault_id}")
+
+    return with_store(url, work)
+
+
+async def vault_document(vault: Vault) -> dict[str, Any]:
+    """Return a vault as ``vault info --json`` prints it."""
+    return {
+        "vault_id": vault.vault_id,
+        "created": vault.created,
+        "disks": [disk_document(record) for record in await vault.disks()],
+        "sites": [asdict(record) for record in await vault.sites()],
+    }
+
+
+async def found_point(vault: Vault, wanted: PointName) -> tuple[DiskLog, Point, str]:
+    """Return a disk's log, the point in it that is meant, and the disk's name.
+
+    Raises:
+        NotFoundError: there is no such disk, or no such point of it.
+    """
+    record = await vault.find_disk(wanted.disk)
+    log = vault.log(record)
+    return log, await log.find(wanted.point), record.name
+
+
+def disk_document(record: DiskRecord) -> dict[str, Any]:
+    """Return a disk as ``--json`` prints it."""
+    keys = ("name", "id", "size", "site", "file", "generation", "created", "retired")
+    return {key: getattr(record, key) for key in keys}
+
+
+def point_document(disk: str, point: Point) -> dict[str, Any]:
+    """Return a recovery point as ``--json`` prints it."""
+    keys = ("epoch", "time", "consistency", "proof", "label", "size")
+    sizes = ("changed_bytes", "stored_bytes", "generation")
+    facts = {key: getattr(point, key) for key in (*keys, *sizes)}
+    return {"disk": disk, **facts, "label": facts["label"] or None, "held": False}

@@ -1,0 +1,209 @@
+"""The control socket: HTTP over a Unix socket, for the command line and the user's programs.
+
+Translates and decides nothing: each route calls one method of the daemon's `Control`. An
+error becomes a status and the body ``{"error": {"kind", "message", "hint", "exit_code"}}``.
+The socket lies in the state directory, which only the mount's owner may enter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from hypercorn.config import Config as ServerConfig
+from hypercorn.trio import serve
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from vdiskfs.errors import (
+    DamagedError,
+    NotFoundError,
+    RefusedError,
+    StateError,
+    UsageError,
+    VaultUnreachableError,
+    VdiskfsError,
+)
+
+log = logging.getLogger(__name__)
+
+BODY_LIMIT = 64 * 1024
+"""The largest request body, in bytes."""
+
+_STATUS: tuple[tuple[type[VdiskfsError], int], ...] = (
+    (UsageError, 400),
+    (NotFoundError, 404),
+    (StateError, 409),
+    (RefusedError, 403),
+    (VaultUnreachableError, 503),
+    (DamagedError, 502),
+)
+
+Document: TypeAlias = Mapping[str, object]
+
+
+class Control(Protocol):
+    """What the socket offers; the daemon implements it."""
+
+    async def status(self) -> Document:
+        """Return the document of ``vdiskfs status --json``."""
+
+    async def disks(self) -> Document:
+        """Return all disks."""
+
+    async def disk(self, name: str) -> Document:
+        """Return one disk, in detail."""
+
+    async def protect(self, name: str) -> Document:
+        """Protect a file of the source."""
+
+    async def unprotect(self, name: str) -> Document:
+        """End protection; the history stays."""
+
+    async def points(self, name: str, since: str, until: str, limit: int | None) -> Document:
+        """Return a disk's points, newest last."""
+
+    async def point(self, name: str, point: str) -> Document:
+        """Return one point."""
+
+    async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
+        """Seal disks at one instant."""
+
+    async def unmount(self, *, drain: bool, lazy: bool) -> Document:
+        """Unmount; the daemon ends."""
+
+
+def application(control: Control) -> Starlette:  # noqa: C901 (a straight list of routes)
+    """Return the routes over one daemon."""
+
+    async def status(_: Request) -> Document:
+        return await control.status()
+
+    async def health(_: Request) -> Document:
+        return {"ok": True}
+
+    async def disks(_: Request) -> Document:
+        return await control.disks()
+
+    async def disk(request: Request) -> Document:
+        return await control.disk(request.path_params["name"])
+
+    async def protect(request: Request) -> Document:
+        return await control.protect(request.path_params["name"])
+
+    async def unprotect(request: Request) -> Document:
+        return await control.unprotect(request.path_params["name"])
+
+    async def points(request: Request) -> Document:
+        query = request.query_params
+        return await control.points(
+            request.path_params["name"], query.get("since", ""), query.get("until", ""),
+            _count(query.get("limit")),
+        )  # fmt: skip
+
+    async def point(request: Request) -> Document:
+        return await control.point(request.path_params["name"], request.path_params["point"])
+
+    async def create_points(request: Request) -> Document:
+        body = await _body(request)
+        names = body.get("disks")
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            raise UsageError("disks: a list of names is needed")
+        if body.get("consistency", "crash") != "crash":
+            raise UsageError(
+                "application-consistent points are not offered by this version",
+                hint="use --consistency crash",
+            )
+        label = body.get("label") or ""
+        if not isinstance(label, str) or len(label.encode()) > 120:
+            raise UsageError("label: a text of at most 120 bytes is needed")
+        return await control.create_points(names, label, wait=body.get("wait") is True)
+
+    async def unmount(request: Request) -> Document:
+        body = await _body(request)
+        return await control.unmount(drain=body.get("drain") is True, lazy=body.get("lazy") is True)
+
+    get, post = ["GET"], ["POST"]
+    return Starlette(
+        routes=[
+            Route("/v1/status", _route(status), methods=get),
+            Route("/v1/health", _route(health), methods=get),
+            Route("/v1/disks", _route(disks), methods=get),
+            Route("/v1/disks/{name}", _route(disk), methods=get),
+            Route("/v1/disks/{name}/protect", _route(protect), methods=post),
+            Route("/v1/disks/{name}/unprotect", _route(unprotect), methods=post),
+            Route("/v1/disks/{name}/points", _route(points), methods=get),
+            Route("/v1/disks/{name}/points/{point}", _route(point), methods=get),
+            Route("/v1/points", _route(create_points), methods=post),
+            Route("/v1/umount", _route(unmount), methods=post),
+        ]
+    )
+
+
+def _route(
+    act: Callable[[Request], Awaitable[Document]],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        try:
+            return JSONResponse(await act(request))
+        except VdiskfsError as error:
+            return _error(error, type(error).__name__)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.url.path)
+            failure = VdiskfsError("the daemon failed", hint="see its log")
+            return _error(failure, "VdiskfsError", 500)
+
+    return answer
+
+
+def _error(error: VdiskfsError, kind: str, status: int | None = None) -> Response:
+    if status is None:
+        status = next((code for base, code in _STATUS if isinstance(error, base)), 500)
+    body = {
+        "kind": kind,
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+    return JSONResponse({"error": body}, status_code=status)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > BODY_LIMIT:
+            raise UsageError("the request is too large")
+    if not data:
+        return {}
+    try:
+        body = json.loads(data)
+    except ValueError:
+        raise UsageError("the request is not JSON") from None
+    if not isinstance(body, dict):
+        raise UsageError("the request is not a JSON object")
+    return body
+
+
+def _count(text: str | None) -> int | None:
+    if text is None or text == "":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"limit: {text!r} is not a number")
+    return int(text)
+
+
+async def serve_socket(path: Path, control: Control, stop: Callable[[], Awaitable[None]]) -> None:
+    """Serve until ``stop`` returns. The socket's directory decides who may connect."""
+    config = ServerConfig()
+    config.bind = [f"unix:{path}"]
+    config.accesslog = None
+    config.errorlog = logging.getLogger("vdiskfs.api.server")
+    config.graceful_timeout = 1.0
+    config.shutdown_timeout = 2.0
+    await serve(application(control), config, shutdown_trigger=stop)  # type: ignore[arg-type]

@@ -1,0 +1,157 @@
+"""What the tree shows of recovery points: the catalog's lists and the points' images.
+
+Disks protected here are listed from memory and cost the vault nothing. What other sites
+write is looked up again after a few seconds. Trio thread only.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import PurePath
+
+import trio
+
+from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
+from vdiskfs.errors import NotFoundError
+from vdiskfs.hydration import OpenedPoint, PointImages
+from vdiskfs.tree import Access, DiskName, OpenPoint, PointFacts, PointKind, PointRef
+from vdiskfs.units import NS, format_time
+
+STALE_S = 3.0
+"""How old a list of other sites' disks and points may be, in seconds."""
+
+_SPECS = {
+    "any": "latest",
+    "application-consistent": "latest-application-consistent",
+    "proven": "latest-proven",
+}
+
+
+class Browser:
+    """The recovery points of every disk in the vault."""
+
+    def __init__(
+        self, vault: Vault, images: PointImages, own: Callable[[], Mapping[str, DiskLog]],
+        access: Callable[[str], Access | None],
+    ) -> None:  # fmt: skip
+        """``own`` gives the logs of the disks protected here, by name of the disk."""
+        self._vault = vault
+        self._images = images
+        self._own = own
+        self._access = access
+        self._records: dict[str, DiskRecord] = {}
+        self._records_until = 0.0
+        self._logs: dict[tuple[str, int], tuple[DiskLog, float]] = {}
+        self._lock = trio.Lock()
+
+    async def records(self) -> Mapping[str, DiskRecord]:
+        """Return the vault's disks by name."""
+        async with self._lock:
+            if trio.current_time() >= self._records_until:
+                self._records = {one.name: one for one in await self._vault.disks()}
+                self._records_until = trio.current_time() + STALE_S
+        return self._records
+
+    async def log(self, disk: str) -> DiskLog:
+        """Return the disk's points: the live list of our own, a fresh one of others'.
+
+        Raises:
+            NotFoundError: no such disk.
+        """
+        own = self._own().get(disk)
+        if own is not None:
+            return own
+        record = (await self.records()).get(disk)
+        if record is None:
+            raise NotFoundError(f"there is no disk {disk} in the vault", hint="vdiskfs disk list")
+        key = (record.id, record.generation)
+        found, until = self._logs.get(key, (None, 0.0))
+        if found is None:
+            found = self._vault.log(record)
+        if trio.current_time() >= until:
+            await found.refresh()
+            self._logs[key] = (found, trio.current_time() + STALE_S)
+        return found
+
+    # ---- PointSource ---------------------------------------------------------------------
+
+    async def disks(self) -> Sequence[DiskName]:
+        """Return all disks of the vault."""
+        return [
+            DiskName(record.name, PurePath(record.file).name or f"{record.name}.img")
+            for record in (await self.records()).values()
+        ]
+
+    async def days(self, disk: str) -> Sequence[str]:
+        """Return the days that have points."""
+        points = await (await self.log(disk)).points()
+        days = {point.time_ns // (86400 * NS) for point in points}
+        return [f"{datetime.fromtimestamp(day * 86400, UTC):%Y-%m-%d}" for day in sorted(days)]
+
+    async def points(self, disk: str, since_ns: int, until_ns: int) -> Sequence[PointRef]:
+        """Return the points with since <= time < until, in order."""
+        points = await (await self.log(disk)).points()
+        low = bisect.bisect_left(points, since_ns, key=lambda point: point.time_ns)
+        high = bisect.bisect_left(points, until_ns, key=lambda point: point.time_ns)
+        return [_ref(point) for point in points[low:high]]
+
+    async def latest(self, disk: str, kind: PointKind) -> PointRef | None:
+        """Return the newest point of that kind."""
+        return await self.find(disk, _SPECS[kind])
+
+    async def find(self, disk: str, text: str) -> PointRef | None:
+        """Return the newest point at or before a time."""
+        try:
+            return _ref(await (await self.log(disk)).find(text, time.time_ns()))
+        except NotFoundError:
+            return None
+
+    async def describe(self, disk: str, point: PointRef) -> PointFacts:
+        """Return the size and point.json."""
+        found = await self._point(disk, point)
+        text = json.dumps(point_document(disk, found), indent=2) + "\n"
+        return PointFacts(found.size, text.encode())
+
+    async def open_point(self, disk: str, point: PointRef) -> OpenedPoint:
+        """Return the point's image."""
+        log = await self.log(disk)
+        found = await self._point(disk, point)
+        key = (log.record.id, found.generation, found.epoch)
+        return await self._images.open(key, lambda: log.open(found))
+
+    async def close_point(self, opened: OpenPoint) -> None:
+        """Give the image back."""
+        if isinstance(opened, OpenedPoint):
+            await self._images.close(opened)
+
+    def access(self, disk: str) -> Access | None:
+        """Return who may read the live image."""
+        return self._access(disk)
+
+    async def _point(self, disk: str, ref: PointRef) -> Point:
+        return await (await self.log(disk)).find(ref.epoch)
+
+
+def _ref(point: Point) -> PointRef:
+    return PointRef(point.time_ns, point.epoch, point.generation)
+
+
+def point_document(disk: str, point: Point) -> dict[str, object]:
+    """Return what scripts get of a point (vdiskfs(1), ``point list --json``)."""
+    return {
+        "disk": disk,
+        "epoch": point.epoch,
+        "time": format_time(point.time_ns),
+        "consistency": point.consistency,
+        "proof": point.proof,
+        "label": point.label or None,
+        "held": False,
+        "size": point.size,
+        "changed_bytes": point.changed_bytes,
+        "stored_bytes": point.stored_bytes,
+        "generation": point.generation,
+    }

@@ -1,0 +1,17 @@
+"""What the vault holds: disks, sites, points. Reading, publishing, joining, checking.
+
+vault      Vault: identity, disks and names, sites
+log        DiskLog: the points of a disk: list, find, open, publish
+line       what the vault lists of a generation         tables   points inside a delta
+publish    segments, then the slot                      joins    joined deltas
+check      what is damaged, and whom it hurts
+points     Point, and the ways to name one              records, documents   JSON objects
+"""
+
+from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.catalog.log import DiskLog, Tip
+from vdiskfs.catalog.points import Point
+from vdiskfs.catalog.records import DiskRecord, SiteRecord
+from vdiskfs.catalog.vault import Vault
+
+__all__ = ["DiskLog", "DiskRecord", "IndexCache", "Point", "SiteRecord", "Tip", "Vault"]

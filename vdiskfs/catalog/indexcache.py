@@ -1,0 +1,47 @@
+"""Indexes of the newest deltas, kept locally so that joining reads nothing back."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+class IndexCache:
+    """Tails of deltas as files of a directory, the oldest dropped above a limit.
+
+    What is here is only a copy: it is checked like what the vault gives, and may be lost.
+    """
+
+    def __init__(self, directory: Path, limit: int = 256 << 20) -> None:
+        """Use a directory, which is made when something is put there."""
+        self._directory = directory
+        self._limit = limit
+
+    def get(self, name: str) -> bytes | None:
+        """Return the tail of the object of that name, or None."""
+        try:
+            return self._path(name).read_bytes()
+        except OSError:
+            return None
+
+    def put(self, name: str, tail: bytes) -> None:
+        """Keep a tail; what cannot be kept is left out."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._path(name)
+            path.write_bytes(tail)
+            self._shrink()
+        except OSError:
+            return
+
+    def _path(self, name: str) -> Path:
+        return self._directory / hashlib.sha256(name.encode()).hexdigest()[:32]
+
+    def _shrink(self) -> None:
+        files = [(path, path.stat()) for path in self._directory.iterdir()]
+        total = sum(status.st_size for _, status in files)
+        for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
+            if total <= self._limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= status.st_size

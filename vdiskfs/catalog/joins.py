@@ -1,0 +1,141 @@
+"""Joining: when a block of 16 is complete, its deltas get one index.
+
+Level k covers an aligned block of 16**k epochs. A slot with an index above 4 MiB is left
+out at every level and read by itself; the runs on both sides of it are joined. Joined
+deltas are additions: what they join stays, and a crash leaves nothing half made.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+
+from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.catalog.line import MAX_LEVEL, Line
+from vdiskfs.catalog.tables import Tables
+from vdiskfs.delta import delta_metadata
+from vdiskfs.delta.joined import points_of, write_joined
+from vdiskfs.delta.layout import DeltaHead, listed_of
+from vdiskfs.delta.local import LocalDelta, open_tail
+from vdiskfs.delta.names import joined_name
+from vdiskfs.delta.points import PointTable, concat_points
+from vdiskfs.errors import AlreadyExistsError, DamagedError
+from vdiskfs.point import PieceInfo
+from vdiskfs.point.piece import check_identity
+
+# A larger index of a slot is not copied from level to level (about 400 MiB changed).
+SLOT_INDEX_LIMIT = 4 << 20
+# The indexes of one join are held in memory together.
+JOIN_LIMIT = 128 << 20
+_READ = 4 << 20
+
+
+async def make_joins(line: Line, tables: Tables, cache: IndexCache | None) -> int:
+    """Make the joined deltas that are due on a line; return how many.
+
+    Raises:
+        DamagedError: a delta to join is damaged. Nothing was made of it.
+    """
+    made = 0
+    for level in range(1, MAX_LEVEL + 1):
+        for run in list(due_runs(line, level)):
+            await _join(line, tables, cache, level=level, run=run)
+            made += 1
+    return made
+
+
+def due_runs(line: Line, level: int) -> Iterator[list[PieceInfo]]:
+    """Yield the runs of deltas that make up a complete block of a level and are not joined."""
+    shift = 4 * level
+    tip = line.tip
+    run: list[PieceInfo] = []
+    for piece in line.cover:
+        block = piece.from_epoch >> shift
+        inside = (piece.to_epoch - 1) >> shift == block and (block + 1) << shift <= tip
+        fits = inside and piece.level < level and _tail_bytes(piece) <= _limit(piece)
+        if run and (not fits or run[-1].from_epoch >> shift != block):
+            yield from _useful(run)
+            run = []
+        if fits:
+            run.append(piece)
+    yield from _useful(run)
+
+
+def _useful(run: list[PieceInfo]) -> Iterator[list[PieceInfo]]:
+    if len(run) > 1 and sum(_tail_bytes(piece) for piece in run) <= JOIN_LIMIT:
+        yield run
+
+
+def _tail_bytes(piece: PieceInfo) -> int:
+    return piece.listed.tail_bytes if piece.listed else piece.size
+
+
+def _limit(piece: PieceInfo) -> int:
+    return JOIN_LIMIT if piece.level else SLOT_INDEX_LIMIT
+
+
+async def _join(
+    line: Line, tables: Tables, cache: IndexCache | None, *, level: int, run: list[PieceInfo]
+) -> None:
+    tails = [await _tail(tables, cache, piece) for piece in run]
+    with tempfile.TemporaryDirectory(prefix="vdiskfs-join-") as directory:
+        path, head, table = await trio.to_thread.run_sync(
+            _write, tables, run, tails, level, Path(directory)
+        )
+        epochs = (head.from_epoch, head.to_epoch)
+        name = joined_name(line.disk_id, line.generation, level, epochs)
+        try:
+            await tables.store.create_from_file(name, path, metadata=delta_metadata(head))
+        except AlreadyExistsError:
+            pass  # made by an earlier try, or by another site from the same deltas
+        else:
+            if cache is not None:
+                await trio.to_thread.run_sync(_keep, cache, name, path, head)
+    info = PieceInfo(name, line.generation, level, *epochs, head.object_size, listed_of(head))
+    line.replace(info)
+    tables.keep(info, table, [piece.name for piece in run])
+
+
+def _write(
+    tables: Tables, run: list[PieceInfo], tails: list[bytes], level: int, directory: Path
+) -> tuple[Path, DeltaHead, PointTable]:
+    deltas: list[LocalDelta] = []
+    for piece, tail in zip(run, tails, strict=True):
+        delta = open_tail(tail, where=piece.name)
+        check_identity(delta.head, piece, vault_id=tables.vault_id, disk_id=tables.disk_id)
+        deltas.append(delta)
+    path, head = write_joined(deltas, level, directory)
+    return path, head, concat_points([points_of(delta) for delta in deltas])
+
+
+async def _tail(tables: Tables, cache: IndexCache | None, piece: PieceInfo) -> bytes:
+    """Return the tail of a delta: from the cache if it is right there, else the vault's."""
+    length = _tail_bytes(piece)
+    if cache is not None:
+        found = await trio.to_thread.run_sync(cache.get, piece.name)
+        if found is not None and len(found) == length and _is_whole(found, piece):
+            return found
+    if not 0 < length <= piece.size:
+        raise DamagedError(f"{piece.name}: the listing says an impossible length")
+    parts = []
+    for start in range(piece.size - length, piece.size, _READ):
+        size = min(_READ, piece.size - start)
+        parts.append(await tables.store.read_range(piece.name, start, size))
+    return b"".join(parts)
+
+
+def _is_whole(tail: bytes, piece: PieceInfo) -> bool:
+    try:
+        open_tail(tail, where=piece.name)
+    except DamagedError:
+        return False
+    return True
+
+
+def _keep(cache: IndexCache, name: str, path: Path, head: DeltaHead) -> None:
+    with path.open("rb") as file:
+        file.seek(head.tail_offset)
+        cache.put(name, file.read())

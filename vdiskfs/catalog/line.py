@@ -1,0 +1,268 @@
+"""One generation's line of deltas as the vault lists it.
+
+Slots are named by the epoch they start at, joined deltas by level and epochs, all in
+hexadecimal: a prefix names an aligned block of epochs, so that what covers the line is
+found in a number of listings that grows with the logarithm of its length.
+vdiskfs-format(5), "Listing".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vdiskfs.delta.layout import HEAD_SIZE, decode_head, head_from_metadata, listed_of
+from vdiskfs.delta.names import (
+    joined_prefix,
+    parse_joined,
+    parse_slot,
+    slot_name,
+    slot_prefix,
+)
+from vdiskfs.errors import FormatError
+from vdiskfs.point import PieceInfo
+from vdiskfs.store import ObjectInfo, Store
+
+# 16**5 epochs are 12 days of one a second; a level more costs a request more to list.
+MAX_LEVEL = 5
+DIGITS = 16
+END = 1 << 63
+# With this many slots at its end, a line is surveyed again: joins have been made.
+STALE_SLOTS = 48
+
+Span = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Line:
+    """What covers a generation from ``base`` to its tip: the coarsest deltas there are.
+
+    ``cover`` is in order, without overlap. ``fence`` is the slot that ended the line.
+    """
+
+    store: Store
+    disk_id: str
+    generation: int
+    base: int
+    cover: list[PieceInfo] = field(default_factory=list)
+    fence: PieceInfo | None = None
+    loaded: bool = False
+    holes: list[Span] = field(default_factory=list)
+
+    @property
+    def tip(self) -> int:
+        """Return the newest epoch known."""
+        return self.cover[-1].to_epoch if self.cover else self.base
+
+    async def refresh(self) -> None:
+        """Learn what was added: everything the first time, then what follows the tip."""
+        if not self.loaded:
+            await self._survey(self.base)
+            self.loaded = True
+            return
+        slots = self._trailing_slots()
+        if len(slots) >= STALE_SLOTS:
+            await self._survey(slots[0].from_epoch)
+        else:
+            await self._walk_slots(self.tip)
+
+    def append(self, info: PieceInfo) -> None:
+        """Add a slot that was just published at the tip."""
+        if self.loaded and info.from_epoch == self.tip:
+            self.cover.append(info)
+
+    def replace(self, info: PieceInfo) -> None:
+        """Let a joined delta take the place of what it joins."""
+        inside = [
+            index
+            for index, piece in enumerate(self.cover)
+            if info.from_epoch <= piece.from_epoch and piece.to_epoch <= info.to_epoch
+        ]
+        if inside and (
+            self.cover[inside[0]].from_epoch == info.from_epoch
+            and self.cover[inside[-1]].to_epoch == info.to_epoch
+        ):
+            self.cover[inside[0] : inside[-1] + 1] = [info]
+
+    async def chain(self, epoch: int, without: frozenset[str] = frozenset()) -> list[PieceInfo]:
+        """Return the longest deltas that together lead from the base to an epoch.
+
+        Raises:
+            FormatError: a slot is missing.
+        """
+        found: list[PieceInfo] = []
+        spans = [(self.base, epoch)] if epoch > self.base else []
+        for level in range(MAX_LEVEL, -1, -1):
+            rest: list[Span] = []
+            for span in spans:
+                pieces = await self._pieces_within(level, span, without)
+                found += pieces
+                rest += uncovered(span, pieces)
+            spans = rest
+        if spans:
+            name = slot_name(self.disk_id, self.generation, spans[0][0])
+            raise FormatError("the delta is missing", where=name)
+        return sorted(found, key=lambda piece: piece.from_epoch)
+
+    async def listed(self, level: int, span: Span) -> list[PieceInfo]:
+        """List the deltas of a level that lie inside a finite span, without overlap."""
+        found: list[PieceInfo] = []
+        for prefix in _prefixes(span):
+            found += await self._list(level, prefix)
+        return _choose(found, span)
+
+    async def _pieces_within(
+        self, level: int, span: Span, without: frozenset[str]
+    ) -> list[PieceInfo]:
+        low, high = span
+        # A block of the level has to end inside, or the listing can hold nothing of use.
+        if level and (high >> 4 * level) == (low >> 4 * level):
+            return []
+        known = _choose([piece for piece in self.cover if piece.level == level], span)
+        known = [piece for piece in known if piece.name not in without]
+        missing = uncovered(span, known)
+        for gap in missing:
+            if level == 0 or (gap[1] >> 4 * level) != (gap[0] >> 4 * level):
+                listed = await self.listed(level, gap)
+                known += [piece for piece in listed if piece.name not in without]
+        return known
+
+    async def _survey(self, start: int) -> None:
+        """Find what covers [start, tip), coarsest first."""
+        self.cover = [piece for piece in self.cover if piece.to_epoch <= start]
+        spans: list[Span] = [(start, END)]
+        found: list[PieceInfo] = []
+        for level in range(MAX_LEVEL, 0, -1):
+            rest: list[Span] = []
+            for span in spans:
+                if span[1] == END:
+                    pieces = await self._list_onward(level, span[0])
+                elif (span[1] >> 4 * level) != (span[0] >> 4 * level):
+                    pieces = await self.listed(level, span)
+                else:
+                    pieces = []
+                found += pieces
+                rest += uncovered(span, pieces)
+            spans = rest
+        holes: list[Span] = []
+        for span in spans[:-1]:
+            slots = await self.listed(0, span)
+            found += slots
+            holes += uncovered(span, slots)
+        self.cover = sorted([*self.cover, *found], key=lambda piece: piece.from_epoch)
+        self.holes = holes
+        await self._walk_slots(spans[-1][0])
+
+    async def _walk_slots(self, start: int) -> None:
+        """Follow the slots from an epoch to the tip."""
+        position, width = start, 1
+        while True:
+            block = position >> 4 * width
+            slots = {
+                piece.from_epoch: piece for piece in await self._list(0, (block, width))
+            }  # fmt: skip
+            while (piece := slots.get(position)) is not None:
+                if piece.to_epoch == piece.from_epoch:
+                    self.fence = piece
+                    return
+                self.cover.append(piece)
+                position = piece.to_epoch
+            if position >> 4 * width == block:
+                return
+            # The block was full: the next one may be, so look at a larger one.
+            width = min(width + 1, DIGITS)
+
+    async def _list_onward(self, level: int, start: int) -> list[PieceInfo]:
+        """List the deltas of a level from an epoch on: all, or as long as blocks are full."""
+        if level == MAX_LEVEL:
+            return _choose(await self._list(level, (0, DIGITS)), (start, END))
+        found: list[PieceInfo] = []
+        width = level + 1
+        position = start
+        while width <= DIGITS:
+            block = position >> 4 * width
+            end = (block + 1) << 4 * width
+            found += await self._list(level, (block, width))
+            reached = max((piece.to_epoch for piece in found), default=0)
+            if reached <= end - (1 << 4 * level):
+                break
+            position, width = end, width + 1
+        return _choose(found, (start, END))
+
+    async def _list(self, level: int, block: tuple[int, int]) -> list[PieceInfo]:
+        """List a block: epochs [number << 4*width, (number+1) << 4*width)."""
+        number, width = block
+        digits = f"{number:0{DIGITS - width}x}" if width < DIGITS else ""
+        if level:
+            prefix = joined_prefix(self.disk_id, self.generation, level) + digits
+        else:
+            prefix = slot_prefix(self.disk_id, self.generation) + digits
+        pieces = []
+        async for info in self.store.list(prefix):
+            piece = await self._piece(info)
+            if piece is not None and piece.level == level:
+                pieces.append(piece)
+        return pieces
+
+    async def _piece(self, info: ObjectInfo) -> PieceInfo | None:
+        listed = head_from_metadata(dict(info.metadata))
+        joined = parse_joined(info.name)
+        if joined is not None:
+            _, level, low, high, revision = joined
+            if low >= high or high >= END:
+                return None
+            return PieceInfo(info.name, self.generation, level, low, high, info.size, listed,
+                             revision)  # fmt: skip
+        slot = parse_slot(info.name)
+        if slot is None:
+            return None
+        if listed is None:
+            # The store has lost what stood beside the object: the object says it itself.
+            data = await self.store.read_range(info.name, 0, min(HEAD_SIZE, info.size))
+            listed = listed_of(decode_head(data, where=info.name))
+        if not slot[1] <= listed.to_epoch:
+            raise FormatError("the delta ends before it starts", where=info.name)
+        return PieceInfo(info.name, self.generation, 0, slot[1], listed.to_epoch, info.size, listed)
+
+    def _trailing_slots(self) -> list[PieceInfo]:
+        slots: list[PieceInfo] = []
+        for piece in reversed(self.cover):
+            if piece.level:
+                break
+            slots.append(piece)
+        return slots[::-1]
+
+
+def uncovered(span: Span, pieces: Iterable[PieceInfo]) -> list[Span]:
+    """Return what pieces (inside the span, without overlap) leave open."""
+    low, high = span
+    rest: list[Span] = []
+    for piece in sorted(pieces, key=lambda piece: piece.from_epoch):
+        if low < piece.from_epoch:
+            rest.append((low, piece.from_epoch))
+        low = max(low, piece.to_epoch)
+    if low < high:
+        rest.append((low, high))
+    return rest
+
+
+def _choose(pieces: Iterable[PieceInfo], span: Span) -> list[PieceInfo]:
+    """Return pieces inside a span without overlap: the longest, then the newest revision."""
+    chosen: list[PieceInfo] = []
+    position = span[0]
+    order = sorted(pieces, key=lambda piece: (piece.from_epoch, -piece.to_epoch, -piece.revision))
+    for piece in order:
+        if piece.from_epoch >= position and piece.from_epoch < piece.to_epoch <= span[1]:
+            chosen.append(piece)
+            position = piece.to_epoch
+    return chosen
+
+
+def _prefixes(span: Span) -> list[tuple[int, int]]:
+    """Return at most two blocks that hold all epochs of a finite span."""
+    low, high = span
+    width = 0
+    while high - low > 1 << 4 * width:
+        width += 1
+    first, last = low >> 4 * width, (high - 1) >> 4 * width
+    return [(first, width)] if first == last else [(first, width), (last, width)]

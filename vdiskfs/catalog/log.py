@@ -1,0 +1,347 @@
+"""The points of one disk: listing, finding, opening, publishing.
+
+One ``DiskLog`` follows one generation and, for what is older, its ancestors. It keeps
+what it has learned: objects of a vault never change. Used from the trio thread, by one
+task at a time; readers it opened are free of that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import trio
+
+from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.catalog.joins import make_joins
+from vdiskfs.catalog.line import Line
+from vdiskfs.catalog.points import Point, Wanted, parse_spec, point_of
+from vdiskfs.catalog.publish import (
+    Progress,
+    check_segments,
+    publish_slot,
+    upload_segments,
+)
+from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.tables import Tables
+from vdiskfs.delta import Spooled, genesis_digest
+from vdiskfs.delta.layout import Flags, listed_of
+from vdiskfs.delta.names import slot_name
+from vdiskfs.delta.points import PointTable
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
+from vdiskfs.point import BlockCache, Piece, PieceInfo, PointReader
+from vdiskfs.point.fetch import first_error
+from vdiskfs.store import Store
+from vdiskfs.units import format_time
+
+OPEN_AT_ONCE = 8
+
+Broken = tuple[PieceInfo, VdiskfsError]
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """Where a generation ends: what the next delta must start from."""
+
+    generation: int
+    epoch: int
+    digest: bytes
+    time_ns: int
+    size: int
+    fenced: bool
+
+
+class DiskLog:
+    """The points of a disk in one generation and its ancestors."""
+
+    def __init__(
+        self,
+        store: Store,
+        vault_id: str,
+        record: DiskRecord,
+        generation: int,
+        *,
+        blocks: BlockCache,
+        cache: IndexCache | None,
+    ) -> None:
+        """Use ``Vault.log``. Makes no request."""
+        self.store = store
+        self.vault_id = vault_id
+        self.record = record
+        self.generation = generation
+        self.cache = cache
+        self._blocks = blocks
+        self._tables = Tables(store, blocks, vault_id, record.id)
+        self._lines = [
+            Line(store, record.id, number, record.base(number))
+            for number in (*(parent for parent, _ in record.lineage(generation)), generation)
+        ]
+        self._ends = [end for _, end in record.lineage(generation)]
+
+    @property
+    def line(self) -> Line:
+        """Return the line of the generation itself."""
+        return self._lines[-1]
+
+    async def refresh(self) -> Tip:
+        """Learn what others added, and return the tip."""
+        return await self.tip()
+
+    async def tip(self) -> Tip:
+        """Read from the vault where the generation ends.
+
+        Raises:
+            DamagedError: its newest delta is damaged, or one before it is missing.
+        """
+        line = self.line
+        await line.refresh()
+        if line.holes:
+            name = slot_name(self.record.id, line.generation, line.holes[0][0])
+            raise DamagedError(f"{name}: the delta is missing, and later ones are there")
+        fenced = line.fence is not None
+        if line.cover:
+            head = (await self._tables.piece(line.cover[-1])).head
+            return Tip(self.generation, head.to_epoch, head.to_digest, head.time_ns, head.size,
+                       fenced)  # fmt: skip
+        if line.base == 0:
+            digest = genesis_digest(self.vault_id, self.record.id)
+            return Tip(self.generation, 0, digest, 0, 0, fenced)
+        pieces = await self._chain(self._lines[:-1], line.base, frozenset())
+        head = pieces[-1].head
+        return Tip(self.generation, line.base, head.to_digest, head.time_ns, head.size, fenced)
+
+    async def publish(self, spooled: Spooled, progress: Progress | None = None) -> Point:
+        """Store a delta of the spool: segments first, then the slot. On return the point is.
+
+        Raises:
+            ConflictError: another writer's delta is in the slot: this site is displaced.
+            DamagedError: a segment it refers to is not in the vault.
+        """
+        head = spooled.head
+        await upload_segments(self.store, self.record.id, spooled.segments, progress)
+        await check_segments(self.store, spooled)
+        await publish_slot(self.store, spooled)
+        if progress is not None:
+            progress(head.object_size)
+        name = slot_name(head.disk_id, head.generation, head.from_epoch)
+        if not head.is_fence:
+            info = PieceInfo(name, head.generation, 0, head.from_epoch, head.to_epoch,
+                             head.object_size, listed_of(head))  # fmt: skip
+            self.line.append(info)
+            if self.cache is not None:
+                await trio.to_thread.run_sync(_keep_tail, self.cache, name, spooled)
+        return Point(
+            head.generation, head.to_epoch, head.time_ns, head.flags, head.size,
+            head.changed_bytes, head.stored_bytes, head.label,
+        )  # fmt: skip
+
+    async def publish_joins(self) -> int:
+        """Join what can be joined now; return how many joined deltas were made.
+
+        May be called at any time and again: what is there already is left alone.
+        """
+        await self._load(self.line)
+        return await make_joins(self.line, self._tables, self.cache)
+
+    async def points(
+        self, since_ns: int | None = None, until_ns: int | None = None, limit: int | None = None
+    ) -> list[Point]:
+        """Return the points between two times (both included), newest last.
+
+        With a limit: the newest so many.
+        """
+        found: list[Point] = []
+        for line, end in self._newest_lines():
+            await self._load(line)
+            for piece in reversed(line.cover):
+                if piece.from_epoch >= end or (limit is not None and len(found) >= limit):
+                    continue
+                if until_ns is not None and await self._tables.first_time(piece) > until_ns:
+                    continue
+                if since_ns is not None and await self._tables.last_time(piece) < since_ns:
+                    return _limited(found, limit)
+                table = await self._tables.table(piece)
+                stop = int(np.searchsorted(table.epoch, np.uint64(end), side="right"))
+                for index in range(stop - 1, -1, -1):
+                    moment = int(table.time_ns[index])
+                    if (until_ns is not None and moment > until_ns) or (
+                        since_ns is not None and moment < since_ns
+                    ):
+                        continue
+                    found.append(point_of(table.row(index), line.generation))
+                    if limit is not None and len(found) >= limit:
+                        return _limited(found, limit)
+        return _limited(found, limit)
+
+    async def find(self, spec: str | int, now_ns: int | None = None) -> Point:
+        """Return the point that a name means: the newest at or before a time.
+
+        Raises:
+            NotFoundError: there is none; a time before the first point says when that is.
+            UsageError: the name is none.
+        """
+        wanted = parse_spec(spec, time.time_ns() if now_ns is None else now_ns)
+        for line, end in self._newest_lines():
+            await self._load(line)
+            for piece in reversed(line.cover):
+                if piece.from_epoch >= end or not await self._may_hold(piece, wanted):
+                    continue
+                table = await self._tables.table(piece)
+                index = _newest(table, wanted, end)
+                if index is not None:
+                    return point_of(table.row(index), line.generation)
+        raise await self._not_found(spec, wanted)
+
+    async def open(self, point: Point | int) -> PointReader:
+        """Open a point: its chain is found, read and checked.
+
+        Raises:
+            NotFoundError: there is no such point.
+            DamagedError: its chain is broken.
+        """
+        if isinstance(point, int):
+            point = await self.find(point)
+        generations = [line.generation for line in self._lines]
+        if point.generation not in generations:
+            raise NotFoundError(f"{self._title(point.epoch)}: no generation {point.generation}")
+        lines = self._lines[: generations.index(point.generation) + 1]
+        epoch, title = point.epoch, self._title(point.epoch)
+
+        async def reopen(without: frozenset[str]) -> Sequence[Piece]:
+            return await self._chain(lines, epoch, without)
+
+        pieces = await reopen(frozenset())
+        head = pieces[-1].head
+        if (head.size, head.time_ns) != (point.size, point.time_ns):
+            raise DamagedError(f"{title}: its delta says another size or time than the list")
+        return PointReader(
+            self.store, pieces, title=title, size=head.size, generation=point.generation,
+            epoch=epoch, reopen=reopen,
+        )  # fmt: skip
+
+    def _title(self, epoch: int) -> str:
+        return f"{self.record.name}@{epoch}"
+
+    async def _load(self, line: Line) -> None:
+        if not line.loaded:
+            await line.refresh()
+
+    def _newest_lines(self) -> Iterator[tuple[Line, int]]:
+        """Yield the lines, newest first, each with the last epoch that counts."""
+        for index in range(len(self._lines) - 1, -1, -1):
+            yield self._lines[index], self._ends[index] if index < len(self._ends) else 1 << 63
+
+    async def _may_hold(self, piece: PieceInfo, wanted: Wanted) -> bool:
+        if wanted.epoch is not None:
+            return piece.from_epoch < wanted.epoch <= piece.to_epoch
+        if wanted.until_ns is not None:
+            return await self._tables.first_time(piece) <= wanted.until_ns
+        return True
+
+    async def _not_found(self, spec: str | int, wanted: Wanted) -> NotFoundError:
+        name = self.record.name
+        for line in self._lines:
+            await self._load(line)
+            if line.cover:
+                first = await self._tables.first_time(line.cover[0])
+                if wanted.until_ns is not None:
+                    return NotFoundError(
+                        f"{name}: no point at or before {format_time(wanted.until_ns)}",
+                        hint=f"its first point is of {format_time(first)}",
+                    )
+                return NotFoundError(
+                    f"{name}: no point {spec}", hint=f"see `vdiskfs point list {name}`"
+                )
+        return NotFoundError(f"{name}: it has no points yet")
+
+    async def _chain(
+        self, lines: Sequence[Line], epoch: int, without: frozenset[str]
+    ) -> list[Piece]:
+        """Open the deltas that lead to an epoch of the last line, and check their links.
+
+        A joined delta that is damaged is gone round; what it joins is still there.
+        """
+        bad = set(without)
+        while True:
+            infos: list[PieceInfo] = []
+            for index, line in enumerate(lines):
+                await self._load(line)
+                end = epoch if index == len(lines) - 1 else self._ends[index]
+                infos += await self._wrapped(line.chain(end, frozenset(bad)), epoch)
+            pieces, broken = await self._open_all(infos)
+            if not broken:
+                broken = self._broken_links(pieces)
+            if not broken:
+                return pieces
+            joined = {info.name for info, _ in broken if info.level}
+            if not joined:
+                error = broken[0][1]
+                missing = " is missing" if isinstance(error, NotFoundError) else ""
+                raise DamagedError(f"{self._title(epoch)}: {error.message}{missing}") from error
+            bad |= joined
+
+    async def _wrapped(self, infos: Awaitable[list[PieceInfo]], epoch: int) -> list[PieceInfo]:
+        try:
+            return await infos
+        except DamagedError as error:
+            raise DamagedError(f"{self._title(epoch)}: {error.message}") from error
+
+    async def _open_all(self, infos: Sequence[PieceInfo]) -> tuple[list[Piece], list[Broken]]:
+        """Open deltas side by side; return them in order, and those that cannot be opened."""
+        opened: dict[str, Piece] = {}
+        broken: list[Broken] = []
+        limiter = trio.CapacityLimiter(OPEN_AT_ONCE)
+
+        async def one(info: PieceInfo) -> None:
+            async with limiter:
+                try:
+                    opened[info.name] = await self._tables.piece(info)
+                except (DamagedError, NotFoundError) as error:
+                    broken.append((info, error))
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for info in infos:
+                    nursery.start_soon(one, info)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        return [opened[info.name] for info in infos if info.name in opened], broken
+
+    def _broken_links(self, pieces: Sequence[Piece]) -> list[Broken]:
+        """Return the deltas at a place where the chain of digests is broken."""
+        digest = genesis_digest(self.vault_id, self.record.id)
+        epoch, size = 0, 0
+        before: list[PieceInfo] = []
+        for piece in pieces:
+            head = piece.head
+            if (head.from_digest, head.from_epoch, head.from_size) != (digest, epoch, size):
+                error = FormatError("does not follow the delta before it", where=piece.name)
+                return [(info, error) for info in [piece.info, *before]]
+            digest, epoch, size = head.to_digest, head.to_epoch, head.size
+            before = [piece.info]
+        return []
+
+
+def _newest(table: PointTable, wanted: Wanted, end: int) -> int | None:
+    """Return the row of the newest point of a table that is wanted, up to an epoch."""
+    fits = table.epoch <= np.uint64(end)
+    if wanted.epoch is not None:
+        fits &= table.epoch == np.uint64(wanted.epoch)
+    if wanted.until_ns is not None:
+        fits &= table.time_ns <= np.uint64(max(0, wanted.until_ns))
+    if wanted.application:
+        fits &= (table.flags & np.uint8(Flags.APPLICATION)) != 0
+    rows = np.flatnonzero(fits)
+    return int(rows[-1]) if len(rows) else None
+
+
+def _limited(found: list[Point], limit: int | None) -> list[Point]:
+    return found[:limit][::-1]
+
+
+def _keep_tail(cache: IndexCache, name: str, spooled: Spooled) -> None:
+    with spooled.path.open("rb") as file:
+        file.seek(spooled.head.tail_offset)
+        cache.put(name, file.read())

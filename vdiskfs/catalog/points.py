@@ -1,0 +1,87 @@
+"""Points for people: what a list shows, and what the ways to name one mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vdiskfs.delta.layout import Flags
+from vdiskfs.delta.points import PointRow
+from vdiskfs.errors import UsageError
+from vdiskfs.units import format_time, parse_time
+
+LATEST = "latest"
+LATEST_APPLICATION = "latest-application-consistent"
+LATEST_PROVEN = "latest-proven"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A recovery point: an epoch of a generation whose deltas the vault holds.
+
+    ``proof`` is the level proven: ``stored`` (the vault has acknowledged it).
+    """
+
+    generation: int
+    epoch: int
+    time_ns: int
+    flags: Flags
+    size: int
+    changed_bytes: int
+    stored_bytes: int
+    label: str = ""
+    proof: str = "stored"
+
+    @property
+    def time(self) -> str:
+        """Return the time of the seal: ISO 8601, UTC."""
+        return format_time(self.time_ns)
+
+    @property
+    def consistency(self) -> str:
+        """Return ``crash`` or ``application``."""
+        return "application" if self.flags & Flags.APPLICATION else "crash"
+
+
+def point_of(row: PointRow, generation: int) -> Point:
+    """Return a row of a table as a point of a generation."""
+    return Point(
+        generation, row.epoch, row.time_ns, row.flags, row.size, row.changed_bytes,
+        row.stored_bytes, row.label,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a name of a point asks for: an epoch, or the newest point with these properties.
+
+    The newest of all where nothing is set; at or before ``until_ns`` where that is.
+    """
+
+    epoch: int | None = None
+    until_ns: int | None = None
+    application: bool = False
+
+
+def parse_spec(spec: str | int, now_ns: int) -> Wanted:
+    """Return what an epoch number, a time, ``-15m`` or ``latest...`` means.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if isinstance(spec, int):
+        return Wanted(epoch=spec)
+    text = spec.strip()
+    # Every point of a list is proven to be stored, so far the only level there is.
+    if text in {LATEST, LATEST_PROVEN}:
+        return Wanted()
+    if text == LATEST_APPLICATION:
+        return Wanted(application=True)
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        return Wanted(epoch=int(text))
+    try:
+        return Wanted(until_ns=parse_time(text, now_ns))
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"not a point: {spec[:80]!r}",
+            hint="use an epoch, a time such as 2026-11-21T01:40:05Z, -15m, or latest",
+        ) from None

@@ -1,0 +1,95 @@
+"""Tables of points by delta, and open deltas: what the vault said once stays true."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from vdiskfs.delta.blocks import POINTS
+from vdiskfs.delta.layout import LIMIT
+from vdiskfs.delta.points import PointTable, concat_points, make_points, point_row
+from vdiskfs.errors import FormatError
+from vdiskfs.point import BlockCache, Piece, PieceInfo, open_piece
+from vdiskfs.store import Store
+
+_PIECES = 64
+
+
+class Tables:
+    """The points inside each delta of a disk."""
+
+    def __init__(self, store: Store, blocks: BlockCache, vault_id: str, disk_id: str) -> None:
+        """Read from a store, through a cache of blocks."""
+        self.store = store
+        self.blocks = blocks
+        self.vault_id = vault_id
+        self.disk_id = disk_id
+        self._tables: dict[str, PointTable] = {}
+        self._pieces: OrderedDict[str, Piece] = OrderedDict()
+
+    async def piece(self, info: PieceInfo) -> Piece:
+        """Open a delta; the ones opened last are kept."""
+        found = self._pieces.get(info.name)
+        if found is None:
+            found = await open_piece(
+                self.store, self.blocks, info, vault_id=self.vault_id, disk_id=self.disk_id
+            )
+            self._pieces[info.name] = found
+            if len(self._pieces) > _PIECES:
+                self._pieces.popitem(last=False)
+        self._pieces.move_to_end(info.name)
+        return found
+
+    async def first_time(self, info: PieceInfo) -> int:
+        """Return the time of the first point inside."""
+        if info.listed is not None:
+            return info.listed.first_time_ns
+        return (await self.piece(info)).head.first_time_ns
+
+    async def last_time(self, info: PieceInfo) -> int:
+        """Return the time of the last point inside."""
+        if info.listed is not None:
+            return info.listed.time_ns
+        return (await self.piece(info)).head.time_ns
+
+    async def table(self, info: PieceInfo) -> PointTable:
+        """Return the points inside, oldest first."""
+        table = self._tables.get(info.name)
+        if table is None:
+            table = await self._read(info)
+            self._tables[info.name] = table
+        return table
+
+    def keep(self, info: PieceInfo, table: PointTable, replaced: list[str]) -> None:
+        """Take the table of a joined delta that was just made; forget those of its parts."""
+        self._tables[info.name] = table
+        for name in replaced:
+            self._tables.pop(name, None)
+            self._pieces.pop(name, None)
+
+    async def _read(self, info: PieceInfo) -> PointTable:
+        if info.level == 0 and info.listed is not None:
+            return make_points([point_row(info.listed)])
+        piece = await self.piece(info)
+        if info.level == 0:
+            return make_points([point_row(piece.head)])
+        parts = [await piece.points(row) for row in await piece.rows(POINTS, 0, LIMIT - 1)]
+        table = concat_points(parts)
+        check_table(table, info)
+        return table
+
+
+def check_table(table: PointTable, info: PieceInfo) -> None:
+    """Check that a joined delta's points lie inside it and lead to its end.
+
+    Raises:
+        FormatError: they do not.
+    """
+    epoch, moment = table.epoch, table.time_ns
+    if (
+        not len(table)
+        or int(epoch[0]) <= info.from_epoch
+        or int(epoch[-1]) != info.to_epoch
+        or (epoch[1:] <= epoch[:-1]).any()
+        or (moment[1:] < moment[:-1]).any()
+    ):
+        raise FormatError("its points are not those of its epochs", where=info.name)

@@ -1,0 +1,261 @@
+"""A vault: its identity, its disks and their names, the sites that use it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from vdiskfs.catalog.documents import (
+    DOCUMENT_LIMIT,
+    FORMAT,
+    decode_document,
+    encode_document,
+    take,
+)
+from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.catalog.log import DiskLog
+from vdiskfs.catalog.records import (
+    DiskRecord,
+    SiteRecord,
+    decode_disk,
+    decode_site,
+    encode_disk,
+    encode_site,
+    safe_name,
+)
+from vdiskfs.delta.layout import is_id
+from vdiskfs.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    StateError,
+    UsageError,
+)
+from vdiskfs.point import BlockCache
+from vdiskfs.store import Store
+
+VAULT = "vault.json"
+_NAME_TRIES = 1000
+_SWAP_TRIES = 20
+
+
+@dataclass(slots=True)
+class Vault:
+    """An open vault. The store is the caller's and stays open."""
+
+    store: Store
+    vault_id: str
+    created: str
+    cache: BlockCache = field(default_factory=BlockCache)
+    _site_etags: dict[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    async def init(cls, store: Store, *, encryption: str = "none") -> Vault:
+        """Make an empty vault.
+
+        Raises:
+            UsageError: encryption is asked for, which this version has not.
+            StateError: there is a vault already.
+        """
+        if encryption != "none":
+            raise UsageError(f"encryption {encryption}: not supported by this version")
+        await store.prepare()
+        values = {
+            "format": FORMAT,
+            "vault_id": uuid.uuid4().hex,
+            "created": _now(),
+            "encryption": {"scheme": "none"},
+        }
+        try:
+            await store.create(VAULT, encode_document(values))
+        except AlreadyExistsError:
+            raise StateError(f"{store.describe()} holds a vault already") from None
+        return await cls.open(store)
+
+    @classmethod
+    async def open(cls, store: Store) -> Vault:
+        """Open a vault.
+
+        Raises:
+            NotFoundError: there is none.
+            FormatError: it is damaged, or of a newer format.
+            UsageError: it is encrypted, which this version cannot read.
+        """
+        where = f"{store.describe()}: {VAULT}"
+        try:
+            data, _ = await store.read(VAULT, limit=DOCUMENT_LIMIT)
+        except NotFoundError:
+            raise NotFoundError(
+                f"no vault at {store.describe()}", hint="make one with `vdiskfs vault init`"
+            ) from None
+        values = decode_document(data, where=where)
+        scheme = take(values, "encryption", dict, where=where).get("scheme")
+        if scheme != "none":
+            raise UsageError(
+                f"{where}: encryption {str(scheme)[:40]!r} is not supported by this version"
+            )
+        vault_id = take(values, "vault_id", str, where=where)
+        if not is_id(vault_id):
+            raise FormatError("the vault's id is no id", where=where)
+        return cls(store, vault_id, take(values, "created", str, where=where))
+
+    async def create_disk(
+        self, name: str, *, file: str, size: int, site: str, disk_id: str | None = None
+    ) -> DiskRecord:
+        """Add a disk under its name, or name-2, name-3, ... where that is another disk's.
+
+        With the ``disk_id`` of an earlier call that may have been cut off, this completes it.
+
+        Raises:
+            UsageError: the name is empty or too long.
+        """
+        disk_id = disk_id or uuid.uuid4().hex
+        given = await self._claim_name(name, disk_id)
+        record = DiskRecord(disk_id, given, _now(), site, file, size)
+        try:
+            await self.store.create(_disk_object(disk_id), encode_disk(record))
+        except AlreadyExistsError:
+            return await self.disk(disk_id)
+        return record
+
+    async def disks(self) -> list[DiskRecord]:
+        """Return all disks, by name."""
+        found = []
+        listed = [info async for info in self.store.list("names/")]
+        for info in listed:
+            disk_id = info.metadata.get("disk", "")
+            if not is_id(disk_id):
+                disk_id = await self._named(info.name)
+            try:
+                found.append(await self.disk(disk_id))
+            except NotFoundError:
+                continue  # a name was given, then its maker died: garbage, never a disk
+        return sorted(found, key=lambda record: record.name)
+
+    async def disk(self, disk_id: str) -> DiskRecord:
+        """Return a disk by its id; NotFoundError."""
+        name = _disk_object(disk_id)
+        try:
+            data, _ = await self.store.read(name, limit=DOCUMENT_LIMIT)
+        except NotFoundError:
+            raise NotFoundError(f"the vault has no disk {disk_id}") from None
+        return decode_disk(data, disk_id, where=name)
+
+    async def find_disk(self, name_or_id: str) -> DiskRecord:
+        """Return a disk by its name or its id; NotFoundError."""
+        if is_id(name_or_id):
+            return await self.disk(name_or_id)
+        try:
+            disk_id = await self._named(_name_object(name_or_id))
+        except NotFoundError:
+            raise NotFoundError(
+                f"the vault has no disk {name_or_id!r}", hint="see `vdiskfs disk list`"
+            ) from None
+        return await self.disk(disk_id)
+
+    async def update_disk(
+        self, disk_id: str, change: Callable[[DiskRecord], DiskRecord]
+    ) -> DiskRecord:
+        """Change a disk's record by compare-and-swap; ``change`` may be called again.
+
+        What ``change`` raises ends it: it sees the truth and can refuse.
+        """
+        name = _disk_object(disk_id)
+        for _ in range(_SWAP_TRIES):
+            data, info = await self.store.read(name, limit=DOCUMENT_LIMIT)
+            record = decode_disk(data, disk_id, where=name)
+            changed = change(record)
+            if changed == record:
+                return record
+            try:
+                await self.store.replace(name, encode_disk(changed), etag=info.etag)
+            except ConflictError:
+                continue
+            return changed
+        raise ConflictError(f"disk {disk_id}: changed by others all the time")
+
+    async def write_site(self, record: SiteRecord) -> None:
+        """Write a site's heartbeat: one request as long as nobody else writes it."""
+        name = _site_object(record.site)
+        data = encode_site(record)
+        for _ in range(_SWAP_TRIES):
+            try:
+                etag = self._site_etags.get(record.site)
+                self._site_etags[record.site] = await self.store.replace(name, data, etag=etag)
+            except (ConflictError, NotFoundError):
+                try:
+                    self._site_etags[record.site] = (await self.store.stat(name)).etag
+                except NotFoundError:
+                    self._site_etags[record.site] = None
+            else:
+                return
+        raise ConflictError(f"site {record.site}: its heartbeat is changed by others all the time")
+
+    async def sites(self) -> list[SiteRecord]:
+        """Return all sites, by name."""
+        listed = [info async for info in self.store.list("sites/")]
+        found = []
+        for info in listed:
+            data, _ = await self.store.read(info.name, limit=DOCUMENT_LIMIT)
+            found.append(decode_site(data, where=info.name))
+        return sorted(found, key=lambda record: record.site)
+
+    def log(
+        self, record: DiskRecord, generation: int | None = None, *, cache: IndexCache | None = None
+    ) -> DiskLog:
+        """Return the points of a disk's generation (the current one). Makes no request.
+
+        ``cache`` keeps what joins need, so that the owner of a disk reads nothing back.
+        """
+        generation = record.generation if generation is None else generation
+        if generation not in record.parents:
+            raise NotFoundError(f"disk {record.name}: it has no generation {generation}")
+        return DiskLog(
+            self.store, self.vault_id, record, generation, blocks=self.cache, cache=cache
+        )
+
+    async def _claim_name(self, name: str, disk_id: str) -> str:
+        if not name or len(name.encode()) > 240 or "/" in name or "\0" in name:
+            raise UsageError(f"not a name for a disk: {name[:60]!r}")
+        for number in range(1, _NAME_TRIES):
+            wanted = name if number == 1 else f"{name}-{number}"
+            object_name = _name_object(wanted)
+            try:
+                await self.store.create(
+                    object_name, encode_document({"disk": disk_id}), metadata={"disk": disk_id}
+                )
+            except AlreadyExistsError:
+                if await self._named(object_name) != disk_id:
+                    continue
+            return wanted
+        raise StateError(f"the vault has too many disks named {name!r}")
+
+    async def _named(self, object_name: str) -> str:
+        data, _ = await self.store.read(object_name, limit=DOCUMENT_LIMIT)
+        disk_id: str = take(
+            decode_document(data, where=object_name), "disk", str, where=object_name
+        )
+        if not is_id(disk_id):
+            raise FormatError("the name means no disk", where=object_name)
+        return disk_id
+
+
+def _disk_object(disk_id: str) -> str:
+    if not is_id(disk_id):
+        raise NotFoundError(f"not the id of a disk: {disk_id[:40]!r}")
+    return f"disks/{disk_id}/disk.json"
+
+
+def _name_object(name: str) -> str:
+    return f"names/{safe_name(name)}.json"
+
+
+def _site_object(site: str) -> str:
+    return f"sites/{safe_name(site)}.json"
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,117 @@
+"""What the control socket offers, over a running mount: `api.Control`.
+
+Looks disks and points up by name, asks the module that knows, and puts documents together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from vdiskfs.browse import Browser, point_document
+from vdiskfs.config import MountSettings
+from vdiskfs.errors import UsageError
+from vdiskfs.monitor import disk_details, disk_document, status_document
+from vdiskfs.protection import Protection
+from vdiskfs.replicator import seal_together
+from vdiskfs.units import format_time, parse_time
+
+Document = Mapping[str, object]
+
+
+class MountControl:
+    """The control of one mount."""
+
+    def __init__(
+        self, settings: MountSettings, protection: Protection, browser: Browser,
+        unmount: Callable[..., Awaitable[Document]], vault_error: Callable[[], str | None],
+    ) -> None:  # fmt: skip
+        """Put the parts together; nothing runs yet."""
+        self._settings = settings
+        self._protection = protection
+        self._browser = browser
+        self._unmount = unmount
+        self._vault_error = vault_error
+
+    async def status(self) -> Document:
+        """Return the document of ``vdiskfs status --json``."""
+        return status_document(self._settings, self._protection.disks(), self._vault_error())
+
+    async def disks(self) -> Document:
+        """Return the disks protected here, and the others of the vault."""
+        here = [{**disk_document(disk), "site": self._settings.site, "here": True}
+                for disk in self._protection.disks()]  # fmt: skip
+        names = {row["name"] for row in here}
+        others = [
+            {"name": one.name, "id": one.id, "size": one.size, "here": False,
+             "state": "Retired" if one.retired else "Elsewhere", "site": one.site,
+             "generation": one.generation}
+            for one in (await self._browser.records()).values()
+            if one.name not in names
+        ]  # fmt: skip
+        return {"disks": here + others}
+
+    async def disk(self, name: str) -> Document:
+        """Return one disk, in detail."""
+        disk = self._protection.find(name)
+        return disk_details(disk, self._settings.options.epoch_interval_s)
+
+    async def protect(self, name: str) -> Document:
+        """Protect a file of the source."""
+        return disk_document(await self._protection.protect(name))
+
+    async def unprotect(self, name: str) -> Document:
+        """End protection; the history stays."""
+        disk = await self._protection.unprotect(name)
+        return {"name": disk.name, "id": disk.disk_id, "state": str(disk.health.state)}
+
+    async def points(self, name: str, since: str, until: str, limit: int | None) -> Document:
+        """Return a disk's points, newest last."""
+        now = time.time_ns()
+        points = await (await self._browser.log(name)).points(
+            _time("since", since, now), _time("until", until, now), limit
+        )
+        return {"points": [point_document(name, point) for point in points]}
+
+    async def point(self, name: str, point: str) -> Document:
+        """Return one point, with what opening it costs."""
+        log = await self._browser.log(name)
+        found = await log.find(int(point) if point.isdigit() else point, time.time_ns())
+        async with await log.open(found) as reader:
+            return {**point_document(name, found), "objects": reader.objects}
+
+    async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
+        """Seal disks at one instant."""
+        disks = [self._protection.find(name) for name in dict.fromkeys(names)]
+        sealed = await seal_together([disk.replicator for disk in disks], label)
+        if wait:
+            async with trio.open_nursery() as nursery:
+                for disk in disks:
+                    nursery.start_soon(disk.replicator.wait_shipped)
+        by_id = {spooled.head.disk_id: spooled.head for spooled in sealed}
+        rows = []
+        for disk in disks:
+            head = by_id[disk.disk_id]
+            rows.append({
+                "disk": disk.name, "epoch": head.to_epoch, "time": format_time(head.time_ns),
+                "consistency": "crash", "label": label or None, "generation": head.generation,
+                "stored": disk.replicator.stored.epoch >= head.to_epoch,
+            })  # fmt: skip
+        return {"points": rows}
+
+    async def unmount(self, *, drain: bool, lazy: bool) -> Document:
+        """Unmount; the daemon ends."""
+        return await self._unmount(drain=drain, lazy=lazy)
+
+
+def _time(what: str, text: str, now_ns: int) -> int | None:
+    if not text:
+        return None
+    try:
+        return parse_time(text, now_ns)
+    except ValueError as error:
+        raise UsageError(f"{what}: {error}") from None
+
+

@@ -1,0 +1,446 @@
+"""The daemon of one mount: builds the objects, opens one nursery, shuts down in order.
+
+    python -m vdiskfs.daemon --settings-fd N [--ready-fd M] [--foreground]
+
+Order of the start: state directory, vault, mount, disks (tracked before anybody can write
+through the mount), names, control socket. Order of the end: the mount is gone, so nobody
+writes; what changed is sealed and captured; what can be shipped soon is shipped; the images
+are synced; the clean end is noted last. What was not shipped is in the spool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import pyfuse3
+import trio
+
+from vdiskfs import native
+from vdiskfs.api import serve_socket
+from vdiskfs.browse import Browser
+from vdiskfs.catalog import SiteRecord, Vault
+from vdiskfs.config import MountSettings, vault_environ
+from vdiskfs.control import MountControl
+from vdiskfs.disk import Site
+from vdiskfs.errors import BusyError, LocalError, RefusedError, UsageError, VdiskfsError
+from vdiskfs.fs import MAX_TASKS, OPTIONS, Operations
+from vdiskfs.hydration import PointImages
+from vdiskfs.native import CoreFlags, EventKind, MountFlags
+from vdiskfs.protection import Protection
+from vdiskfs.registry import MountEntry, remove_entry, write_entry
+from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint, users_of
+from vdiskfs.store import open_store
+from vdiskfs.tree import Namespace, open_source
+from vdiskfs.units import format_time
+
+log = logging.getLogger(__name__)
+
+class Unmounter(Protocol):
+    """Ends the mount."""
+
+    async def __call__(self, *, drain: bool, lazy: bool) -> Mapping[str, object]:
+        """Unmount; BusyError names who uses it."""
+
+
+FINAL_SHIP_S = 5.0
+"""How long the end of a mount waits for the vault unless it was asked to drain."""
+
+ANSWER_S = 3.0
+"""How long the end waits for the control socket to give its last answers."""
+
+RESTART_S = 5.0
+"""Seconds before a task that failed is started again."""
+
+
+class Daemon:
+    """One mount from start to end."""
+
+    def __init__(self, settings: MountSettings) -> None:
+        """Prepare; `run` does it all."""
+        self._settings = settings
+        self._ended = trio.Event()
+        self._finished = trio.Event()
+        self._answered = trio.Event()
+        self._drain = False
+        self._over = False
+        self._vault_error: str | None = None
+        self._cookies = itertools.count(1)
+        self._started = format_time(time.time_ns())
+
+    async def run(self, ready: _Ready) -> None:
+        """Mount, tell that it is ready, serve until unmounted.
+
+        Raises:
+            VdiskfsError: it could not be started; nothing is mounted then.
+        """
+        settings = self._settings
+        async with contextlib.AsyncExitStack() as stack:
+            source = open_source(settings.source) if settings.source is not None else None
+            mountpoint = open_mountpoint(settings.mountpoint)
+            stack.callback(os.close, mountpoint)
+            state = await trio.to_thread.run_sync(StateDirectory.open, Path(settings.state))
+            stack.callback(state.close)
+            vault = await stack.enter_async_context(_open_vault(settings, state))
+            fuse_fd = await trio.to_thread.run_sync(_mount, settings)
+            stack.callback(_unmount_left, settings.mountpoint)
+            seal_mountpoint(mountpoint)
+            flags = CoreFlags.ALLOW_MMAP if settings.options.allow_mmap else CoreFlags.NONE
+            core = native.Core(fuse_fd, settings.options.workers, flags)
+            stack.callback(core.close)
+            await self._serve(core, source, state, vault, ready)
+            state.end_clean()
+
+    async def _serve(
+        self, core: native.Core, source: int | None, state: StateDirectory, vault: Vault,
+        ready: _Ready,
+    ) -> None:  # fmt: skip
+        options = self._settings.options
+        images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
+        pace = Pace(options.epoch_interval_s, options.spool_limit, options.compression_level)
+        site = Site(self._settings.site, core, vault, state, pace, self._next_cookie)
+        async with trio.open_nursery() as nursery:
+            protection = Protection(site, options.patterns, nursery)
+            browser = Browser(vault, images, protection.logs, protection.access)
+            namespace = Namespace(core, source, protection, browser)
+            nursery.start_soon(self._watch_core, core, protection, images, nursery)
+            if namespace.disks is not None:
+                await protection.start(namespace.disks, protect=self._settings.protect)
+            control = MountControl(
+                self._settings, protection, browser, self._unmount_for(protection),
+                lambda: self._vault_error,
+            )  # fmt: skip
+            pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
+            nursery.start_soon(self._names)
+            core.start()
+            nursery.start_soon(
+                _keep, "the control socket",
+                partial(self._serve_control, state.control, control),
+            )  # fmt: skip
+            nursery.start_soon(
+                _keep, "the heartbeat", partial(self._heartbeat, vault, protection)
+            )
+            nursery.start_soon(self._signals)
+            await self._announce(state, ready)
+            await self._ended.wait()
+            await self._finish(protection)
+            self._finished.set()
+            with trio.move_on_after(ANSWER_S):
+                await self._answered.wait()
+            nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            pyfuse3.close(unmount=False)
+            await namespace.close()
+            await protection.stop(clean=True)
+            core.stop()
+            await images.aclose()
+
+    def _next_cookie(self) -> int:
+        return next(self._cookies)
+
+    async def _announce(self, state: StateDirectory, ready: _Ready) -> None:
+        """Wait until the mount answers, then tell everybody."""
+        settings = self._settings
+        await trio.to_thread.run_sync(os.stat, settings.mountpoint)
+        if settings.over:
+            await trio.to_thread.run_sync(_bind_over, settings)
+            self._over = True
+        entry = MountEntry(
+            mountpoint=settings.mountpoint, pid=os.getpid(), socket=str(state.control),
+            state=settings.state, vault=settings.vault, site=settings.site,
+            source=settings.source,
+        )  # fmt: skip
+        write_entry(entry)
+        while not state.control.exists():  # noqa: ASYNC110 (the server tells nobody)
+            await trio.sleep(0.01)
+        ready.tell({"ok": True, "pid": os.getpid()})
+        log.info("%s: mounted, vault %s", settings.mountpoint, settings.vault)
+
+    # ---- tasks -------------------------------------------------------------------------
+
+    async def _serve_control(self, path: Path, control: MountControl) -> None:
+        await serve_socket(path, control, self._finished.wait)
+        self._answered.set()
+
+    async def _names(self) -> None:
+        try:
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+        finally:
+            self._ended.set()
+
+    async def _watch_core(
+        self, core: native.Core, protection: Protection, images: PointImages,
+        nursery: trio.Nursery,
+    ) -> None:  # fmt: skip
+        while True:
+            await trio.lowlevel.wait_readable(core.event_fd)
+            with contextlib.suppress(BlockingIOError):
+                os.read(core.event_fd, 8)
+            while (event := core.next_event()) is not None:
+                if event.kind is EventKind.ENDED:
+                    pyfuse3.terminate()
+                elif event.kind in (EventKind.WANT, EventKind.SEEK):
+                    nursery.start_soon(images.answer, event)
+                else:
+                    _tell_disk(event, protection)
+
+    async def _heartbeat(self, vault: Vault, protection: Protection) -> None:
+        while True:
+            record = SiteRecord(
+                site=self._settings.site, host=socket.gethostname(),
+                time=format_time(time.time_ns()), version=version("vdiskfs"),
+                disks=tuple(disk.disk_id for disk in protection.disks()),
+                pid=os.getpid(), started=self._started,
+            )  # fmt: skip
+            try:
+                await vault.write_site(record)
+            except VdiskfsError as error:
+                if self._vault_error is None:
+                    log.warning("the vault does not answer: %s", error)
+                self._vault_error = str(error)
+            else:
+                self._vault_error = None
+                for disk in protection.disks():
+                    disk.health.vault_answers()
+            await trio.sleep(self._settings.options.heartbeat_s)
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            lazy = False
+            async for _ in received:
+                try:
+                    await trio.to_thread.run_sync(self._unmount, lazy)
+                except BusyError as error:
+                    # The guests go before the disks do. Asked again, it is forced.
+                    log.warning("%s; a second signal detaches it all the same", error)
+                    lazy = True
+                else:
+                    if lazy:
+                        pyfuse3.terminate()
+
+    # ---- the end -------------------------------------------------------------------------
+
+    def _unmount_for(self, protection: Protection) -> Unmounter:
+        async def unmount(*, drain: bool, lazy: bool) -> Mapping[str, object]:
+            if drain:
+                for disk in protection.disks():
+                    await disk.replicator.seal_if_changed()
+                    await disk.replicator.wait_shipped()
+            self._drain = drain
+            await trio.to_thread.run_sync(self._unmount, lazy)
+            waiting = sum(disk.replicator.spooled_bytes for disk in protection.disks())
+            return {"unmounted": True, "spooled_bytes": waiting}
+
+        return unmount
+
+    def _unmount(self, lazy: bool) -> None:
+        settings = self._settings
+        places = [settings.mountpoint]
+        if self._over and settings.source is not None:
+            places.insert(0, settings.source)
+        for place in places:
+            try:
+                native.unmount(place, lazy=lazy)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    continue  # somebody else has unmounted it
+                raise _busy(settings.mountpoint, places) from error
+            if place == settings.source:
+                self._over = False
+
+    async def _finish(self, protection: Protection) -> None:
+        """Nobody writes any more: seal, capture, ship what can be shipped soon."""
+        protection.closing = True
+        limit = math.inf if self._drain else FINAL_SHIP_S
+        with trio.move_on_after(limit):
+            async with trio.open_nursery() as nursery:
+                for disk in protection.disks():
+                    nursery.start_soon(_finish_disk, disk.replicator)
+
+
+async def _keep(what: str, task: Callable[[], Awaitable[None]]) -> None:
+    """Run a task that the mount can live without: what it raises ends neither of them."""
+    while True:
+        try:
+            await task()
+        except Exception:
+            log.exception("%s failed; it is started again", what)
+            await trio.sleep(RESTART_S)
+        else:
+            return
+
+
+async def _finish_disk(replicator: Replicator) -> None:
+    try:
+        if not replicator.live.counts().suspect_pages:
+            await replicator.seal_if_changed()
+        await replicator.wait_shipped()
+    except (VdiskfsError, OSError) as error:
+        log.warning("disk %s: what changed last is not captured yet: %s", replicator.name, error)
+
+
+def _tell_disk(event: native.Event, protection: Protection) -> None:
+    disk = protection.by_cookie(event.cookie)
+    if disk is None or not disk.started:
+        return
+    if event.kind is EventKind.DIRTY:
+        disk.replicator.touched()
+    elif event.kind is EventKind.ABANDONED:
+        log.warning("disk %s: an epoch is given up: %s", disk.name, os.strerror(event.error))
+    elif event.kind is EventKind.SYNC_FAILED:
+        log.error(
+            "disk %s: syncing the image failed: %s", disk.name, os.strerror(event.error)
+        )
+
+
+def _mount(settings: MountSettings) -> int:
+    flags = MountFlags.ALLOW_OTHER if settings.allow_other else MountFlags.NONE
+    try:
+        return native.mount(settings.mountpoint, "vdiskfs", flags)
+    except FileNotFoundError:
+        raise LocalError("/dev/fuse is missing", hint="modprobe fuse; see vdiskfs doctor") from None
+    except PermissionError as error:
+        hint = "install fuse3; with --allow-other set user_allow_other in /etc/fuse.conf"
+        raise RefusedError(f"{settings.mountpoint}: mounting was refused", hint=hint) from error
+    except OSError as error:
+        raise LocalError(f"{settings.mountpoint}: cannot be mounted: {error.strerror}") from error
+
+
+def _unmount_left(mountpoint: str) -> None:
+    """Take away what a start that failed has mounted; an ended mount is gone already."""
+    remove_entry(mountpoint)
+    with contextlib.suppress(OSError):
+        native.unmount(mountpoint, lazy=True)
+
+
+def _bind_over(settings: MountSettings) -> None:
+    source = str(settings.source)
+    command = ["mount", "--bind", "--", f"{settings.mountpoint}/disks", source]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise LocalError(f"{source}: --over failed: {result.stderr.strip()}")
+
+
+def _busy(mountpoint: str, places: list[str]) -> BusyError:
+    users = users_of(*places)
+    who = ", ".join(str(user) for user in users[:5]) or "somebody that cannot be seen"
+    more = f" and {len(users) - 5} more" if len(users) > 5 else ""
+    return BusyError(
+        f"{mountpoint}: in use by {who}{more}", hint="stop them first, or use --lazy"
+    )
+
+
+@contextlib.asynccontextmanager
+async def _open_vault(settings: MountSettings, state: StateDirectory) -> AsyncIterator[Vault]:
+    store = open_store(settings.vault, environ=vault_environ(settings.options))
+    try:
+        vault = await Vault.open(store)
+        other = [one for one in state.records() if one.vault_id != vault.vault_id]
+        if other:
+            raise UsageError(
+                f"{settings.vault}: not the vault that disk {other[0].name} is kept in",
+                hint="name that vault, or another --state",
+            )
+        yield vault
+    finally:
+        await store.aclose()
+
+
+class _Ready:
+    """The one line that whoever started the daemon waits for."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        self.told = False
+
+    def tell(self, document: Mapping[str, object]) -> None:
+        """Write the line, once."""
+        if self._fd is not None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._fd, json.dumps(document).encode() + b"\n")
+            os.close(self._fd)
+            self._fd = None
+        self.told = True
+
+
+def _limits() -> None:
+    """Room for descriptors, none for core dumps: guests' data and keys are in memory."""
+    os.umask(0o077)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> int:
+    """Run the daemon; the exit status is that of vdiskfs(1)."""
+    parser = argparse.ArgumentParser(prog="vdiskfs.daemon")
+    parser.add_argument("--settings-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--foreground", action="store_true")
+    arguments = parser.parse_args()
+    with os.fdopen(arguments.settings_fd, encoding="utf-8") as file:
+        settings = MountSettings.from_json(file.read())
+    logging.basicConfig(
+        level=settings.options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("azure").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _limits()
+    ready = _Ready(arguments.ready_fd)
+    try:
+        trio.run(Daemon(settings).run, ready)
+    except BaseException as failure:  # noqa: BLE001 (whoever waits must hear of it)
+        return _failed(failure, ready)
+    return 0
+
+
+def _failed(failure: BaseException, ready: _Ready) -> int:
+    error = _first_error(failure)
+    if error is None:
+        log.error("the daemon failed", exc_info=failure)
+        error = LocalError(f"the daemon failed: {failure!r}")
+    body = {
+        "kind": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+    if ready.told:
+        log.error("%s", error)
+    else:
+        sys.stderr.write(f"vdiskfs: {error}\n")
+    ready.tell({"error": body})
+    return error.exit_code
+
+
+def _first_error(failure: BaseException) -> VdiskfsError | None:
+    if isinstance(failure, VdiskfsError):
+        return failure
+    if isinstance(failure, BaseExceptionGroup):
+        found = [_first_error(one) for one in failure.exceptions]
+        return next((one for one in found if one is not None), None)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""One protected disk: its image, its record, its place in the vault, its replicator.
+
+Starting a disk answers one question: which of its pages are known to be what the vault
+holds? All, after a clean end of a file that nobody touched since, or when only the daemon
+died. Otherwise all that is allocated here, or has data there, is suspect until a pass has
+compared it. A vault whose newest epoch this site does not know is never continued: the
+disk goes on in the next generation, everything suspect.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from vdiskfs import native
+from vdiskfs.catalog import DiskLog, DiskRecord, Vault
+from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled
+from vdiskfs.errors import DamagedError, FormatError
+from vdiskfs.health import Health
+from vdiskfs.image import ChainEnd, LiveImage, open_track
+from vdiskfs.point import PointReader
+from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.state import DiskRecord as LocalRecord
+from vdiskfs.state import FileStamp, LastEnd, StateDirectory
+from vdiskfs.tree import SourceFile
+from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
+
+log = logging.getLogger(__name__)
+
+RESTART_S = 5.0
+"""Seconds before a replicator that failed is started again."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What all disks of a mount share."""
+
+    name: str
+    core: native.Core
+    vault: Vault
+    state: StateDirectory
+    pace: Pace
+    next_cookie: Callable[[], int]
+
+
+class ProtectedDisk:
+    """A disk from `start` to `stop`. Only the trio thread uses it."""
+
+    def __init__(self, site: Site, file: SourceFile, record: LocalRecord, image: native.Image):
+        """Take over the file (held by the caller) and the image over it."""
+        self.site = site
+        self.file = file
+        self.record = record
+        self.image = image
+        self.health = Health(record.name)
+        self.scope = trio.CancelScope()
+        self._replicator: Replicator | None = None
+
+    @property
+    def name(self) -> str:
+        """The disk's name in the vault."""
+        return self.record.name
+
+    @property
+    def disk_id(self) -> str:
+        """The disk's id: 32 hex digits."""
+        return self.record.disk_id
+
+    @property
+    def replicator(self) -> Replicator:
+        """The replicator, once started."""
+        if self._replicator is None:
+            raise RuntimeError(f"disk {self.name} is not started")
+        return self._replicator
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has come to its end."""
+        return self._replicator is not None
+
+    @property
+    def points(self) -> DiskLog:
+        """The disk's points."""
+        return self.replicator.points
+
+    # ---- start -------------------------------------------------------------------------
+
+    async def start(self, last_end: LastEnd) -> None:
+        """Find out where the disk stands, and track every change from now on.
+
+        Raises:
+            VdiskfsError: the vault does not answer, or says what cannot be.
+        """
+        paths = self.site.state.disk(self.disk_id)
+        remote = await self.site.vault.disk(self.disk_id)
+        points, end, known = await self._find_end(remote, paths.spool)
+        track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        trusted = known and not new and self._is_unchanged(last_end)
+        if new or not known:
+            # Numbers go on above all that the vault has seen.
+            track.set_epoch(max(track.epoch, end.epoch + 1), end.size)
+        live = await trio.to_thread.run_sync(LiveImage, self.image, track)
+        self._write_record(end=None)
+        replicator = Replicator(
+            name=self.name, live=live, points=points, end=end, directory=paths.directory,
+            make_writer=self._make_writer, pace=self.site.pace, health=self.health,
+            published=self._note_published,
+        )  # fmt: skip
+        if not known:
+            _clear(paths.spool)
+        if new or not known:
+            _clear(paths.pass_)
+        if not trusted:
+            await self._suspect(live, points, end)
+        await trio.to_thread.run_sync(replicator.load)
+        if trusted and end.epoch:
+            self.health.pass_finished()
+        # From here to the end without a wait: a change is either counted now or comes as an event.
+        self._replicator = replicator
+        counts = live.counts()
+        if counts.changed or counts.suspect_pages or end.epoch == 0:
+            replicator.touched()
+
+    async def _find_end(self, remote: DiskRecord, spool: Path) -> tuple[DiskLog, ChainEnd, bool]:
+        """Read the vault's newest epoch; True: this site knows it and goes on from it."""
+        points = self.site.vault.log(remote)
+        tip = await points.tip()
+        end = ChainEnd(tip.generation, tip.epoch, tip.digest, tip.size, tip.time_ns)
+        if tip.epoch == 0 and remote.generation == 1:
+            genesis = genesis_digest(self.site.vault.vault_id, self.disk_id)
+            return points, replace(end, digest=genesis), self.record.epoch == 0
+        mine = self.record.generation == tip.generation
+        if mine and self.record.epoch == tip.epoch and self.record.digest == tip.digest.hex():
+            return points, end, True
+        # A delta of ours that was stored, but whose answer never came, is still in the spool.
+        if mine and await trio.to_thread.run_sync(_is_spooled, spool, tip.digest):
+            return points, end, True
+        log.warning(
+            "disk %s: the vault's epoch %d is not the one that this site knows: "
+            "going on in a new generation", self.name, tip.epoch,
+        )  # fmt: skip
+        return await self._next_generation(remote, end)
+
+    async def _next_generation(
+        self, remote: DiskRecord, end: ChainEnd
+    ) -> tuple[DiskLog, ChainEnd, bool]:
+        number = remote.generation + 1
+
+        def advance(record: DiskRecord) -> DiskRecord:
+            if record.generation != remote.generation:
+                raise DamagedError(f"disk {self.name}: another site is starting a generation")
+            parents = {**record.parents, number: (end.generation, end.epoch)}
+            return replace(record, generation=number, parents=parents, site=self.site.name)
+
+        record = await self.site.vault.update_disk(self.disk_id, advance)
+        return self.site.vault.log(record), replace(end, generation=number), False
+
+    def _is_unchanged(self, last_end: LastEnd) -> bool:
+        """Say whether what the bitmaps say is all that changed."""
+        if last_end is LastEnd.DAEMON_DIED:
+            return True
+        if last_end is not LastEnd.CLEAN or self.record.end is None:
+            return False
+        if self.record.end == FileStamp.of(self.file.identity()):
+            return True
+        log.warning("disk %s: %s was changed behind the mount", self.name, self.file.path)
+        return False
+
+    async def _suspect(self, live: LiveImage, points: DiskLog, end: ChainEnd) -> None:
+        """Mark what is allocated here, and what has data in the vault."""
+        await trio.to_thread.run_sync(live.image.suspect_mark_allocated)
+        if end.epoch == 0:
+            return
+        reader: PointReader = await points.open(end.epoch)
+        async with reader:
+            size = min(reader.size, live.image.size())
+            offset = await reader.next_data(0)
+            while offset is not None and offset < size:
+                first = offset // PAGE_SIZE // PAGES_PER_REGION * PAGES_PER_REGION
+                length = min(size, (first + PAGES_PER_REGION) * PAGE_SIZE) - first * PAGE_SIZE
+                live.image.suspect_mark(first * PAGE_SIZE, length)
+                offset = await reader.next_data((first + PAGES_PER_REGION) * PAGE_SIZE)
+
+    def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
+        limits = {} if inside else {"inline_limit": 0}
+        return DeltaWriter(
+            directory,
+            **limits,
+            vault_id=self.site.vault.vault_id,
+            disk_id=self.disk_id,
+            writer_id=self.site.state.writer_id,
+            level=self.site.pace.compression_level,
+        )
+
+    def _note_published(self, spooled: Spooled) -> None:
+        head = spooled.head
+        self.record = replace(
+            self.record,
+            generation=head.generation,
+            epoch=head.to_epoch,
+            digest=head.to_digest.hex(),
+            size=head.size,
+            time_ns=head.time_ns,
+        )
+        self.site.state.write_disk(self.record)
+
+    def _write_record(self, end: FileStamp | None) -> None:
+        self.record = replace(self.record, end=end, file=self.file.path)
+        self.site.state.write_disk(self.record)
+
+    # ---- life and end --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Replicate until `stop`."""
+        with self.scope:
+            while True:
+                try:
+                    await self.replicator.run()
+                except Exception as error:
+                    # The guest writes on, tracked; only its shipping stands still.
+                    log.exception("disk %s: replication failed; it is started again", self.name)
+                    self.health.local_failed(f"replication failed: {error!r}")
+                    await trio.sleep(RESTART_S)
+
+    def renamed(self, path: str) -> None:
+        """The file has another name; the disk is the same."""
+        self.record = replace(self.record, file=path)
+        self.site.state.write_disk(self.record)
+
+    async def stop(self, *, clean: bool) -> None:
+        """End tracking. With ``clean`` the image is synced and its stamp is kept.
+
+        Nobody may write any more when ``clean`` is asked for.
+        """
+        self.scope.cancel()
+        if self._replicator is None:
+            return
+        live = self._replicator.live
+        if clean:
+            await trio.to_thread.run_sync(live.image.sync_internal)
+        await trio.to_thread.run_sync(live.close)
+        if clean:
+            self._write_record(FileStamp.of(self.file.identity()))
+
+
+def _is_spooled(spool: Path, digest: bytes) -> bool:
+    for path in spool.glob("*.delta"):
+        try:
+            if open_spooled(path).head.to_digest == digest:
+                return True
+        except FormatError:
+            continue
+    return False
+
+
+def _clear(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()

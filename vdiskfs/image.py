@@ -1,0 +1,135 @@
+"""A live image: a protected disk's bytes, tracked, sealed and captured.
+
+The order of one epoch is kept here: seal, capture into a spooled delta that is durable,
+only then forget. Everything is synchronous and may wait for the local disk: call it from a
+thread, one call at a time for one image (the replicator's task does).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vdiskfs import native
+from vdiskfs.delta import DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
+from vdiskfs.errors import LocalError
+
+log = logging.getLogger(__name__)
+
+
+class EpochGivenUpError(LocalError):
+    """The frozen epoch could not be kept; its pages count to the running one. No point."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainEnd:
+    """The newest captured epoch of a disk: what the next delta starts from."""
+
+    generation: int
+    epoch: int
+    digest: bytes
+    size: int
+    time_ns: int
+
+
+class LiveImage:
+    """One tracked image. Close it before its core."""
+
+    def __init__(self, image: native.Image, track: native.Track) -> None:
+        """Start tracking; on return every later change is marked."""
+        self.image = image
+        self.track = track
+        image.set_track(track)
+
+    def close(self) -> None:
+        """End tracking. The bitmaps stay on disk as they are."""
+        self.image.set_track(None)
+        self.track.close()
+
+    def counts(self) -> native.TrackCounts:
+        """Return what is marked now, in pages."""
+        return self.track.counts()
+
+    def capture(
+        self, seal: native.Seal, end: ChainEnd, writer: DeltaWriter, label: str = "",
+        stored: Sequence[Spooled] = (),
+    ) -> Spooled:  # fmt: skip
+        """Write the sealed epoch as one delta and forget what was frozen for it.
+
+        Args:
+            seal: as ``native.seal`` gave it for this image.
+            end: the epoch that the delta starts from.
+            writer: a fresh one, of this disk's spool.
+            label: the point's label.
+            stored: parts of a pass; what the epoch itself changed wins over them.
+
+        The delta is durable on return. On any error the epoch is given up: its pages count
+        to the running epoch, and nothing is left in the spool.
+
+        Raises:
+            EpochGivenUpError: a change of the guest's could not be preserved, or reading the
+                image or writing the spool failed.
+        """
+        try:
+            spooled = self._write(seal, end, writer, label, stored)
+        except BaseException as error:
+            writer.abandon()
+            self.image.abandon()
+            if isinstance(error, OSError):
+                reason = (
+                    "a request changed more than could be preserved"
+                    if error.errno == errno.ECANCELED
+                    else f"{error.strerror or error}"
+                )
+                raise EpochGivenUpError(f"epoch {seal.epoch} was given up: {reason}") from error
+            raise
+        self.image.forget()
+        return spooled
+
+    def _write(
+        self, seal: native.Seal, end: ChainEnd, writer: DeltaWriter, label: str,
+        stored: Sequence[Spooled],
+    ) -> Spooled:  # fmt: skip
+        reader = native.PageReader(self.image)
+        while (batch := reader.next()) is not None:
+            writer.add(PageBatch(batch.pageno, batch.sum, batch.zero, batch.data))
+        for part in stored:
+            writer.add_stored(part, seal.low)
+        return writer.finish(
+            EpochFacts(
+                generation=end.generation,
+                from_epoch=end.epoch,
+                to_epoch=seal.epoch,
+                # A point's time is the wall clock but never before its predecessor's.
+                time_ns=max(seal.time_ns, end.time_ns),
+                size=seal.size,
+                cut=min(seal.cut, end.size),
+                from_size=end.size,
+                from_digest=end.digest,
+                flags=Flags.LABELLED if label else Flags(0),
+                label=label,
+            )
+        )
+
+
+def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
+    """Open the track in a directory, or create it; True: it is new.
+
+    Raises:
+        LocalError: the bitmaps cannot be read, or there is no room to preallocate them.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    new = not (directory / "track").exists()
+    try:
+        return native.Track(directory, size, new=new), new
+    except OSError as error:
+        hint = "free space in the state directory" if error.errno == errno.ENOSPC else ""
+        if new:
+            for path in directory.iterdir():
+                path.unlink()
+        raise LocalError(
+            f"{directory}: the bitmaps cannot be opened: {error.strerror}", hint=hint
+        ) from error

@@ -1,0 +1,91 @@
+"""The documents of ``status`` and ``disk show``: what the numbers are, not how they look.
+
+RPO is three numbers: how far the vault lags behind the disk, how old the newest usable
+point is, and how old the newest proven one. Reads only what is in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+
+from vdiskfs.config import MountSettings
+from vdiskfs.disk import ProtectedDisk
+from vdiskfs.health import State
+from vdiskfs.units import NS, PAGE_SIZE, format_time
+
+
+def status_document(
+    settings: MountSettings, disks: Iterable[ProtectedDisk], vault_error: str | None
+) -> dict[str, object]:
+    """Return the document of ``vdiskfs status --json``."""
+    shown = [disk_document(disk) for disk in disks]
+    return {
+        "site": settings.site,
+        "mountpoint": settings.mountpoint,
+        "vault": settings.vault,
+        "vault_state": "away" if vault_error else "ok",
+        "vault_error": vault_error,
+        "pid": os.getpid(),
+        "version": version("vdiskfs"),
+        "disks": shown,
+    }
+
+
+def disk_document(disk: ProtectedDisk) -> dict[str, object]:
+    """Return one disk's row."""
+    replicator, health = disk.replicator, disk.health
+    stored = replicator.stored
+    age = (time.time_ns() - stored.time_ns) / NS if stored.epoch else None
+    retry = health.next_retry_s
+    return {
+        "name": disk.name,
+        "id": disk.disk_id,
+        "size": disk.image.size(),
+        "state": str(health.state),
+        "health": str(health.level),
+        "generation": replicator.end.generation,
+        "epoch": stored.epoch,
+        "shipped_lag_s": round(replicator.lag_s(), 3),
+        "usable_point_age_s": None if age is None else round(age, 3),
+        "proven_point_age_s": None,
+        "dirty_bytes": replicator.dirty_bytes(),
+        "spooled_bytes": replicator.spooled_bytes,
+        "points_waiting": replicator.waiting,
+        "last_error": health.last_error,
+        "next_retry_s": None if retry is None else round(retry, 1),
+    }
+
+
+def disk_details(disk: ProtectedDisk, interval_s: float) -> dict[str, object]:
+    """Return the document of ``vdiskfs disk show --json``."""
+    replicator = disk.replicator
+    counts = replicator.live.counts()
+    done = replicator.pass_.done_pages * PAGE_SIZE
+    left = counts.suspect_pages * PAGE_SIZE
+    running = disk.health.state in (State.INITIAL_REPLICATION, State.RESYNCING)
+    return {
+        **disk_document(disk),
+        "file": disk.record.file,
+        "policy": {"epoch_interval_s": interval_s},
+        "captured_epoch": replicator.end.epoch,
+        "captured_time": format_time(replicator.end.time_ns) if replicator.end.epoch else None,
+        "suspect_bytes": left,
+        "progress": {
+            "phase": str(disk.health.state),
+            "done_bytes": done,
+            "total_bytes": done + left,
+            "sent_bytes": replicator.pass_.sent_pages * PAGE_SIZE,
+        }
+        if running
+        else None,
+        "counts": {
+            "dirty_pages": counts.dirty_pages,
+            "frozen_pages": counts.frozen_pages,
+            "suspect_pages": counts.suspect_pages,
+            "preserved_pages": counts.preserved_pages,
+            "overflow": counts.overflow,
+        },
+    }

@@ -1,0 +1,564 @@
+"""The C core for Python: the only module that touches cffi.
+
+Typed classes over native/include/vdf.h, one for each of its objects. They decide nothing:
+an error number becomes ``OSError`` (or the event, count or seal that was asked for). Calls
+release Python's lock; those that may wait (syncs, seals, captures) belong into a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vdiskfs._native import ffi, lib
+from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
+
+U64Array: TypeAlias = npt.NDArray[np.uint64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+REQUEST_MAX: int = lib.VDF_REQUEST_MAX
+
+
+class MountFlags(IntFlag):
+    """How to mount."""
+
+    NONE = 0
+    ALLOW_OTHER = lib.VDF_MOUNT_ALLOW_OTHER
+
+
+class CoreFlags(IntFlag):
+    """What the connection allows."""
+
+    NONE = 0
+    ALLOW_MMAP = lib.VDF_CORE_ALLOW_MMAP
+
+
+class ImageFlags(IntFlag):
+    """What an image is; see ``vdf_image_create``."""
+
+    NONE = 0
+    READONLY = lib.VDF_IMAGE_READONLY
+    DIRECT = lib.VDF_IMAGE_DIRECT
+    KEEP_CACHE = lib.VDF_IMAGE_KEEP_CACHE
+    LAZY = lib.VDF_IMAGE_LAZY
+
+
+class EventKind(IntEnum):
+    """What the core has to say."""
+
+    WANT = lib.VDF_EVENT_WANT
+    SEEK = lib.VDF_EVENT_SEEK
+    DIRTY = lib.VDF_EVENT_DIRTY
+    ABANDONED = lib.VDF_EVENT_ABANDONED
+    SYNC_FAILED = lib.VDF_EVENT_SYNC_FAILED
+    ENDED = lib.VDF_EVENT_ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event; ``cookie`` is the image's, ``error`` an errno or 0, offsets are bytes."""
+
+    kind: EventKind
+    error: int
+    cookie: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells one file from another; ``birth_ns`` is 0 where the file system keeps none."""
+
+    device: int
+    inode: int
+    birth_ns: int
+    change_ns: int
+    modify_ns: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoreCounts:
+    """Requests answered in C, requests passed on, requests parked now, bytes moved."""
+
+    reads: int
+    writes: int
+    syncs: int
+    discards: int
+    seeks: int
+    names: int
+    parked: int
+    read_bytes: int
+    write_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrackCounts:
+    """What a track holds, in pages; see ``vdf_track_counts``."""
+
+    epoch: int
+    dirty_pages: int
+    frozen_pages: int
+    suspect_pages: int
+    preserved_pages: int
+    frozen: bool
+    changed: bool
+    overflow: bool
+    abandoned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The end of one epoch: its number, the wall clock (ns), size, cut and low in bytes."""
+
+    epoch: int
+    time_ns: int
+    size: int
+    cut: int
+    low: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pages in ascending order; ``data`` holds those that are not zero, back to back.
+
+    The arrays are views of the reader's buffers: valid until its next call.
+    """
+
+    pageno: U64Array
+    sum: U64Array
+    zero: BoolArray
+    data: memoryview
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), what)
+    return int(result)
+
+
+# ---- pages ----------------------------------------------------------------------
+
+
+def pages_sum(data: Buffer) -> U64Array:
+    """Return the XXH3-64 of each page of 4 KiB; the length must be whole pages."""
+    source = ffi.from_buffer(data)
+    count = _whole_pages(len(source))
+    sums = np.empty(count, np.uint64)
+    lib.vdf_pages_sum(ffi.cast("uint8_t *", source), count, _u64(sums))
+    return sums
+
+
+def pages_zero(data: Buffer) -> BoolArray:
+    """Return for each page of 4 KiB whether it holds only zeros."""
+    source = ffi.from_buffer(data)
+    count = _whole_pages(len(source))
+    zero = np.empty(count, np.bool_)
+    lib.vdf_pages_zero(ffi.cast("uint8_t *", source), count, _u8(zero))
+    return zero
+
+
+def pages_verify(data: Buffer, sums: U64Array) -> int:
+    """Return the number of the first page whose sum is not the given one, or -1."""
+    source = ffi.from_buffer(data)
+    count = _whole_pages(len(source))
+    if count != len(sums):
+        raise ValueError(f"{count} pages, {len(sums)} sums")
+    wanted = np.ascontiguousarray(sums, np.uint64)
+    return int(lib.vdf_pages_verify(ffi.cast("uint8_t *", source), count, _u64(wanted)))
+
+
+def _whole_pages(length: int) -> int:
+    if length % PAGE_SIZE:
+        raise ValueError(f"{length} bytes are not whole pages")
+    return length // PAGE_SIZE
+
+
+def _u64(array: U64Array) -> Any:
+    return ffi.cast("uint64_t *", array.ctypes.data)
+
+
+def _u8(array: npt.NDArray[Any]) -> Any:
+    return ffi.cast("uint8_t *", array.ctypes.data)
+
+
+# ---- files and mounts -------------------------------------------------------------
+
+
+def file_identity(fd: int) -> FileIdentity:
+    """Return the identity of the open file."""
+    out = ffi.new("vdf_identity *")
+    _check(lib.vdf_file_identity(fd, out), "statx")
+    return FileIdentity(out.device, out.inode, out.birth_ns, out.change_ns, out.modify_ns, out.size)
+
+
+def rename(old_dir: int, old: str, new_dir: int, new: str, flags: int = 0) -> None:
+    """Call renameat2(2): names relative to directory descriptors."""
+    _check(lib.vdf_rename(old_dir, os.fsencode(old), new_dir, os.fsencode(new), flags), "rename")
+
+
+def mount(mountpoint: str, source: str, flags: MountFlags = MountFlags.NONE) -> int:
+    """Mount, and return the descriptor of the FUSE connection (the caller's)."""
+    out = ffi.new("int *")
+    _check(lib.vdf_mount(os.fsencode(mountpoint), os.fsencode(source), flags, out), mountpoint)
+    return int(out[0])
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Unmount; OSError with EBUSY while something uses the mount."""
+    _check(lib.vdf_unmount(os.fsencode(mountpoint), int(lazy)), mountpoint)
+
+
+# ---- objects ------------------------------------------------------------------------
+
+
+class _Closing:
+    """Something that holds C memory until close(); a context manager."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Core(_Closing):
+    """One FUSE connection and its threads; with ``fuse_fd`` -1 only images and events."""
+
+    def __init__(
+        self, fuse_fd: int = -1, workers: int = 8, flags: CoreFlags = CoreFlags.NONE
+    ) -> None:
+        """Take the connection's descriptor; it is closed by close()."""
+        out = ffi.new("vdf_core **")
+        _check(lib.vdf_core_create(fuse_fd, workers, flags, out), "core")
+        self._core = out[0]
+        self._event = ffi.new("vdf_event *")
+
+    @property
+    def handle(self) -> Any:
+        """The C object, for the other classes of this module."""
+        if self._core == ffi.NULL:
+            raise ValueError("the core is closed")
+        return self._core
+
+    @property
+    def names_fd(self) -> int:
+        """The descriptor that libfuse takes as ``/dev/fd/N``."""
+        return int(lib.vdf_core_names_fd(self.handle))
+
+    @property
+    def event_fd(self) -> int:
+        """Readable while events wait."""
+        return int(lib.vdf_core_event_fd(self.handle))
+
+    def start(self) -> None:
+        """Start the threads."""
+        _check(lib.vdf_core_start(self.handle), "core")
+
+    def next_event(self) -> Event | None:
+        """Take the oldest event, or None."""
+        event = self._event
+        if lib.vdf_core_next_event(self.handle, event) == 0:
+            return None
+        return Event(EventKind(event.kind), event.error, event.cookie, event.offset, event.length)
+
+    def attach(self, nodeid: int, image: Image) -> None:
+        """Let the image answer for the node. Call it before the reply that opens it."""
+        _check(lib.vdf_core_attach(self.handle, nodeid, image.handle), "attach")
+
+    def detach(self, nodeid: int) -> None:
+        """End that; a node without an image is left alone."""
+        result = lib.vdf_core_detach(self.handle, nodeid)
+        if result != -errno.ENOENT:
+            _check(result, "detach")
+
+    def counts(self) -> CoreCounts:
+        """Return what was done so far."""
+        out = ffi.new("vdf_core_counts *")
+        lib.vdf_core_counts_get(self.handle, out)
+        return CoreCounts(
+            out.reads, out.writes, out.syncs, out.discards, out.seeks,
+            out.names, out.parked, out.read_bytes, out.write_bytes,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """End the threads and close the way to libfuse; parked requests get EIO. Idempotent."""
+        lib.vdf_core_stop(self.handle)
+
+    def close(self) -> None:
+        """Stop, and free everything. Images may outlive it only unused."""
+        if self._core != ffi.NULL:
+            lib.vdf_core_stop(self._core)
+            lib.vdf_core_free(self._core)
+            self._core = ffi.NULL
+
+
+class Image(_Closing):
+    """One file's bytes: live, or lazy (a recovery point that hydrates on read)."""
+
+    def __init__(self, core: Core, fd: int, flags: ImageFlags, cookie: int) -> None:
+        """Make an image over the open file; the descriptor stays the caller's."""
+        out = ffi.new("vdf_image **")
+        _check(lib.vdf_image_create(core.handle, fd, flags, cookie, out), "image")
+        self._image = out[0]
+        self.cookie = cookie
+        self.flags = flags
+
+    @property
+    def handle(self) -> Any:
+        """The C object, for the other classes of this module."""
+        if self._image == ffi.NULL:
+            raise ValueError("the image is closed")
+        return self._image
+
+    def close(self) -> None:
+        """Drop our reference; nodes that it is attached to keep theirs."""
+        if self._image != ffi.NULL:
+            lib.vdf_image_unref(self._image)
+            self._image = ffi.NULL
+
+    def size(self) -> int:
+        """Return the size in bytes."""
+        out = ffi.new("uint64_t *")
+        lib.vdf_image_size(self.handle, out)
+        return int(out[0])
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """Return bytes (short only at the end), or None when some are absent."""
+        data = bytearray(length)
+        got = lib.vdf_image_read(
+            self.handle, offset, length, ffi.cast("uint8_t *", ffi.from_buffer(data))
+        )
+        if got == -errno.EAGAIN:
+            return None
+        return bytes(data[: _check(got, "read")])
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of it. Not durable until sync()."""
+        source = ffi.from_buffer(data)
+        _check(
+            lib.vdf_image_write(self.handle, offset, len(source), ffi.cast("uint8_t *", source)),
+            "write",
+        )
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        """Do what fallocate(2) does, for the modes that FUSE knows."""
+        _check(lib.vdf_image_allocate(self.handle, mode, offset, length), "fallocate")
+
+    def truncate(self, size: int) -> None:
+        """Set the size in bytes."""
+        _check(lib.vdf_image_truncate(self.handle, size), "truncate")
+
+    def seek(self, offset: int, whence: int) -> int | None:
+        """Do what lseek(2) does for SEEK_DATA and SEEK_HOLE; None: not known yet."""
+        at = lib.vdf_image_seek(self.handle, offset, whence)
+        return None if at == -errno.EAGAIN else _check(at, "lseek")
+
+    def sync(self, *, datasync: bool = True) -> None:
+        """Sync as the guest does: a failure stays until the image is opened anew."""
+        _check(lib.vdf_image_sync(self.handle, int(datasync)), "fsync")
+
+    def sync_internal(self) -> None:
+        """Sync on a descriptor of our own."""
+        _check(lib.vdf_image_sync_internal(self.handle), "fsync")
+
+    # lazy images
+
+    def map(self, first_region: int, count: int, data: BoolArray | None) -> None:
+        """Say which pages of the regions have data; None: none has.
+
+        Args:
+            first_region: regions are 16 MiB.
+            count: how many.
+            data: count * 4096 truth values, one a page.
+        """
+        if data is None:
+            _check(lib.vdf_image_map(self.handle, first_region, count, ffi.NULL), "map")
+            return
+        if len(data) != count * PAGES_PER_REGION:
+            raise ValueError(f"{len(data)} pages for {count} regions")
+        words = np.packbits(data, bitorder="little").view(np.uint64)
+        _check(lib.vdf_image_map(self.handle, first_region, count, _u64(words)), "map")
+
+    def is_mapped(self, region: int) -> bool:
+        """Say whether it is known what the region holds."""
+        return bool(lib.vdf_image_is_mapped(self.handle, region))
+
+    def fill(self, offset: int, data: Buffer) -> int:
+        """Fill absent pages, and return how many bytes were absent."""
+        source = ffi.from_buffer(data)
+        filled = ffi.new("uint64_t *")
+        _check(
+            lib.vdf_image_fill(
+                self.handle, offset, len(source), ffi.cast("uint8_t *", source), filled
+            ),
+            "fill",
+        )
+        return int(filled[0])
+
+    def is_present(self, offset: int, length: int) -> bool:
+        """Say whether every page of the range is here."""
+        return bool(lib.vdf_image_is_present(self.handle, offset, length))
+
+    def answer(self, offset: int, length: int, error: int = 0) -> None:
+        """Let requests parked on the range run again, or give them an errno."""
+        lib.vdf_image_answer(self.handle, offset, length, error)
+
+    def evict(self, first_region: int, count: int) -> None:
+        """Give the regions' bytes back to the file system."""
+        _check(lib.vdf_image_evict(self.handle, first_region, count), "evict")
+
+    # tracking
+
+    def set_track(self, track: Track | None) -> None:
+        """Start, or with None end, tracking; waits for writes under way."""
+        handle = ffi.NULL if track is None else track.handle
+        _check(lib.vdf_image_set_track(self.handle, handle), "track")
+
+    def forget(self) -> None:
+        """The frozen epoch is safe elsewhere: free what it holds."""
+        _check(lib.vdf_capture_forget(self.handle), "forget")
+
+    def abandon(self) -> None:
+        """Give the frozen epoch up: its pages count as changed in the running one."""
+        _check(lib.vdf_capture_abandon(self.handle), "abandon")
+
+    def mark(self, offset: int, length: int) -> None:
+        """Mark the range changed without writing."""
+        _check(lib.vdf_track_mark(self.handle, offset, length), "mark")
+
+    def is_changed(self, pageno: int) -> bool:
+        """Say whether the page is marked in the running or the frozen epoch."""
+        return bool(lib.vdf_track_is_changed(self.handle, pageno))
+
+    def suspect_mark(self, offset: int, length: int) -> None:
+        """Mark the range suspect."""
+        _check(lib.vdf_suspect_mark(self.handle, offset, length), "suspect")
+
+    def suspect_mark_allocated(self) -> None:
+        """Mark everything suspect that the file system has allocated."""
+        _check(lib.vdf_suspect_mark_allocated(self.handle), "suspect")
+
+    def suspect_clear(self, pages: U64Array) -> None:
+        """Take the suspect marks of these pages away."""
+        wanted = np.ascontiguousarray(pages, np.uint64)
+        _check(lib.vdf_suspect_clear(self.handle, _u64(wanted), len(wanted)), "suspect")
+
+    def suspect_clear_from(self, page: int) -> None:
+        """Take the suspect marks of all pages from this one on away."""
+        _check(lib.vdf_suspect_clear_from(self.handle, page), "suspect")
+
+
+class Track(_Closing):
+    """The bitmaps of one disk, in a directory; they survive the process."""
+
+    def __init__(self, directory: str | os.PathLike[str], size: int, *, new: bool = False) -> None:
+        """Open the track of an image of ``size`` bytes, or with ``new`` create it."""
+        out = ffi.new("vdf_track **")
+        flags = lib.VDF_TRACK_NEW if new else 0
+        _check(lib.vdf_track_open(os.fsencode(directory), size, flags, out), os.fspath(directory))
+        self._track = out[0]
+
+    @property
+    def handle(self) -> Any:
+        """The C object, for the other classes of this module."""
+        if self._track == ffi.NULL:
+            raise ValueError("the track is closed")
+        return self._track
+
+    def close(self) -> None:
+        """Unmap and close. Not while an image uses it."""
+        if self._track != ffi.NULL:
+            lib.vdf_track_close(self._track)
+            self._track = ffi.NULL
+
+    @property
+    def epoch(self) -> int:
+        """The number of the running epoch."""
+        return int(lib.vdf_track_epoch(self.handle))
+
+    def set_epoch(self, epoch: int, base_size: int) -> None:
+        """Number the running epoch; ``base_size``: bytes of the disk at its start."""
+        _check(lib.vdf_track_set_epoch(self.handle, epoch, base_size), "epoch")
+
+    def counts(self) -> TrackCounts:
+        """Return what the track holds now."""
+        out = ffi.new("vdf_track_counts *")
+        lib.vdf_track_counts_get(self.handle, out)
+        return TrackCounts(
+            out.epoch, out.dirty_pages, out.frozen_pages, out.suspect_pages,
+            out.preserved_pages, bool(out.frozen), bool(out.changed), bool(out.overflow),
+            bool(out.abandoned),
+        )  # fmt: skip
+
+
+def seal(images: Sequence[Image]) -> list[Seal]:
+    """End the running epoch of each image at one instant; waits for the writes of that epoch.
+
+    Raises:
+        OSError: EBUSY, one still has a frozen epoch; EAGAIN, the state directory has no room
+            for larger bitmaps. Nothing is sealed then.
+    """
+    handles = ffi.new("vdf_image *[]", [image.handle for image in images])
+    out = ffi.new("vdf_seal[]", len(images))
+    _check(lib.vdf_seal_images(handles, len(images), out), "seal")
+    return [Seal(one.epoch, one.time_ns, one.size, one.cut, one.low) for one in out]
+
+
+class PageReader:
+    """Reads frozen or suspect pages in batches, in order, into buffers that it keeps."""
+
+    def __init__(self, image: Image, *, suspect: bool = False, pages: int = 1024) -> None:
+        """Prepare for batches of up to ``pages`` pages (at least 16)."""
+        self._image = image
+        self._next = lib.vdf_suspect_next if suspect else lib.vdf_capture_next
+        self._cursor = ffi.new("uint64_t *", 0)
+        self._pageno = np.empty(pages, np.uint64)
+        self._sum = np.empty(pages, np.uint64)
+        self._zero = np.empty(pages, np.bool_)
+        self._data = np.empty(pages * PAGE_SIZE, np.uint8)
+        self._batch = ffi.new("vdf_batch *")
+        self._batch.pageno = _u64(self._pageno)
+        self._batch.sum = _u64(self._sum)
+        self._batch.zero = _u8(self._zero)
+        self._batch.data = _u8(self._data)
+        self._batch.capacity = pages
+
+    @property
+    def cursor(self) -> int:
+        """The page number from which the next batch starts."""
+        return int(self._cursor[0])
+
+    def next(self) -> Batch | None:
+        """Return the next pages, or None at the end. Valid until the next call.
+
+        Raises:
+            OSError: ECANCELED, the epoch was given up; or reading failed.
+        """
+        _check(self._next(self._image.handle, self._cursor, self._batch), "capture")
+        count = self._batch.count
+        if count == 0:
+            return None
+        return Batch(
+            self._pageno[:count],
+            self._sum[:count],
+            self._zero[:count],
+            memoryview(self._data)[: self._batch.data_pages * PAGE_SIZE],
+        )

@@ -1,0 +1,172 @@
+"""The pass: finding out what suspect pages hold, and storing what the vault lacks.
+
+Initial replication, resynchronization and recovery are one mechanism. A pass reads suspect
+pages as they are now, while the guest writes on; nothing is frozen. What it reads may be
+torn or old a moment later, but then the write has marked the page, and the seal that ends
+the pass captures it again. Frames go into *parts*: durable on the local disk first, then
+their segments are uploaded, and only then the room is given back.
+
+A pass resumes: parts that are finished stay, and pages leave `suspect` only when their
+part is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import trio
+
+from vdiskfs import native
+from vdiskfs.delta import DeltaWriter, PageBatch, Spooled, open_spooled
+from vdiskfs.errors import FormatError
+from vdiskfs.image import LiveImage
+from vdiskfs.point import PointReader
+from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION, pages_of
+
+log = logging.getLogger(__name__)
+
+PART_SIZE = 256 * 1024 * 1024
+"""Bytes of pages in one part: what a kill at the wrong moment costs to read again."""
+
+READ_PAGES = 1024
+"""Pages in one batch: 4 MiB."""
+
+_DATA = 2
+
+
+class MakeWriter(Protocol):
+    """Makes a writer of this disk's deltas."""
+
+    def __call__(self, directory: Path, *, inside: bool) -> DeltaWriter:
+        """Write into a directory; ``inside``: small ones hold their frames themselves."""
+
+
+class SuspectPass:
+    """One disk's pass, from its first suspect page to parts that only wait for the seal."""
+
+    def __init__(
+        self,
+        live: LiveImage,
+        directory: Path,
+        make_writer: MakeWriter,
+        upload: Callable[[Spooled], Awaitable[None]],
+    ) -> None:
+        """Prepare; ``upload`` stores a part's segments and returns when they are stored."""
+        self._live = live
+        self._directory = directory
+        self._make_writer = make_writer
+        self._upload = upload
+        self.parts: list[Spooled] = []
+        self.done_pages = 0
+        self.sent_pages = 0
+
+    def load(self) -> None:
+        """Take up the parts that an earlier run left. A damaged one makes its pages suspect."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        for path in sorted(self._directory.glob("*.part"), key=lambda one: one.stat().st_mtime_ns):
+            try:
+                self.parts.append(open_spooled(path))
+            except FormatError as error:
+                log.warning("%s: dropped, all pages are looked at again: %s", path, error)
+                self.drop()
+                self._live.image.suspect_mark_allocated()
+                return
+
+    def drop(self) -> None:
+        """Forget the parts; their segments in the vault become garbage."""
+        self.parts.clear()
+        if self._directory.exists():
+            for path in self._directory.iterdir():
+                path.unlink()
+
+    async def run(self, compare: PointReader | None) -> None:
+        """Read until no page is suspect and all that differs is stored.
+
+        Args:
+            compare: the disk at the vault's newest epoch; None where the vault has nothing.
+
+        Raises:
+            OSError: reading the image, or writing the parts, failed. What is done stays done.
+        """
+        async with trio.open_nursery() as nursery:
+            # Two parts under way: one is written while the other travels.
+            send, receive = trio.open_memory_channel[Spooled](0)
+            nursery.start_soon(self._upload_all, receive)
+            async with send:
+                for part in self.parts:
+                    await send.send(part)
+                while self._live.counts().suspect_pages:
+                    new = await self._next_part(compare)
+                    if new is not None:
+                        self.parts.append(new)
+                        await send.send(new)
+
+    async def _upload_all(self, receive: trio.MemoryReceiveChannel[Spooled]) -> None:
+        async for part in receive:
+            await self._upload(part)
+
+    async def _next_part(self, compare: PointReader | None) -> Spooled | None:
+        """Read up to PART_SIZE of suspect pages into a durable part; None: nothing differed."""
+        reader = native.PageReader(self._live.image, suspect=True, pages=READ_PAGES)
+        writer = self._make_writer(self._directory, inside=False)
+        seen: list[native.U64Array] = []
+        kept = 0
+        try:
+            while kept * PAGE_SIZE < PART_SIZE and len(seen) < 4096:
+                batch = await trio.to_thread.run_sync(reader.next)
+                if batch is None:
+                    break
+                seen.append(batch.pageno.copy())
+                wanted = await _differing(batch, compare)
+                kept += len(wanted.pageno)
+                if len(wanted.pageno):
+                    await trio.to_thread.run_sync(writer.add, wanted)
+            part = await trio.to_thread.run_sync(writer.finish_part) if kept else None
+        except BaseException:
+            writer.abandon()
+            raise
+        if part is None:
+            writer.abandon()
+        self._settle(seen)
+        self.sent_pages += kept
+        return part
+
+    def _settle(self, seen: list[native.U64Array]) -> None:
+        """The pages are known now; those beyond the end of the image are none any more."""
+        for pages in seen:
+            self._live.image.suspect_clear(pages)
+            self.done_pages += len(pages)
+        self._live.image.suspect_clear_from(pages_of(self._live.image.size()))
+
+
+async def _differing(batch: native.Batch, compare: PointReader | None) -> PageBatch:
+    """Return the pages of the batch that the vault does not hold as they are."""
+    if compare is None:
+        # Before the first epoch everything is zero.
+        return _select(batch, ~batch.zero)
+    same = np.zeros(len(batch.pageno), np.bool_)
+    regions = batch.pageno // np.uint64(PAGES_PER_REGION)
+    for region in np.unique(regions).tolist():
+        inside = np.nonzero(regions == region)[0]
+        first = int(batch.pageno[inside[0]])
+        count = int(batch.pageno[inside[-1]]) - first + 1
+        sums, kinds = await compare.sums(first, count)
+        at = (batch.pageno[inside] - np.uint64(first)).astype(np.int64)
+        data = (kinds[at] == _DATA) & ~batch.zero[inside] & (sums[at] == batch.sum[inside])
+        same[inside] = data | ((kinds[at] != _DATA) & batch.zero[inside])
+    return _select(batch, ~same)
+
+
+def _select(batch: native.Batch, wanted: native.BoolArray) -> PageBatch:
+    """Return the wanted pages of a batch, their data back to back."""
+    if wanted.all():
+        return PageBatch(batch.pageno, batch.sum, batch.zero, batch.data)
+    pages = np.frombuffer(batch.data, np.uint8).reshape(-1, PAGE_SIZE)
+    data = pages[wanted[~batch.zero]]
+    return PageBatch(
+        batch.pageno[wanted], batch.sum[wanted], batch.zero[wanted], memoryview(data.reshape(-1).data)
+    )

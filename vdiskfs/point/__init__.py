@@ -1,0 +1,30 @@
+"""A recovery point as a read-only disk: reading, restoring, comparing.
+
+    reader    PointReader: which page is where, verified pages, sums
+    piece     one delta of the chain, read block by block
+    fetch     ranged reads of frames
+    cache     decoded blocks
+    restore   a point as a file
+    diff      where two points differ
+
+Points are opened by ``catalog``, which knows what the vault holds.
+"""
+
+from vdiskfs.point.cache import BlockCache
+from vdiskfs.point.diff import diff
+from vdiskfs.point.piece import Piece, PieceInfo, open_piece
+from vdiskfs.point.reader import ABSENT, FULL, ZERO, PointReader
+from vdiskfs.point.restore import restore
+
+__all__ = [
+    "ABSENT",
+    "FULL",
+    "ZERO",
+    "BlockCache",
+    "Piece",
+    "PieceInfo",
+    "PointReader",
+    "diff",
+    "open_piece",
+    "restore",
+]

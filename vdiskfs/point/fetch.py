@@ -1,0 +1,175 @@
+"""Fetching frames: neighbours in one request, requests side by side, every page verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from vdiskfs import native
+from vdiskfs.delta.entries import I64, U64, Entries
+from vdiskfs.delta.frames import FrameError, decode_frames
+from vdiskfs.delta.layout import OBJECT_MAX
+from vdiskfs.errors import DamagedError
+from vdiskfs.point.piece import Piece
+from vdiskfs.store import Store
+from vdiskfs.units import PAGE_SIZE
+
+# Frames this near to each other are read in one request, up to this many bytes.
+GAP = 64 * 1024
+REQUEST = 4 << 20
+# Decoded at once: 32 frames of 64 KiB.
+DECODE_FRAMES = 128
+
+
+@dataclass(slots=True)
+class Found:
+    """Entries of one piece that supply pages wanted, masks cut down to those pages."""
+
+    piece: Piece
+    entries: Entries
+
+
+@dataclass(slots=True)
+class _Run:
+    """Frames of one object that are read in one request."""
+
+    name: str
+    start: int
+    end: int
+    entries: Entries
+    held: bytes | None = None
+
+
+async def fetch_pages(
+    store: Store,
+    found: Sequence[Found],
+    first_page: int,
+    out: bytearray,
+    limiter: trio.CapacityLimiter,
+) -> None:
+    """Put the pages of all entries into ``out``, which begins at ``first_page``.
+
+    Raises:
+        DamagedError: bytes are not what was stored; names object and page.
+    """
+    runs: list[_Run] = []
+    for item in found:
+        runs += await _runs(item)
+    view = np.frombuffer(out, np.uint8).reshape(-1, PAGE_SIZE)
+
+    async def one(run: _Run) -> None:
+        async with limiter:
+            stored = run.held
+            if stored is None:
+                stored = await store.read_range(run.name, run.start, run.end - run.start)
+            await trio.to_thread.run_sync(_decode_run, run, stored, first_page, view)
+
+    if len(runs) == 1:
+        await one(runs[0])
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            for run in runs:
+                nursery.start_soon(one, run)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what ended a nursery: the first error that is not a cancellation."""
+    _, rest = group.split(trio.Cancelled)
+    error: BaseException = rest if rest is not None else group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _runs(found: Found) -> list[_Run]:
+    """Group entries by object and nearness."""
+    entries, piece = found.entries, found.piece
+    runs = []
+    for number in np.unique(entries.object).tolist():
+        rows = np.flatnonzero(entries.object == number)
+        rows = rows[np.argsort(entries.offset[rows], kind="stable")]
+        start, end = entries.offset[rows], entries.offset[rows] + entries.length[rows]
+        name = piece.name
+        if number:
+            ref = await piece.object_ref(number)
+            name = ref.name(piece.head.disk_id)
+            if int(end.max()) > min(ref.size, OBJECT_MAX):
+                raise DamagedError(f"{piece.name}: a frame lies outside its object")
+        for low, high in _groups(start, end):
+            part = rows[low:high]
+            run = _Run(name, int(start[low]), int(end[low:high].max()), _rows_of(entries, part))
+            run.held = piece.held(number, run.start, run.end - run.start)
+            runs.append(run)
+    return runs
+
+
+def _groups(start: U64, end: U64) -> list[tuple[int, int]]:
+    """Cut sorted places into requests: near to each other, and not too long."""
+    far = np.flatnonzero(start[1:] > end[:-1] + np.uint64(GAP)) + 1
+    groups = []
+    for low, high in zip([0, *far.tolist()], [*far.tolist(), len(start)], strict=True):
+        at = low
+        while at < high:
+            stop = int(np.searchsorted(start[at:high], start[at] + np.uint64(REQUEST), "right"))
+            groups.append((at, at + stop))
+            at += stop
+    return groups
+
+
+def _rows_of(entries: Entries, rows: I64) -> Entries:
+    starts = entries.sum_starts()
+    counts = starts[rows + 1] - starts[rows]
+    base = np.repeat(starts[rows] - np.r_[0, np.cumsum(counts)[:-1]], counts)
+    return Entries(
+        entries.chunkno[rows], entries.mask[rows], entries.frame_mask[rows],
+        entries.object[rows], entries.offset[rows], entries.length[rows], entries.flags[rows],
+        entries.sums[base + np.arange(len(base))],
+    )  # fmt: skip
+
+
+def _decode_run(run: _Run, stored: bytes, first_page: int, view: npt.NDArray[np.uint8]) -> None:
+    """Decode, verify and place the frames of one request. Runs in a thread."""
+    starts = run.entries.sum_starts()
+    for low in range(0, len(run.entries), DECODE_FRAMES):
+        high = min(low + DECODE_FRAMES, len(run.entries))
+        _decode_some(run, run.entries.slice(low, high, starts), stored, first_page, view)
+
+
+def _decode_some(
+    run: _Run, entries: Entries, stored: bytes, first_page: int, view: npt.NDArray[np.uint8]
+) -> None:
+    whole = memoryview(stored)
+    offset = (entries.offset - np.uint64(run.start)).tolist()
+    length = entries.length.tolist()
+    raw = entries.raw_length.astype(np.int64)
+    frames = [whole[at : at + size] for at, size in zip(offset, length, strict=True)]
+    buffer = bytearray(int(raw.sum()))
+    pageno, owner = entries.pages()
+    try:
+        decode_frames(frames, raw.tolist(), (entries.flags == 1).tolist(), memoryview(buffer))
+    except FrameError as error:
+        page = int(pageno[np.flatnonzero(owner == error.number)[0]])
+        raise _damage(run, page) from None
+    # The place of a page in its frame is the number of pages of the frame before it.
+    bit = (pageno & np.uint64(15)).astype(np.uint16)
+    below = np.left_shift(np.uint16(1), bit) - np.uint16(1)
+    place = np.bitwise_count(entries.frame_mask[owner] & below).astype(np.int64)
+    place += ((np.cumsum(raw) - raw) // PAGE_SIZE)[owner]
+    pages = np.frombuffer(buffer, np.uint8).reshape(-1, PAGE_SIZE)
+    if len(place) != len(pages) or (place != np.arange(len(place))).any():
+        pages = pages[place]
+    wrong = native.pages_verify(pages.data, entries.sums)
+    if wrong >= 0:
+        raise _damage(run, int(pageno[wrong]))
+    view[(pageno - np.uint64(first_page)).astype(np.int64)] = pages
+
+
+def _damage(run: _Run, pageno: int) -> DamagedError:
+    return DamagedError(f"{run.name}: page {pageno} is damaged")

@@ -1,0 +1,223 @@
+"""One delta of a chain, slot or joined, read from the vault block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from vdiskfs.delta.blocks import BLOCK_RAW_MAX, DATA, OBJECTS, PAGE, ZEROS, Rows
+from vdiskfs.delta.columns import decode_data, decode_objects, decode_zeros
+from vdiskfs.delta.entries import Entries, Extents
+from vdiskfs.delta.index import (
+    check_entries,
+    decode_page,
+    decode_root,
+    find_rows,
+    object_count,
+)
+from vdiskfs.delta.layout import (
+    HEAD_SIZE,
+    LIMIT,
+    DeltaHead,
+    Kind,
+    ListedHead,
+    decode_head,
+    listed_of,
+)
+from vdiskfs.delta.names import joined_name, slot_name
+from vdiskfs.delta.points import PointTable, decode_points
+from vdiskfs.delta.refs import ObjectRef, ObjectTable
+from vdiskfs.errors import FormatError
+from vdiskfs.point.cache import Block, BlockCache
+from vdiskfs.store import Store
+
+# An object of this size is read whole at once; of others this much of the end.
+WHOLE = 32 * 1024
+TAIL = 256 * 1024
+
+T = TypeVar("T", bound=Block)
+
+
+@dataclass(frozen=True, slots=True)
+class PieceInfo:
+    """What is known of a delta of the vault before it is read.
+
+    ``listed`` is what the listing said, or None: the head says it then.
+    """
+
+    name: str
+    generation: int
+    level: int
+    from_epoch: int
+    to_epoch: int
+    size: int
+    listed: ListedHead | None = None
+    revision: int = 0
+
+
+class Piece:
+    """An open delta: its head and root are checked, blocks are read when needed."""
+
+    def __init__(
+        self, store: Store, cache: BlockCache, info: PieceInfo, head: DeltaHead, tail: bytes
+    ) -> None:
+        """Use ``open_piece``."""
+        self.info = info
+        self.head = head
+        self._store = store
+        self._cache = cache
+        self._tail = tail
+        self._tail_at = head.object_size - len(tail)
+        self.root = np.zeros(0, np.void)
+        self.objects = 0
+
+    @property
+    def name(self) -> str:
+        """Return the object's name."""
+        return self.info.name
+
+    async def load_root(self) -> None:
+        """Read and check the root."""
+        head = self.head
+        stored = await self.read(0, head.root_offset, head.root_length)
+        self.root = decode_root(head, stored, where=self.name)
+        self.objects = object_count(self.root)
+
+    async def read(self, number: int, offset: int, length: int) -> bytes:
+        """Return stored bytes of object ``number`` (0: this delta)."""
+        if number == 0 and offset >= self._tail_at:
+            start = offset - self._tail_at
+            part = self._tail[start : start + length]
+            if len(part) == length:
+                return part
+        name = self.name if number == 0 else (await self.object_ref(number)).name(self.head.disk_id)
+        return await self._store.read_range(name, offset, length)
+
+    def held(self, number: int, offset: int, length: int) -> bytes | None:
+        """Return stored bytes if they are in memory already."""
+        start = offset - self._tail_at
+        if number or start < 0:
+            return None
+        part = self._tail[start : start + length]
+        return part if len(part) == length else None
+
+    async def rows(self, kind: int, first: int, last: int) -> Rows:
+        """Return the rows of a kind whose keys meet [first, last]."""
+        parts: list[Rows] = []
+        for row in find_rows(self.root, kind, first, last):
+            if int(row["kind"]) & PAGE:
+                page = await self._block(row, lambda row, stored: decode_page(
+                    row, stored, self.head, where=self.name
+                ), 4)  # fmt: skip
+                parts.append(find_rows(page, kind, first, last))
+            else:
+                parts.append(row.reshape(1))
+        if not parts:
+            return self.root[:0]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    async def next_data_key(self, page: int) -> int | None:
+        """Return the first page at or after ``page`` that a block of entries may have."""
+        rows = find_rows(self.root, DATA, page, LIMIT - 1)
+        if not len(rows):
+            return None
+        if int(rows[0]["kind"]) & PAGE:
+            rows = await self.rows(DATA, page, max(page, int(rows[0]["last"])))
+        return max(page, int(rows[0]["first"]))
+
+    async def entries(self, row: np.void) -> Entries:
+        """Return a block of entries."""
+
+        def decode(row: np.void, stored: bytes) -> Entries:
+            entries = decode_data(row, stored, where=self.name)
+            check_entries(entries, self.head, self.objects, where=self.name)
+            return entries
+
+        return await self._block(row, decode, 1)
+
+    async def zeros(self, first: int, last: int) -> list[Extents]:
+        """Return the blocks of zeros that meet pages [first, last]."""
+        rows = await self.rows(ZEROS, first, last)
+        return [
+            await self._block(
+                row, lambda row, stored: decode_zeros(row, stored, where=self.name), 1
+            )
+            for row in rows
+        ]
+
+    async def object_ref(self, number: int) -> ObjectRef:
+        """Return what an object number means."""
+        rows = await self.rows(OBJECTS, number, number)
+        if not len(rows) or number < 1:
+            raise FormatError("an entry refers to no object", where=self.name)
+        table: ObjectTable = await self._block(
+            rows[0], lambda row, stored: decode_objects(row, stored, where=self.name), 1
+        )
+        return table.ref(number - int(rows[0]["first"]))
+
+    async def points(self, row: np.void) -> PointTable:
+        """Return a block of points."""
+        return await self._block(
+            row, lambda row, stored: decode_points(row, stored, where=self.name), 1
+        )
+
+    async def _block(self, row: np.void, decode: Callable[[np.void, bytes], T], weight: int) -> T:
+        length = int(row["length"])
+        if length > BLOCK_RAW_MAX:
+            raise FormatError("a block is larger than the format allows", where=self.name)
+        # The key has the hash: what another delta says of this place is another block.
+        key = (self.name + row["hash"].tobytes().hex(), int(row["offset"]))
+        found = self._cache.get(key)
+        if found is None:
+            stored = await self.read(int(row["object"]), int(row["offset"]), length)
+            found = decode(row, stored)
+            self._cache.put(key, found, 256 + weight * int(row["raw"]))
+        return found  # type: ignore[return-value]  # a key is decoded in one way only
+
+
+async def open_piece(
+    store: Store, cache: BlockCache, info: PieceInfo, *, vault_id: str, disk_id: str
+) -> Piece:
+    """Open a delta in one request (two if its root is larger than 256 KiB).
+
+    Raises:
+        DamagedError: it is not the delta that its name says, or not whole.
+        NotFoundError: it is not there.
+    """
+    if info.size < 2 * HEAD_SIZE:
+        raise FormatError("too short for a delta", where=info.name)
+    wanted = info.listed.tail_bytes if info.listed else TAIL
+    wanted = max(2 * HEAD_SIZE, min(wanted, TAIL))
+    length = info.size if info.size <= WHOLE else min(info.size, wanted)
+    tail = await store.read_range(info.name, info.size - length, length)
+    head = decode_head(tail[-HEAD_SIZE:], where=info.name)
+    check_identity(head, info, vault_id=vault_id, disk_id=disk_id)
+    if length == info.size and tail[:HEAD_SIZE] != tail[-HEAD_SIZE:]:
+        raise FormatError("the two heads differ", where=info.name)
+    piece = Piece(store, cache, info, head, tail)
+    await piece.load_root()
+    return piece
+
+
+def check_identity(head: DeltaHead, info: PieceInfo, *, vault_id: str, disk_id: str) -> None:
+    """Check that a delta is the one that its name and the listing say.
+
+    Raises:
+        FormatError: it is another one.
+    """
+    if head.vault_id != vault_id or head.disk_id != disk_id or head.object_size != info.size:
+        raise FormatError("not the object that was written under this name", where=info.name)
+    if head.kind is Kind.SLOT:
+        name = slot_name(disk_id, head.generation, head.from_epoch)
+    elif head.kind is Kind.JOINED:
+        epochs = (head.from_epoch, head.to_epoch)
+        name = joined_name(disk_id, head.generation, head.level, epochs, info.revision)
+    else:
+        name = ""
+    if name != info.name:
+        raise FormatError("not the object that was written under this name", where=info.name)
+    if info.listed is not None and info.listed != listed_of(head):
+        raise FormatError("the listing says another thing than the head", where=info.name)

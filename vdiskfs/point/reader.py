@@ -1,0 +1,270 @@
+"""Reading one recovery point: a chain of deltas, newest first, resolved page by page.
+
+Nothing is taken on trust: heads and roots are checked when the chain is opened, index
+blocks by their hashes, pages by their sums. All calls from one trio thread; they may
+run side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import trio
+
+from vdiskfs.delta.blocks import DATA
+from vdiskfs.delta.entries import U8, U64, Bools, Extents, select_pages
+from vdiskfs.delta.layout import Kind
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
+from vdiskfs.point.fetch import Found, fetch_pages
+from vdiskfs.point.piece import Piece
+from vdiskfs.store import Store
+from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK, pages_of
+
+# As in the columns that ``sums`` returns.
+ABSENT, ZERO, FULL = 0, 1, 2
+# Pages resolved at once: 64 MiB of the disk, a few hundred KiB of memory.
+WINDOW = 16384
+REQUESTS_AT_ONCE = 8
+
+# reopen(names): another chain for the same point that does without these objects.
+Reopen = Callable[[frozenset[str]], Awaitable[Sequence[Piece]]]
+
+
+@dataclass(slots=True)
+class Resolved:
+    """What a point holds in pages [first, first + len(kind)).
+
+    ``kind``: ABSENT (never written, or cut away) and ZERO read as zeros, FULL has data
+    with these ``sums``.
+    """
+
+    first: int
+    kind: U8
+    sums: U64
+    found: list[Found] = field(default_factory=list)
+
+
+class PointReader:
+    """The disk at one point. Opened by ``catalog``; ``pieces`` are oldest first, checked."""
+
+    def __init__(
+        self,
+        store: Store,
+        pieces: Sequence[Piece],
+        *,
+        title: str,
+        size: int,
+        generation: int,
+        epoch: int,
+        reopen: Reopen | None = None,
+    ) -> None:
+        """Read the chain; ``title`` names the point in errors."""
+        self.size = size
+        self.generation = generation
+        self.epoch = epoch
+        self.title = title
+        self._store = store
+        self._pieces = list(pieces)
+        self._reopen = reopen
+        self._bad: frozenset[str] = frozenset()
+        self._limiter = trio.CapacityLimiter(REQUESTS_AT_ONCE)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def objects(self) -> int:
+        """Return how many deltas the chain has."""
+        return len(self._pieces)
+
+    @property
+    def pages(self) -> int:
+        """Return how many pages the disk has."""
+        return pages_of(self.size)
+
+    async def aclose(self) -> None:
+        """Forget the chain. The store stays open: it is not the reader's."""
+        self._pieces = []
+        await trio.lowlevel.checkpoint()
+
+    async def map_pages(self, first_page: int, count: int) -> Bools:
+        """Return for each page whether it has data; pages beyond the end have none."""
+        mask = np.zeros(count, np.bool_)
+        for first, end in self._windows(first_page, count):
+            part = await self._resolve(first, end)
+            at = part.first - first_page
+            mask[at : at + len(part.kind)] = part.kind == FULL
+        return mask
+
+    async def sums(self, first_page: int, count: int) -> tuple[U64, U8]:
+        """Return the XXH3-64 of each page that has data, and each page's kind."""
+        sums, kind = np.zeros(count, np.uint64), np.zeros(count, np.uint8)
+        for first, end in self._windows(first_page, count):
+            part = await self._resolve(first, end)
+            at = part.first - first_page
+            sums[at : at + len(part.kind)] = part.sums
+            kind[at : at + len(part.kind)] = part.kind
+        return sums, kind
+
+    async def read_pages(self, first_page: int, count: int) -> bytearray:
+        """Return ``count`` pages, each verified; zeros beyond the end of the disk.
+
+        Raises:
+            DamagedError: the vault does not hold what was stored; names object and point.
+        """
+        return (await self.read_mapped(first_page, count))[0]
+
+    async def read_mapped(self, first_page: int, count: int) -> tuple[bytearray, Bools]:
+        """Return ``read_pages`` and ``map_pages`` of a range at once."""
+        out = bytearray(count * PAGE_SIZE)
+        mask = np.zeros(count, np.bool_)
+        for first, end in self._windows(first_page, count):
+            part = await self._resolve(first, end, places=True)
+            try:
+                await fetch_pages(self._store, part.found, first_page, out, self._limiter)
+            except (DamagedError, NotFoundError) as error:
+                raise self._damaged(error) from error
+            mask[first - first_page : end - first_page] = part.kind == FULL
+        return out, mask
+
+    async def next_data(self, offset: int) -> int | None:
+        """Return the offset of the first byte at or after ``offset`` in a page with data."""
+        page = offset // PAGE_SIZE
+        while page < self.pages:
+            candidate = await self.next_candidate(page)
+            if candidate is None:
+                return None
+            count = min(WINDOW // 4, self.pages - candidate)
+            mask = await self.map_pages(candidate, count)
+            if mask.any():
+                found = (candidate + int(np.argmax(mask))) * PAGE_SIZE
+                return max(offset, found)
+            page = candidate + count
+        return None
+
+    async def next_hole(self, offset: int) -> int:
+        """Return the offset of the first byte at or after ``offset`` that is in no data."""
+        page = offset // PAGE_SIZE
+        while page < self.pages:
+            count = min(WINDOW // 4, self.pages - page)
+            mask = await self.map_pages(page, count)
+            if not mask.all():
+                return min(self.size, max(offset, (page + int(np.argmin(mask))) * PAGE_SIZE))
+            page += count
+        return self.size
+
+    def _windows(self, first_page: int, count: int) -> Iterator[tuple[int, int]]:
+        """Yield the range in windows that end where chunks do, up to the end of the disk."""
+        end = min(first_page + count, self.pages)
+        page = first_page
+        while page < end:
+            stop = min(end, (page + WINDOW) // PAGES_PER_CHUNK * PAGES_PER_CHUNK)
+            yield page, stop
+            page = stop
+
+    async def _resolve(self, first: int, end: int, *, places: bool = False) -> Resolved:
+        """Resolve pages [first, end); go round a joined delta that is damaged."""
+        while True:
+            try:
+                return await _resolve(self._pieces, first, end, places=places)
+            except _PieceError as broken:
+                piece, error = broken.piece, broken.error
+            if piece.head.kind is not Kind.JOINED or self._reopen is None:
+                raise self._damaged(error) from error
+            self._bad |= {piece.name}
+            self._pieces = list(await self._reopen(self._bad))
+
+    async def next_candidate(self, page: int) -> int | None:
+        """Return the first page at or after ``page`` that may have data, or None."""
+        candidates = []
+        for piece in self._pieces:
+            try:
+                found = await piece.next_data_key(page)
+            except (DamagedError, NotFoundError) as error:
+                raise self._damaged(error) from error
+            if found is not None:
+                candidates.append(found)
+        return min(candidates, default=None)
+
+    def _damaged(self, error: VdiskfsError) -> DamagedError:
+        missing = " is missing" if isinstance(error, NotFoundError) else ""
+        return DamagedError(f"{self.title}: {error.message}{missing}")
+
+
+class _PieceError(Exception):
+    """A piece of a chain could not be read."""
+
+    def __init__(self, piece: Piece, error: VdiskfsError) -> None:
+        super().__init__(str(error))
+        self.piece = piece
+        self.error = error
+
+
+async def _resolve(pieces: Sequence[Piece], first: int, end: int, *, places: bool) -> Resolved:
+    count = end - first
+    result = Resolved(first, np.zeros(count, np.uint8), np.zeros(count, np.uint64))
+    waiting = np.ones(count, np.bool_)
+    limit = end
+    for piece in reversed(pieces):
+        if limit <= first or not waiting.any():
+            break
+        try:
+            await _apply(piece, result, waiting, limit, places=places)
+            torn = piece.head.torn_page
+            if torn is not None and first <= torn < limit and waiting[torn - first]:
+                raise FormatError(f"page {torn}, which the cut tears, is missing", where=piece.name)
+        except (DamagedError, NotFoundError) as error:
+            raise _PieceError(piece, error) from error
+        # Invariant: what is older than a cut has nothing to say beyond it.
+        limit = min(limit, pages_of(piece.head.cut))
+    return result
+
+
+async def _apply(
+    piece: Piece, result: Resolved, waiting: Bools, limit: int, *, places: bool
+) -> None:
+    """Let a piece decide the pages that still wait, below ``limit``."""
+    first = result.first
+    zero = _zero_mask(await piece.zeros(first, limit - 1), first, limit, len(waiting))
+    for row in await piece.rows(DATA, first, limit - 1):
+        entries = (await piece.entries(row)).within(first, limit)
+        pageno, owner = entries.pages()
+        rows = np.flatnonzero((pageno >= np.uint64(first)) & (pageno < np.uint64(limit)))
+        at = (pageno[rows] - np.uint64(first)).astype(np.int64)
+        if zero[at].any():
+            raise FormatError("a page is both zero and data", where=piece.name)
+        fresh = waiting[at]
+        rows, at = rows[fresh], at[fresh]
+        if not len(rows):
+            continue
+        result.kind[at] = FULL
+        result.sums[at] = entries.sums[rows]
+        waiting[at] = False
+        if places:
+            found = select_pages(entries, pageno, owner, rows)
+            result.found.append(Found(piece, found))
+    zero &= waiting
+    result.kind[zero] = ZERO
+    waiting[zero] = False
+
+
+def _zero_mask(parts: Sequence[Extents], first: int, limit: int, count: int) -> Bools:
+    steps = np.zeros(count + 1, np.int64)
+    for part in parts:
+        runs = part.clip(first, limit)
+        np.add.at(steps, (runs.start - np.uint64(first)).astype(np.int64), 1)
+        np.add.at(steps, (runs.end - np.uint64(first)).astype(np.int64), -1)
+    mask: Bools = np.cumsum(steps)[:count] > 0
+    return mask

@@ -1,0 +1,359 @@
+"""Which files are disks: the registry of a mount, and what follows when files come and go.
+
+Implements the tree's `DiskHooks`. A file that matches the patterns becomes a disk when the
+mount starts, or at its last close if it was made in the mount. Renaming keeps the disk;
+unlinking or replacing its file retires it, with all its history. Nothing here waits for
+the vault in the name of a guest: what needs the vault runs in tasks.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import PurePath
+
+import trio
+
+from vdiskfs import native
+from vdiskfs.catalog import DiskLog
+from vdiskfs.catalog import DiskRecord as VaultRecord
+from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
+from vdiskfs.health import State
+from vdiskfs.native import ImageFlags
+from vdiskfs.state import DiskRecord, ImageLock, LastEnd, find_record
+from vdiskfs.tree import Access, Disks, SourceFile
+
+log = logging.getLogger(__name__)
+
+STARTS_AT_ONCE = 8
+
+
+class Protection:
+    """All disks of a mount. Trio thread only."""
+
+    def __init__(self, site: Site, patterns: Iterable[str], nursery: trio.Nursery) -> None:
+        """Prepare; `start` finds the disks."""
+        self._site = site
+        self._patterns = tuple(patterns)
+        self._nursery = nursery
+        self._files: Disks | None = None
+        self._disks: dict[SourceFile, ProtectedDisk] = {}
+        self._plain: dict[SourceFile, native.Image] = {}
+        self._locks: dict[SourceFile, ImageLock] = {}
+        self._fresh: set[SourceFile] = set()
+        self._starting: set[SourceFile] = set()
+        self._by_cookie: dict[int, ProtectedDisk] = {}
+        self.closing = False
+
+    # ---- look-ups ----------------------------------------------------------------------
+
+    def disks(self) -> list[ProtectedDisk]:
+        """Return the protected disks by name."""
+        return sorted((d for d in self._disks.values() if d.started), key=lambda d: d.name)
+
+    def find(self, name: str) -> ProtectedDisk:
+        """Return a disk by its name, its id, or its file's path in the source.
+
+        Raises:
+            NotFoundError: it is not protected here.
+        """
+        for disk in self.disks():
+            if name in (disk.name, disk.disk_id, disk.file.path):
+                return disk
+        raise NotFoundError(f"no disk {name} is protected here", hint="vdiskfs disk list")
+
+    def by_cookie(self, cookie: int) -> ProtectedDisk | None:
+        """Return the disk of a native image."""
+        return self._by_cookie.get(cookie)
+
+    def logs(self) -> Mapping[str, DiskLog]:
+        """Return the points of the disks protected here, by name."""
+        return {disk.name: disk.points for disk in self.disks()}
+
+    def access(self, name: str) -> Access | None:
+        """Return who may read a disk's file; None: it is not here."""
+        for disk in self._disks.values():
+            if disk.name == name:
+                return disk.file.access()
+        return None
+
+    def matches(self, path: str) -> bool:
+        """Say whether the name of a file is one that is protected by itself."""
+        name = PurePath(path).name
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns)
+
+    # ---- start and end -------------------------------------------------------------------
+
+    async def start(self, files: Disks, *, protect: bool) -> None:
+        """Take up every disk that is known, and with ``protect`` all files that match.
+
+        Raises:
+            VdiskfsError: the first disk that cannot be started says why.
+        """
+        self._files = files
+        records = await trio.to_thread.run_sync(self._site.state.records)
+        limit = trio.CapacityLimiter(STARTS_AT_ONCE)
+        known = {record.file for record in records if not record.retired}
+
+        def wanted(path: str) -> bool:
+            return path in known or self.matches(path)
+
+        async def take(file: SourceFile) -> None:
+            async with limit:
+                record = find_record(records, file.identity(), file.path)
+                if record is not None or protect:
+                    await self._protect(file, record, self._site.state.last_end)
+                else:
+                    file.drop()
+
+        async with trio.open_nursery() as nursery:
+            for file in files.scan(wanted):
+                if file in self._disks:
+                    file.drop()
+                else:
+                    nursery.start_soon(take, file)
+
+    async def _protect(
+        self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
+    ) -> ProtectedDisk:
+        """Start a disk over a held file; the hold becomes the disk's."""
+        if file in self._disks or file in self._starting:
+            file.drop()
+            raise StateError(f"{file.path}: is protected already")
+        self._starting.add(file)
+        try:
+            lock = ImageLock(file.descriptor, file.path)
+            try:
+                if record is None:
+                    record = await self._enroll(file)
+                    last_end = LastEnd.NONE
+                image = self._writable_image(file)
+                disk = ProtectedDisk(self._site, file, record, image)
+                self._disks[file] = disk
+                self._by_cookie[image.cookie] = disk
+                try:
+                    await disk.start(last_end)
+                except BaseException:
+                    self._forget(disk)
+                    raise
+            except BaseException:
+                lock.close()
+                raise
+            self._locks[file] = lock
+        except BaseException:
+            file.drop()
+            raise
+        finally:
+            self._starting.discard(file)
+        self._nursery.start_soon(disk.run)
+        log.info("disk %s: protected, %s", disk.name, file.path)
+        return disk
+
+    async def _enroll(self, file: SourceFile) -> DiskRecord:
+        """Make a disk in the vault and here for a file that is none yet."""
+        vault = self._site.vault
+        identity = file.identity()
+        made = await vault.create_disk(
+            PurePath(file.path).stem or "disk",
+            file=file.path,
+            size=identity.size,
+            site=self._site.name,
+        )
+        record = DiskRecord(
+            disk_id=made.id, name=made.name, file=file.path, vault_id=vault.vault_id,
+            writer_id=self._site.state.writer_id, device=identity.device,
+            inode=identity.inode, birth_ns=identity.birth_ns,
+        )  # fmt: skip
+        await trio.to_thread.run_sync(self._site.state.create_disk, record)
+        return record
+
+    def _writable_image(self, file: SourceFile) -> native.Image:
+        """Return the image that guests have open already, if it can be written, or a new one."""
+        plain = self._plain.pop(file, None)
+        if plain is not None:
+            if not plain.flags & ImageFlags.READONLY:
+                return plain
+            self._plain[file] = plain
+        return self._open_image(file, writable=True)
+
+    def _open_image(self, file: SourceFile, *, writable: bool) -> native.Image:
+        fd, can_write = file.open_file(writable=writable)
+        try:
+            flags = ImageFlags.DIRECT
+            if not can_write:
+                flags |= ImageFlags.READONLY
+            return native.Image(self._site.core, fd, flags, self._site.next_cookie())
+        finally:
+            os.close(fd)
+
+    def _forget(self, disk: ProtectedDisk) -> None:
+        self._disks.pop(disk.file, None)
+        self._by_cookie.pop(disk.image.cookie, None)
+        lock = self._locks.pop(disk.file, None)
+        if lock is not None:
+            lock.close()
+        if disk.file.is_open:
+            self._plain[disk.file] = disk.image
+        else:
+            disk.image.close()
+
+    async def stop(self, *, clean: bool) -> None:
+        """End all disks: the mount is gone."""
+        self.closing = True
+        for disk in list(self._disks.values()):
+            await disk.stop(clean=clean)
+            self._forget(disk)
+            disk.file.drop()
+        for image in self._plain.values():
+            image.close()
+        self._plain.clear()
+
+    # ---- what the user asks ----------------------------------------------------------------
+
+    async def protect(self, path: str) -> ProtectedDisk:
+        """Protect a file of the source, or a disk that was unprotected.
+
+        Raises:
+            NotFoundError: no such file.
+            StateError: it is protected already.
+        """
+        if self._files is None:
+            raise StateError("this mount has no source: a recovery site protects nothing")
+        records = await trio.to_thread.run_sync(self._site.state.records)
+        named = next((one.file for one in records if one.name == path), path)
+        try:
+            file = self._files.find(named)
+        except (OSError, ValueError) as error:
+            raise NotFoundError(f"{path}: no such file below disks/") from error
+        record = find_record(records, file.identity(), file.path)
+        if record is not None and file not in self._disks:
+            await self._site.vault.update_disk(record.disk_id, _revive)
+        return await self._protect(file, record, LastEnd.NONE)
+
+    async def unprotect(self, name: str) -> ProtectedDisk:
+        """End protection. What is captured is shipped first; the history stays."""
+        disk = self.find(name)
+        await self._retire(disk)
+        return disk
+
+    async def _retire(self, disk: ProtectedDisk) -> None:
+        """Ship what there is, mark the disk retired, and let the file go."""
+        await disk.replicator.seal_if_changed()
+        await disk.replicator.wait_shipped()
+        disk.health.state = State.RETIRED
+        await disk.health.until_done(
+            "retiring", partial(self._site.vault.update_disk, disk.disk_id, _retired)
+        )
+        await disk.stop(clean=False)
+        self._forget(disk)
+        await trio.to_thread.run_sync(self._site.state.remove_disk, disk.disk_id)
+        disk.file.drop()
+        log.info("disk %s: no longer protected; its recovery points stay", disk.name)
+
+    # ---- DiskHooks -------------------------------------------------------------------------
+
+    async def image_for(self, file: SourceFile, *, writable: bool) -> native.Image:
+        """Return the disk's image, or a plain one."""
+        disk = self._disks.get(file)
+        if disk is not None:
+            return disk.image
+        plain = self._plain.get(file)
+        if plain is not None and not (writable and plain.flags & ImageFlags.READONLY):
+            return plain
+        image = self._open_image(file, writable=writable)
+        if plain is not None:
+            plain.close()
+        self._plain[file] = image
+        return image
+
+    async def created(self, file: SourceFile) -> None:
+        """A new file: it may become a disk when it is closed."""
+        self._fresh.add(file)
+
+    async def closed_last(self, file: SourceFile) -> None:
+        """Close the plain image; make a disk of a new file that matches."""
+        plain = self._plain.pop(file, None)
+        if plain is not None:
+            plain.close()
+        fresh = file in self._fresh
+        self._fresh.discard(file)
+        wanted = fresh and self.matches(file.path) and file.status().st_nlink > 0
+        if wanted and not self.closing and file not in self._disks:
+            file.hold()
+            self._nursery.start_soon(self._protect_later, file)
+
+    async def _protect_later(self, file: SourceFile) -> None:
+        health_name = file.path
+        try:
+            await self._protect(file, None, LastEnd.NONE)
+        except VdiskfsError as error:
+            log.error("%s: is not protected: %s", health_name, error)
+
+    async def linked(self, file: SourceFile, path: str) -> None:
+        """One more name changes nothing."""
+
+    async def unlinked(self, file: SourceFile, path: str, *, last: bool) -> None:
+        """The disk's file is gone: retire it."""
+        await self._gone(file, last=last)
+
+    async def replaced(self, file: SourceFile, path: str, *, last: bool) -> None:
+        """Another file has the name now: the disk is retired."""
+        await self._gone(file, last=last)
+
+    async def _gone(self, file: SourceFile, *, last: bool) -> None:
+        disk = self._disks.get(file)
+        if disk is None or not last or not disk.started:
+            return
+        self._nursery.start_soon(self._retire_later, disk)
+
+    async def _retire_later(self, disk: ProtectedDisk) -> None:
+        try:
+            await self._retire(disk)
+        except VdiskfsError as error:
+            log.error("disk %s: cannot be retired: %s", disk.name, error)
+
+    async def renamed(self, file: SourceFile, old_path: str, new_path: str) -> None:
+        """The disk keeps its identity; a new file may match under its new name."""
+        disk = self._disks.get(file)
+        if disk is not None:
+            disk.renamed(new_path)
+            self._nursery.start_soon(self._tell_name, disk, new_path)
+        elif self.matches(new_path) and not file.is_open and not self.closing:
+            # Written under a temporary name, then renamed: as good as closed.
+            file.hold()
+            self._nursery.start_soon(self._protect_later, file)
+        elif self.matches(new_path):
+            self._fresh.add(file)
+
+    async def directory_renamed(self, old_path: str, new_path: str) -> None:
+        """The files below it have new paths."""
+        for disk in self.disks():
+            if disk.record.file.startswith(f"{old_path}/"):
+                path = new_path + disk.record.file[len(old_path) :]
+                disk.renamed(path)
+                self._nursery.start_soon(self._tell_name, disk, path)
+
+    async def _tell_name(self, disk: ProtectedDisk, path: str) -> None:
+        change = partial(_with_file, path=path)
+        await disk.health.until_done(
+            "noting the new name", partial(self._site.vault.update_disk, disk.disk_id, change)
+        )
+
+
+def _with_file(record: VaultRecord, path: str) -> VaultRecord:
+    return replace(record, file=path)
+
+
+def _retired(record: VaultRecord) -> VaultRecord:
+    return replace(record, retired=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _revive(record: VaultRecord) -> VaultRecord:
+    return replace(record, retired=None)
+

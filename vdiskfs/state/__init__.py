@@ -1,0 +1,24 @@
+"""What must survive the daemon, and what it needs of the host.
+
+files        small files, written whole, with a check
+directory    the state directory: lock, last end, disks
+records      what is known of each disk, and which file is which disk
+imagelock    QEMU's lock bytes on a source file
+mountpoint   the directory beneath the mount
+users        who keeps a mount busy
+"""
+
+from __future__ import annotations
+
+from vdiskfs.state.directory import DiskPaths, LastEnd, StateDirectory
+from vdiskfs.state.files import read_record, write_file, write_record
+from vdiskfs.state.imagelock import ImageLock
+from vdiskfs.state.mountpoint import open_mountpoint, seal_mountpoint, unseal_mountpoint
+from vdiskfs.state.records import DiskRecord, FileStamp, find_record
+from vdiskfs.state.users import MountUser, users_of
+
+__all__ = [
+    "DiskPaths", "DiskRecord", "FileStamp", "ImageLock", "LastEnd", "MountUser",
+    "StateDirectory", "find_record", "open_mountpoint", "read_record", "seal_mountpoint",
+    "unseal_mountpoint", "users_of", "write_file", "write_record",
+]  # fmt: skip

@@ -1,0 +1,285 @@
+"""The state directory of one mount: private, used by one daemon at a time.
+
+    state.json            the site's writer id
+    lock                  locked by the daemon that runs; holds its pid
+    running               boot id of the daemon that runs, or that did not end in order
+    clean                 boot id of the last orderly end; removed at start
+    site.json             what the vault was last told of this site
+    control.sock          the control socket
+    cache/                local copies of recovery points; emptied at start
+    disks/<disk id>/      record.json, track/, spool/, pass/
+
+Everything is 0700 and 0600. A directory of a disk appears and goes by one rename, so that
+a crash never leaves half of one; what is found by halves all the same is an error, never
+taken for new. Everything here blocks on the local disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, RefusedError
+from vdiskfs.state.files import read_record, remove_file, sync_directory, write_file, write_record
+from vdiskfs.state.records import DiskRecord
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PARTS = ("track", "spool", "pass")
+_PARTIAL = "."  # names of half-made and half-removed disks begin with it
+
+
+class LastEnd(Enum):
+    """How the daemon before this one ended."""
+
+    NONE = "there was none"
+    CLEAN = "in order"
+    DAEMON_DIED = "the daemon died, the host lived on: what it wrote is whole"
+    HOST_DIED = "the host died, or it is not known"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPaths:
+    """Where the files of one disk lie."""
+
+    directory: Path
+
+    @property
+    def record(self) -> Path:
+        """The disk's record."""
+        return self.directory / "record.json"
+
+    @property
+    def track(self) -> Path:
+        """The C core's bitmaps."""
+        return self.directory / "track"
+
+    @property
+    def spool(self) -> Path:
+        """Deltas that the vault does not hold yet."""
+        return self.directory / "spool"
+
+    @property
+    def pass_(self) -> Path:
+        """What a pass has read so far."""
+        return self.directory / "pass"
+
+
+class StateDirectory:
+    """The state directory, locked. ``last_end`` says what may be trusted in it."""
+
+    def __init__(self, path: Path, lock: int, boot_id: str) -> None:
+        self.path = path
+        self._lock = lock
+        self._boot_id = boot_id
+        self.last_end = self._read_last_end()
+        self.writer_id = self._read_writer_id()
+
+    @classmethod
+    def open(cls, path: Path, *, boot_id: str | None = None) -> Self:
+        """Lock the directory, made if it is absent, and note that a daemon runs.
+
+        ``boot_id`` is the running kernel's unless given.
+
+        Raises:
+            BusyError: another daemon uses it; names its pid.
+            RefusedError: it is another user's.
+            DamagedError: it is not what a daemon left behind.
+            LocalError: the disk refused.
+        """
+        boot_id = _BOOT_ID.read_text().strip() if boot_id is None else boot_id
+        try:
+            _make_private(path)
+            lock = _lock(path)
+        except OSError as error:
+            raise LocalError(f"{path}: {error.strerror}") from error
+        try:
+            state = cls(path, lock, boot_id)
+            state._start()
+        except BaseException:
+            os.close(lock)
+            raise
+        return state
+
+    def _start(self) -> None:
+        self._sweep()
+        # First the note that somebody runs, then away with the one of the clean end.
+        write_file(self.path / "running", self._boot_id.encode())
+        remove_file(self.path / "clean")
+
+    def _sweep(self) -> None:
+        for name in ("disks", "cache"):
+            (self.path / name).mkdir(mode=0o700, exist_ok=True)
+        for left in [*self._disks.glob(f"{_PARTIAL}*"), *self.cache.iterdir()]:
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        self.control.unlink(missing_ok=True)
+
+    def _read_last_end(self) -> LastEnd:
+        if (self.path / "clean").exists():
+            return LastEnd.CLEAN
+        try:
+            before = (self.path / "running").read_text()
+        except FileNotFoundError:
+            # Disks without any note of a daemon: not a directory that we left.
+            return LastEnd.HOST_DIED if self._disk_ids() else LastEnd.NONE
+        return LastEnd.DAEMON_DIED if before == self._boot_id else LastEnd.HOST_DIED
+
+    def _read_writer_id(self) -> str:
+        path = self.path / "state.json"
+        try:
+            body = read_record(path)
+        except NotFoundError:
+            if self._disk_ids():
+                raise DamagedError(
+                    f"{path}: missing, though there are disks",
+                    hint="restore the state directory, or move it away to start anew",
+                ) from None
+            body = {"format": 1, "writer_id": secrets.token_hex(16)}
+            write_record(path, body)
+        writer_id = body.get("writer_id")
+        if body.get("format") != 1 or not isinstance(writer_id, str):
+            raise DamagedError(f"{path}: not the state of a site of format 1")
+        return writer_id
+
+    # -- places -----------------------------------------------------------
+
+    @property
+    def _disks(self) -> Path:
+        return self.path / "disks"
+
+    @property
+    def cache(self) -> Path:
+        """Copies of recovery points; empty at start."""
+        return self.path / "cache"
+
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self.path / "control.sock"
+
+    @property
+    def site(self) -> Path:
+        """What the vault was last told of this site: a record of the daemon's."""
+        return self.path / "site.json"
+
+    def disk(self, disk_id: str) -> DiskPaths:
+        """Return where the files of a disk lie."""
+        return DiskPaths(self._disks / disk_id)
+
+    # -- disks ------------------------------------------------------------
+
+    def _disk_ids(self) -> list[str]:
+        try:
+            names = sorted(entry.name for entry in os.scandir(self._disks))
+        except FileNotFoundError:
+            return []
+        return [name for name in names if not name.startswith(_PARTIAL)]
+
+    def records(self) -> list[DiskRecord]:
+        """Return the records of all disks.
+
+        Raises:
+            DamagedError: a record is damaged or absent, or parts of a disk are; names it.
+        """
+        return [self._read_disk(disk_id) for disk_id in self._disk_ids()]
+
+    def _read_disk(self, disk_id: str) -> DiskRecord:
+        paths = self.disk(disk_id)
+        try:
+            body = read_record(paths.record)
+        except NotFoundError:
+            raise DamagedError(
+                f"{paths.record}: missing, though the disk's files are here"
+            ) from None
+        record = DiskRecord.from_body(body, where=str(paths.record))
+        if record.disk_id != disk_id:
+            raise DamagedError(f"{paths.record}: the record of another disk, {record.disk_id}")
+        for part in _PARTS:
+            if not (paths.directory / part).is_dir():
+                raise DamagedError(f"{paths.directory / part}: missing")
+        return record
+
+    def create_disk(self, record: DiskRecord) -> DiskPaths:
+        """Make the files of a disk: all of them, or none. Durable on return."""
+        paths = self.disk(record.disk_id)
+        partial = DiskPaths(self._disks / f"{_PARTIAL}{record.disk_id}.new")
+        try:
+            for part in _PARTS:
+                (partial.directory / part).mkdir(mode=0o700, parents=True)
+            write_record(partial.record, record.to_body())
+            sync_directory(partial.directory)
+            partial.directory.rename(paths.directory)
+            sync_directory(self._disks)
+        except OSError as error:
+            shutil.rmtree(partial.directory, ignore_errors=True)
+            raise LocalError(f"{paths.directory}: {error.strerror}") from error
+        return paths
+
+    def write_disk(self, record: DiskRecord) -> None:
+        """Write a disk's record anew. Durable on return."""
+        write_record(self.disk(record.disk_id).record, record.to_body())
+
+    def remove_disk(self, disk_id: str) -> None:
+        """Remove the files of a disk; the vault keeps its history."""
+        gone = self._disks / f"{_PARTIAL}{disk_id}.old"
+        self.disk(disk_id).directory.rename(gone)
+        sync_directory(self._disks)
+        shutil.rmtree(gone)
+
+    # -- the end ----------------------------------------------------------
+
+    def end_clean(self) -> None:
+        """Note the orderly end, after everything else is durable, and unlock."""
+        write_file(self.path / "clean", self._boot_id.encode())
+        self.close()
+
+    def close(self) -> None:
+        """Unlock, without a word of a clean end. Idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _make_private(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        raise RefusedError(f"{path}: the state directory belongs to user {status.st_uid}")
+    if status.st_mode & 0o077:
+        path.chmod(0o700)
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 64, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise BusyError(
+            f"{path}: in use by the vdiskfs daemon with pid {holder}",
+            hint="unmount it first, or choose another --state",
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd

@@ -1,0 +1,95 @@
+"""Small files that survive a crash: whole or not at all, and damage is seen.
+
+A record is one JSON document ``{"check": ..., "body": {...}}``; the check is BLAKE2b-128
+over the canonical text of the body. Everything here blocks on the local disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from vdiskfs.errors import DamagedError, LocalError, NotFoundError
+
+_LIMIT = 16 << 20
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put a file at the path, private to its owner.
+
+    Durable on return; a crash before leaves the file that was there.
+
+    Raises:
+        LocalError: the disk refused (full, broken, read-only).
+    """
+    partial = path.with_name(f".{path.name}.new")
+    try:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        partial.rename(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}") from error
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there; durable on return."""
+    path.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_record(path: Path, body: dict[str, Any]) -> None:
+    """Write a record with its check. Durable on return."""
+    document = {"check": _check(body), "body": body}
+    write_file(path, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote.
+
+    Raises:
+        NotFoundError: there is none.
+        DamagedError: it is not what was written.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LIMIT + 1)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such record") from None
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}") from error
+    try:
+        document = json.loads(text)
+        body, check = document["body"], document["check"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DamagedError(f"{path}: not a record") from None
+    if not isinstance(body, dict) or check != _check(body):
+        raise DamagedError(f"{path}: the record does not match its check")
+    return body
+
+
+def _check(body: dict[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=16).hexdigest()

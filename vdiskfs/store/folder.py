@@ -1,0 +1,453 @@
+"""A folder as an object store, one call at a time: the file operations and their order.
+
+An object is a file of the same name. New files are written in ``.vdiskfs`` beside the
+objects and become visible by link(2) (create) or, under a lock, by rename(2) (replace).
+Metadata is one extended attribute, a hint: a copy that drops it is a good vault. The etag
+is the modification time, which a replace always moves forward, and the size; both
+survive a copy.
+
+Every name is walked with openat(2) and O_NOFOLLOW: no symbolic link below the root is
+followed. Everything here blocks; ``local`` runs it in threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from vdiskfs.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DamagedError,
+    LocalError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+    VaultUnreachableError,
+    VdiskfsError,
+)
+from vdiskfs.store.object import ObjectInfo
+
+_WORK = ".vdiskfs"
+_ATTRIBUTE = "user.vdiskfs"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_CLOEXEC | os.O_NOFOLLOW
+_COPY_BYTES = 8 * 1024 * 1024
+_NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+_NO_ATTRIBUTES = (errno.ENOTSUP, errno.ENODATA, errno.E2BIG, errno.EPERM, errno.ENOENT)
+# A file system with coarse times needs a jump that it can write down: FAT has 2 s.
+_LARGEST_STEP_NS = 4_000_000_000
+# An upload writes at most 64 MiB to a temporary file; a day is far beyond that.
+_OLD_S = 86400
+
+Fill = Callable[[int], None]
+
+
+class Locked(Exception):
+    """Another writer holds the folder's lock. Try again in a moment."""
+
+
+class Folder:
+    """The objects below ``root``. Holds no descriptors between calls; any thread."""
+
+    def __init__(self, root: Path) -> None:
+        """Nothing is touched."""
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the folder if it is absent, and check that it can hold a vault."""
+        with self._reported(str(self.root)):
+            self.root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            try:
+                os.mkdir(self.root, 0o700)
+                _sync_path(self.root.parent)
+            except FileExistsError:
+                pass
+            with self._temporary() as (work, temporary, _):
+                self._probe_link(work, temporary)
+
+    def clean(self) -> None:
+        """Remove temporary files of writers that died more than a day ago."""
+        oldest = time.time() - _OLD_S
+        with self._reported(_WORK):
+            try:
+                work = self._directory((_WORK,))
+            except FileNotFoundError:
+                return
+            try:
+                for entry in os.listdir(work):
+                    if entry.startswith("new-"):
+                        _unlink_if_older(entry, work, oldest)
+            finally:
+                os.close(work)
+
+    def create(self, name: str, fill: Fill, metadata: Mapping[str, str]) -> str:
+        """Make a new object durable and return its etag. ``fill`` writes to a descriptor."""
+        with self._reported(name), self._parent(name, create=True) as (parent, base):
+            if _exists(parent, base):
+                raise AlreadyExistsError(f"{name} exists already")
+            with self._temporary() as (work, temporary, file):
+                fill(file)
+                _set_metadata(file, metadata)
+                info = _seal(file, 0)
+                try:
+                    os.link(temporary, base, src_dir_fd=work, dst_dir_fd=parent)
+                except FileExistsError:
+                    raise AlreadyExistsError(f"{name} exists already") from None
+            os.fsync(parent)
+            return _etag(info)
+
+    def replace(self, name: str, fill: Fill, etag: str, metadata: Mapping[str, str]) -> str:
+        """Swap an object if its etag is ``etag``; durable on return. Raises Locked."""
+        with self._reported(name), self._lock(), self._parent(name) as (parent, base):
+            # Invariant: nobody else changes the name between this look and the rename.
+            try:
+                before = _stat(parent, base, name)
+            except NotFoundError:
+                raise ConflictError(f"{name} is gone") from None
+            if _etag(before) != etag:
+                raise ConflictError(f"{name} was changed by another writer")
+            with self._temporary() as (work, temporary, file):
+                fill(file)
+                _set_metadata(file, metadata)
+                info = _seal(file, before.st_mtime_ns)
+                os.rename(temporary, base, src_dir_fd=work, dst_dir_fd=parent)
+            os.fsync(parent)
+            return _etag(info)
+
+    def delete(self, name: str) -> None:
+        """Delete an object; durable on return. Raises Locked."""
+        with self._reported(name), self._lock(), self._parent(name) as (parent, base):
+            _stat(parent, base, name)
+            os.unlink(base, dir_fd=parent)
+            os.fsync(parent)
+
+    def read(self, name: str, limit: int) -> tuple[bytes, ObjectInfo]:
+        """Return an object's bytes and what it is."""
+        with self._reported(name), self._opened(name) as file:
+            info = _info(name, os.fstat(file), _get_metadata(file))
+            if info.size > limit:
+                raise DamagedError(f"{name} has {info.size} bytes, at most {limit} are expected")
+            return _read_exactly(name, file, 0, info.size), info
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes from ``offset``."""
+        with self._reported(name), self._opened(name) as file:
+            if offset + length > os.fstat(file).st_size:
+                raise DamagedError(f"{name} ends before byte {offset + length}")
+            return _read_exactly(name, file, offset, length)
+
+    def stat(self, name: str) -> ObjectInfo:
+        """Return what an object is."""
+        with self._reported(name), self._opened(name) as file:
+            return _info(name, os.fstat(file), _get_metadata(file))
+
+    def entries(self, directory: str, rest: str) -> tuple[list[ObjectInfo | str], bool]:
+        """List one directory: objects, and the names of directories, in the order of names.
+
+        Args:
+            directory: "" for the root, else ending in "/".
+            rest: what the entries' names begin with.
+
+        Returns:
+            The entries (a directory's name ends in "/"), and whether the directory exists.
+        """
+        with self._reported(directory or str(self.root)):
+            try:
+                opened = self._directory(tuple(directory.split("/")[:-1]))
+            except FileNotFoundError:
+                self._check_root()
+                return [], False
+            try:
+                return _scan(opened, directory, rest), True
+            finally:
+                os.close(opened)
+
+    def _check_root(self) -> None:
+        if not self.root.is_dir():
+            raise NotFoundError(
+                f"there is no folder {self.root}", hint="vdiskfs vault init makes it"
+            )
+
+    def _directory(self, parts: tuple[str, ...], *, create: bool = False) -> int:
+        """Open a directory below the root, each part without following links."""
+        opened = os.open(self.root, _DIRECTORY)
+        try:
+            for part in parts:
+                inner = _open_inner(opened, part, create=create)
+                os.close(opened)
+                opened = inner
+        except BaseException:
+            os.close(opened)
+            raise
+        return opened
+
+    @contextmanager
+    def _parent(self, name: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
+        *parts, base = name.split("/")
+        opened = self._directory(tuple(parts), create=create)
+        try:
+            yield opened, base
+        finally:
+            os.close(opened)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        with self._parent(name) as (parent, base):
+            # O_NONBLOCK: a fifo put there by somebody must not stop a thread.
+            file = os.open(base, os.O_RDONLY | os.O_NONBLOCK | _FILE, dir_fd=parent)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise NotFoundError(f"{name} is not an object")
+            yield file
+        finally:
+            os.close(file)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[int, str, int]]:
+        """Make an unnamed-to-be file; yields directory, name and descriptor."""
+        work = self._directory((_WORK,), create=True)
+        name = f"new-{secrets.token_hex(12)}"
+        try:
+            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=work)
+            try:
+                yield work, name, file
+            finally:
+                os.close(file)
+                _unlink_if_older(name, work, None)
+        finally:
+            os.close(work)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the lock that replace and delete take, of all processes of this host."""
+        self._check_root()
+        work = self._directory((_WORK,), create=True)
+        try:
+            file = os.open("lock", os.O_RDWR | os.O_CREAT | _FILE, 0o600, dir_fd=work)
+        finally:
+            os.close(work)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked from None
+            yield
+        finally:
+            os.close(file)
+
+    def _probe_link(self, work: int, temporary: str) -> None:
+        probe = f"{temporary}-link"
+        try:
+            os.link(temporary, probe, src_dir_fd=work, dst_dir_fd=work)
+        except OSError as error:
+            raise UsageError(
+                f"{self.root}: the file system has no hard links ({os.strerror(error.errno or 0)})",
+                hint="a folder vault needs ext4, xfs, btrfs or another local file system",
+            ) from error
+        os.unlink(probe, dir_fd=work)
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        """Turn what the kernel says into what a store says."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                self._check_root()
+                raise NotFoundError(f"there is no object {name} in {self.root}") from error
+            raise _store_error(self.root, name, error) from error
+
+
+def _store_error(root: Path, name: str, error: OSError) -> VdiskfsError:
+    text = f"{root}: {name}: {os.strerror(error.errno or 0)}"
+    match error.errno:
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return RefusedError(text, hint="check the owner and the mode of the vault's folder")
+        case errno.ELOOP:
+            return DamagedError(text, hint="a vault holds no symbolic links")
+        case errno.ENOSPC | errno.EDQUOT:
+            return VaultUnreachableError(text, hint="make room for the vault")
+        case _:
+            return VaultUnreachableError(text)
+
+
+def _open_inner(parent: int, part: str, *, create: bool) -> int:
+    try:
+        return os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        if not create:
+            raise
+    try:
+        os.mkdir(part, 0o700, dir_fd=parent)
+    except FileExistsError:
+        pass
+    os.fsync(parent)
+    return os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def _seal(file: int, after_ns: int) -> os.stat_result:
+    """Give the file a modification time later than ``after_ns`` and make it durable."""
+    step = 1
+    moment = max(time.time_ns(), after_ns + step)
+    os.utime(file, ns=(moment, moment))
+    while (info := os.fstat(file)).st_mtime_ns <= after_ns:
+        step *= 16
+        if step > _LARGEST_STEP_NS * 16:
+            raise OSError(errno.EIO, "the file system keeps no times")
+        os.utime(file, ns=(moment, after_ns + step))
+    os.fsync(file)
+    return info
+
+
+def _etag(info: os.stat_result) -> str:
+    return f"{info.st_mtime_ns:x}-{info.st_size:x}"
+
+
+def _info(name: str, info: os.stat_result, metadata: dict[str, str]) -> ObjectInfo:
+    return ObjectInfo(name, info.st_size, _etag(info), info.st_mtime_ns, metadata)
+
+
+def _exists(parent: int, base: str) -> bool:
+    try:
+        os.stat(base, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _stat(parent: int, base: str, name: str) -> os.stat_result:
+    try:
+        info = os.stat(base, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no object {name}") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise NotFoundError(f"{name} is not an object")
+    return info
+
+
+def _scan(opened: int, directory: str, rest: str) -> list[ObjectInfo | str]:
+    found: list[tuple[str, ObjectInfo | str]] = []
+    with os.scandir(opened) as entries:
+        for entry in entries:
+            name = directory + entry.name
+            if not entry.name.startswith(rest) or (not directory and entry.name[0] == "."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                found.append((name + "/", name + "/"))
+            elif entry.is_file(follow_symlinks=False):
+                try:
+                    info = entry.stat(follow_symlinks=False)
+                    metadata = _get_metadata(f"/proc/self/fd/{opened}/{entry.name}")
+                except FileNotFoundError:
+                    continue
+                found.append((name, _info(name, info, metadata)))
+    # Names sort as whole names do: "a-b" before "a/b", so a directory sorts with its slash.
+    found.sort(key=lambda pair: pair[0])
+    return [entry for _, entry in found]
+
+
+def _set_metadata(file: int, metadata: Mapping[str, str]) -> None:
+    if not metadata:
+        return
+    text = "\n".join(f"{key}={value}" for key, value in metadata.items())
+    try:
+        os.setxattr(file, _ATTRIBUTE, text.encode("ascii"))
+    except OSError as error:
+        # A file system without them keeps a vault whose objects alone carry the truth.
+        if error.errno not in _NO_ATTRIBUTES:
+            raise
+
+
+def _get_metadata(file: int | str) -> dict[str, str]:
+    try:
+        raw = os.getxattr(file, _ATTRIBUTE)
+    except OSError as error:
+        if error.errno in _NO_ATTRIBUTES:
+            return {}
+        raise
+    lines = raw.decode("ascii", "replace").split("\n")
+    return dict(line.split("=", 1) for line in lines if "=" in line)  # type: ignore[misc]
+
+
+def _read_exactly(name: str, file: int, offset: int, length: int) -> bytes:
+    """Read a range that the file had when it was looked at, in one copy if it can be."""
+    data = os.pread(file, length, offset)
+    if len(data) == length:
+        return data
+    parts = [data]
+    missing = length - len(data)
+    while missing:
+        data = os.pread(file, missing, offset + length - missing)
+        if not data:
+            raise DamagedError(f"{name} ends before byte {offset + length}")
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def fill_bytes(data: bytes | bytearray | memoryview) -> Fill:
+    """Return what writes ``data``."""
+
+    def fill(file: int) -> None:
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[os.write(file, rest) :]
+
+    return fill
+
+
+def fill_from(path: Path, check: Callable[[], None]) -> Fill:
+    """Return what copies the file at ``path``; ``check`` is called now and then, may raise."""
+
+    def fill(file: int) -> None:
+        try:
+            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LocalError(f"{path}: {os.strerror(error.errno or 0)}") from error
+        try:
+            _copy(source, file, check)
+        finally:
+            os.close(source)
+
+    return fill
+
+
+def _copy(source: int, target: int, check: Callable[[], None]) -> None:
+    """Copy a file within the kernel; shared blocks where the file system can."""
+    try:
+        while os.copy_file_range(source, target, _COPY_BYTES):
+            check()
+        # Some file systems (procfs, some FUSE) copy nothing and call it success.
+        if os.lseek(source, 0, os.SEEK_CUR) >= os.fstat(source).st_size:
+            return
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+    while part := os.read(source, 1024 * 1024):
+        fill_bytes(part)(target)
+        check()
+
+
+def _unlink_if_older(name: str, directory: int, oldest: float | None) -> None:
+    try:
+        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if oldest is None or info.st_mtime < oldest:
+            os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+
+
+def _sync_path(path: Path) -> None:
+    opened = os.open(path, _DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

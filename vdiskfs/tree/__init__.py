@@ -1,0 +1,36 @@
+"""The names of the mount: what is where, and what it stands for.
+
+    node       a node answers for itself; the table of nodes
+    listing    directories that are read piece by piece
+    static     the root, `failovers/`
+    source, sourcefile, directory, disks        `disks/`, the source directory passed through
+    pointnames, pointnode, points               `recovery-points/`
+    hooks      what is asked of the daemon
+    namespace  all of it
+
+Bytes of files never come here (the data plane has them), nor do FUSE's own terms (``fs``
+has those). Everything runs in the trio thread.
+"""
+
+from __future__ import annotations
+
+from vdiskfs.tree.disks import Disks, open_source
+from vdiskfs.tree.hooks import (
+    Access,
+    DiskHooks,
+    DiskName,
+    OpenPoint,
+    PointFacts,
+    PointKind,
+    PointRef,
+    PointSource,
+)
+from vdiskfs.tree.namespace import Namespace
+from vdiskfs.tree.node import Attributes, Caller, Changes, Node, Nodes
+from vdiskfs.tree.sourcefile import SourceFile
+
+__all__ = [
+    "Access", "Attributes", "Caller", "Changes", "DiskHooks", "DiskName", "Disks", "Namespace",
+    "Node", "Nodes", "OpenPoint", "PointFacts", "PointKind", "PointRef", "PointSource",
+    "SourceFile", "open_source",
+]  # fmt: skip
