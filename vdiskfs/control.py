@@ -79,8 +79,12 @@ class MountControl:
         """Return one point, with what opening it costs."""
         log = await self._browser.log(name)
         found = await log.find(int(point) if point.isdigit() else point, time.time_ns())
+        before = log.store.requests
         async with await log.open(found) as reader:
-            return {**point_document(name, found), "objects": reader.objects}
+            requests = log.store.requests - before
+            return {
+                **point_document(name, found), "objects": reader.objects, "requests": requests
+            }  # fmt: skip
 
     async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
         """Seal disks at one instant."""
@@ -113,5 +117,3 @@ def _time(what: str, text: str, now_ns: int) -> int | None:
         return parse_time(text, now_ns)
     except ValueError as error:
         raise UsageError(f"{what}: {error}") from None
-
-

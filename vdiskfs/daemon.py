@@ -54,6 +54,7 @@ from vdiskfs.units import format_time
 
 log = logging.getLogger(__name__)
 
+
 class Unmounter(Protocol):
     """Ends the mount."""
 
@@ -135,9 +136,7 @@ class Daemon:
                 _keep, "the control socket",
                 partial(self._serve_control, state.control, control),
             )  # fmt: skip
-            nursery.start_soon(
-                _keep, "the heartbeat", partial(self._heartbeat, vault, protection)
-            )
+            nursery.start_soon(_keep, "the heartbeat", partial(self._heartbeat, vault, protection))
             nursery.start_soon(self._signals)
             await self._announce(state, ready)
             await self._ended.wait()
@@ -306,9 +305,7 @@ def _tell_disk(event: native.Event, protection: Protection) -> None:
     elif event.kind is EventKind.ABANDONED:
         log.warning("disk %s: an epoch is given up: %s", disk.name, os.strerror(event.error))
     elif event.kind is EventKind.SYNC_FAILED:
-        log.error(
-            "disk %s: syncing the image failed: %s", disk.name, os.strerror(event.error)
-        )
+        log.error("disk %s: syncing the image failed: %s", disk.name, os.strerror(event.error))
 
 
 def _mount(settings: MountSettings) -> int:
@@ -343,9 +340,7 @@ def _busy(mountpoint: str, places: list[str]) -> BusyError:
     users = users_of(*places)
     who = ", ".join(str(user) for user in users[:5]) or "somebody that cannot be seen"
     more = f" and {len(users) - 5} more" if len(users) > 5 else ""
-    return BusyError(
-        f"{mountpoint}: in use by {who}{more}", hint="stop them first, or use --lazy"
-    )
+    return BusyError(f"{mountpoint}: in use by {who}{more}", hint="stop them first, or use --lazy")
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog import DiskLog, DiskRecord, Vault
+from vdiskfs.catalog import DiskLog, DiskRecord, IndexCache, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled
 from vdiskfs.errors import DamagedError, FormatError
 from vdiskfs.health import Health
@@ -98,6 +98,9 @@ class ProtectedDisk:
         paths = self.site.state.disk(self.disk_id)
         remote = await self.site.vault.disk(self.disk_id)
         points, end, known = await self._find_end(remote, paths.spool)
+        if last_end is LastEnd.HOST_DIED:
+            # Bits that were only in the page cache are gone: none of them says anything.
+            _clear(paths.track)
         track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
         trusted = known and not new and self._is_unchanged(last_end)
         if new or not known:
@@ -127,7 +130,7 @@ class ProtectedDisk:
 
     async def _find_end(self, remote: DiskRecord, spool: Path) -> tuple[DiskLog, ChainEnd, bool]:
         """Read the vault's newest epoch; True: this site knows it and goes on from it."""
-        points = self.site.vault.log(remote)
+        points = self.site.vault.log(remote, cache=self._index_cache())
         tip = await points.tip()
         end = ChainEnd(tip.generation, tip.epoch, tip.digest, tip.size, tip.time_ns)
         if tip.epoch == 0 and remote.generation == 1:
@@ -157,7 +160,15 @@ class ProtectedDisk:
             return replace(record, generation=number, parents=parents, site=self.site.name)
 
         record = await self.site.vault.update_disk(self.disk_id, advance)
-        return self.site.vault.log(record), replace(end, generation=number), False
+        return (
+            self.site.vault.log(record, cache=self._index_cache()),
+            replace(end, generation=number),
+            False,
+        )
+
+    def _index_cache(self) -> IndexCache:
+        """Where the indexes of this disk's deltas are kept, so that joining reads nothing back."""
+        return IndexCache(self.site.state.disk(self.disk_id).directory / "indexes")
 
     def _is_unchanged(self, last_end: LastEnd) -> bool:
         """Say whether what the bitmaps say is all that changed."""

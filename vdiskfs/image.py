@@ -73,6 +73,7 @@ class LiveImage:
             EpochGivenUpError: a change of the guest's could not be preserved, or reading the
                 image or writing the spool failed.
         """
+        native.background()
         try:
             spooled = self._write(seal, end, writer, label, stored)
         except BaseException as error:

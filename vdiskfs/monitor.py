@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from vdiskfs.config import MountSettings
@@ -18,7 +18,7 @@ from vdiskfs.units import NS, PAGE_SIZE, format_time
 
 
 def status_document(
-    settings: MountSettings, disks: Iterable[ProtectedDisk], vault_error: str | None
+    settings: MountSettings, disks: Sequence[ProtectedDisk], vault_error: str | None
 ) -> dict[str, object]:
     """Return the document of ``vdiskfs status --json``."""
     shown = [disk_document(disk) for disk in disks]
@@ -28,6 +28,7 @@ def status_document(
         "vault": settings.vault,
         "vault_state": "away" if vault_error else "ok",
         "vault_error": vault_error,
+        "points_waiting": sum(disk.replicator.waiting for disk in disks),
         "pid": os.getpid(),
         "version": version("vdiskfs"),
         "disks": shown,

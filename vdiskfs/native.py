@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -216,6 +217,16 @@ def mount(mountpoint: str, source: str, flags: MountFlags = MountFlags.NONE) -> 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """Unmount; OSError with EBUSY while something uses the mount."""
     _check(lib.vdf_unmount(os.fsencode(mountpoint), int(lazy)), mountpoint)
+
+
+_steps_back = threading.local()
+
+
+def background() -> None:
+    """Let this thread step back behind guests' requests; once done it stays so."""
+    if not getattr(_steps_back, "done", False):
+        _check(lib.vdf_thread_background(), "priority")
+        _steps_back.done = True
 
 
 # ---- objects ------------------------------------------------------------------------
@@ -560,5 +571,5 @@ class PageReader:
             self._pageno[:count],
             self._sum[:count],
             self._zero[:count],
-            memoryview(self._data)[: self._batch.data_pages * PAGE_SIZE],
+            self._data.data[: self._batch.data_pages * PAGE_SIZE],
         )

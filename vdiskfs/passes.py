@@ -117,7 +117,7 @@ class SuspectPass:
         kept = 0
         try:
             while kept * PAGE_SIZE < PART_SIZE and len(seen) < 4096:
-                batch = await trio.to_thread.run_sync(reader.next)
+                batch = await trio.to_thread.run_sync(_read, reader)
                 if batch is None:
                     break
                 seen.append(batch.pageno.copy())
@@ -141,6 +141,11 @@ class SuspectPass:
             self._live.image.suspect_clear(pages)
             self.done_pages += len(pages)
         self._live.image.suspect_clear_from(pages_of(self._live.image.size()))
+
+
+def _read(reader: native.PageReader) -> native.Batch | None:
+    native.background()
+    return reader.next()
 
 
 async def _differing(batch: native.Batch, compare: PointReader | None) -> PageBatch:
@@ -168,5 +173,8 @@ def _select(batch: native.Batch, wanted: native.BoolArray) -> PageBatch:
     pages = np.frombuffer(batch.data, np.uint8).reshape(-1, PAGE_SIZE)
     data = pages[wanted[~batch.zero]]
     return PageBatch(
-        batch.pageno[wanted], batch.sum[wanted], batch.zero[wanted], memoryview(data.reshape(-1).data)
+        batch.pageno[wanted],
+        batch.sum[wanted],
+        batch.zero[wanted],
+        memoryview(data.reshape(-1).data),
     )

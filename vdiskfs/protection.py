@@ -107,7 +107,8 @@ class Protection:
         async def take(file: SourceFile) -> None:
             async with limit:
                 record = find_record(records, file.identity(), file.path)
-                if record is not None or protect:
+                ended = _unprotected(records, file) is not None
+                if record is not None or (protect and not ended):
                     await self._protect(file, record, self._site.state.last_end)
                 else:
                     file.drop()
@@ -231,19 +232,26 @@ class Protection:
             file = self._files.find(named)
         except (OSError, ValueError) as error:
             raise NotFoundError(f"{path}: no such file below disks/") from error
-        record = find_record(records, file.identity(), file.path)
-        if record is not None and file not in self._disks:
-            await self._site.vault.update_disk(record.disk_id, _revive)
-        return await self._protect(file, record, LastEnd.NONE)
+        record = _unprotected(records, file)
+        if record is None:
+            return await self._protect(file, None, LastEnd.NONE)
+        # The same disk goes on. What was written meanwhile is not known: nothing is trusted.
+        await self._site.vault.update_disk(record.disk_id, _revive)
+        record = replace(record, retired=False)
+        return await self._protect(file, record, LastEnd.HOST_DIED)
 
     async def unprotect(self, name: str) -> ProtectedDisk:
         """End protection. What is captured is shipped first; the history stays."""
         disk = self.find(name)
-        await self._retire(disk)
+        await self._retire(disk, gone=False)
         return disk
 
-    async def _retire(self, disk: ProtectedDisk) -> None:
-        """Ship what there is, mark the disk retired, and let the file go."""
+    async def _retire(self, disk: ProtectedDisk, *, gone: bool) -> None:
+        """Ship what there is, mark the disk retired, and let the file go.
+
+        A file that is not ``gone`` is remembered: it is not protected again by itself, and
+        is the same disk if the user protects it again.
+        """
         await disk.replicator.seal_if_changed()
         await disk.replicator.wait_shipped()
         disk.health.state = State.RETIRED
@@ -252,7 +260,11 @@ class Protection:
         )
         await disk.stop(clean=False)
         self._forget(disk)
-        await trio.to_thread.run_sync(self._site.state.remove_disk, disk.disk_id)
+        if gone:
+            await trio.to_thread.run_sync(self._site.state.remove_disk, disk.disk_id)
+        else:
+            record = replace(disk.record, retired=True)
+            await trio.to_thread.run_sync(self._site.state.write_disk, record)
         disk.file.drop()
         log.info("disk %s: no longer protected; its recovery points stay", disk.name)
 
@@ -314,7 +326,7 @@ class Protection:
 
     async def _retire_later(self, disk: ProtectedDisk) -> None:
         try:
-            await self._retire(disk)
+            await self._retire(disk, gone=True)
         except VdiskfsError as error:
             log.error("disk %s: cannot be retired: %s", disk.name, error)
 
@@ -346,6 +358,13 @@ class Protection:
         )
 
 
+def _unprotected(records: Iterable[DiskRecord], file: SourceFile) -> DiskRecord | None:
+    """Return the record of the disk that this file was until the user unprotected it."""
+    identity = file.identity()
+    found = [one for one in records if one.retired and one.matches(identity)]
+    return found[-1] if found else None
+
+
 def _with_file(record: VaultRecord, path: str) -> VaultRecord:
     return replace(record, file=path)
 
@@ -356,4 +375,3 @@ def _retired(record: VaultRecord) -> VaultRecord:
 
 def _revive(record: VaultRecord) -> VaultRecord:
     return replace(record, retired=None)
-

@@ -72,8 +72,8 @@ def format_time(time_ns: int) -> str:
 def parse_time(text: str, now_ns: int) -> int:
     """Return the time that ISO 8601 text, or a span before now (``-15m``), means.
 
-    A time without a zone is UTC. A time that names no fraction of a second means the
-    whole of that second, so its end: ``@T01:40:05Z`` finds a point of 01:40:05.300.
+    A time without a zone is UTC. A time means the end of what its digits name: ``05Z`` finds
+    a point of 05.300, and ``05.123Z`` one of 05.123456, which is listed as ``05.123Z``.
 
     Raises:
         ValueError: it is not a time.
@@ -90,6 +90,7 @@ def parse_time(text: str, now_ns: int) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     whole = int(moment.replace(microsecond=0).timestamp()) * NS
-    if "." in text:
-        return whole + moment.microsecond * 1000 + 999
-    return whole + NS - 1
+    digits = re.search(r"[.,](\d{1,6})", text)
+    if digits is None:
+        return whole + NS - 1
+    return whole + moment.microsecond * 1000 + 10 ** (9 - len(digits[1])) - 1

@@ -38,6 +38,12 @@ void vdf_pages_zero(const uint8_t *data, uint64_t count, uint8_t *zero);
 /* The number of the first page whose XXH3-64 is not sums[i], or -1: all are right. */
 int64_t vdf_pages_verify(const uint8_t *data, uint64_t count, const uint64_t *sums);
 
+/*
+ * The calling thread steps back behind guests' requests: a nice value of 10 and the
+ * lowest best-effort I/O priority. For threads that capture, compress and ship.
+ */
+int vdf_thread_background(void);
+
 /* ---- mount ---------------------------------------------------------------- */
 
 enum {

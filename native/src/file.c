@@ -4,7 +4,9 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,6 +79,16 @@ int vdf_file_identity(int fd, vdf_identity *out)
     out->modify_ns = stamp_ns(st.stx_mtime);
     out->size = st.stx_size;
     return 0;
+}
+
+int vdf_thread_background(void)
+{
+    const int lowest = (2 << 13) | 7; /* best effort, level 7: linux/ioprio.h */
+    id_t self = (id_t)gettid();
+
+    if (setpriority(PRIO_PROCESS, self, 10) != 0)
+        return -errno;
+    return syscall(SYS_ioprio_set, 1, self, lowest) == 0 ? 0 : -errno;
 }
 
 int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_name,

@@ -43,6 +43,8 @@ def fill(image: Path, size: int, directory: Path) -> int:
     copied = 0
     with file_system("ext4", image, directory) as root:
         for folder, folders, files in os.walk("/usr"):
+            if shutil.disk_usage(root).free < size // 20 + (1 << 20):
+                break
             folders.sort()
             target = root / Path(folder).relative_to("/usr")
             target.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from tests.fs.harness import Mount
 
 pytestmark = pytest.mark.e2e
 ROOT = pytest.mark.root
+UMOUNT = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
 NOBODY = 65534
 RENAME_EXCHANGE = 2
 RENAME_NOREPLACE = 1
@@ -55,8 +56,7 @@ def mount(open_tmp: Path) -> Iterator[Mount]:
     mounted = Mount(directory, options=options)
     try:
         yield mounted.wait_ready()
-        by = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
-        said = mounted.close(by=by)
+        said = mounted.close(by=UMOUNT)
         assert "Traceback" not in said
         assert "came to the names" not in said
     finally:
@@ -604,12 +604,26 @@ def test_at_the_end_nothing_is_left(tmp_path: Path) -> None:
         mounted.wait_ready()
         (mounted.disks / "a").write_bytes(b"x")
         subprocess.run(["find", mounted.path], check=True, capture_output=True, timeout=20)
-        by = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
-        said = mounted.close(by=by)
+        said = mounted.close(by=UMOUNT)
     finally:
         mounted.abort()
     assert "descriptors 0" in said
     assert mounted.heard() == ["created a", "closed a"]
+
+
+def test_a_bug_in_a_handler_is_an_io_error_and_not_the_end_of_the_mount(tmp_path: Path) -> None:
+    mounted = Mount(tmp_path)
+    try:
+        mounted.wait_ready()
+        with pytest.raises(OSError, match="Input/output error"):
+            (mounted.disks / "trap").write_bytes(b"")
+        assert listdir(mounted.disks) == []
+        (mounted.disks / "a").write_bytes(b"alive")
+        assert (mounted.disks / "a").read_bytes() == b"alive"
+        said = mounted.close(by=UMOUNT)
+    finally:
+        mounted.abort()
+    assert "RuntimeError: a bug of ours" in said
 
 
 @ROOT

@@ -15,10 +15,14 @@ from socketserver import ThreadingUnixStreamServer
 from typing import Any
 
 import pytest
+import trio
 from click.testing import CliRunner, Result
 
+from tests.delta.model import DiskModel
 from vdiskfs import registry
+from vdiskfs.catalog import Vault
 from vdiskfs.registry import MountEntry
+from vdiskfs.store import open_store
 from vdiskfs_tools.main import cli
 
 Run = Callable[..., Result]
@@ -153,3 +157,43 @@ def run_json(run: Run) -> Callable[..., Any]:
         return json.loads(result.stdout)
 
     return call
+
+
+@dataclass
+class History:
+    """A vault with the disk web01 in it, and what the disk was at each epoch."""
+
+    url: str
+    directory: Path
+    states: dict[int, bytes]
+    times: dict[int, int]
+
+
+async def make_history(directory: Path, spool: Path) -> History:
+    """Make three points of a disk of 1 MiB + 512 bytes: written, changed, cut."""
+    url = f"file://{directory}"
+    store = open_store(url)
+    vault = await Vault.init(store)
+    size = (1 << 20) + 512
+    record = await vault.create_disk("web01", file="web01.img", size=size, site="here")
+    model = DiskModel(spool, vault_id=vault.vault_id, disk_id=record.id)
+    log = vault.log(record)
+    model.truncate(size)
+    model.write(0, bytes(range(256)) * 32)
+    model.write(size - 512, b"the end " * 64)
+    await log.publish(model.seal())
+    model.write(4096, b"changed")
+    model.discard(0, 4096)
+    await log.publish(model.seal(label="before \x1b[31mthe upgrade"))
+    model.write(500_000, b"later")
+    await log.publish(model.seal())
+    await store.aclose()
+    return History(url, directory, model.states, model.times)
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """A folder vault with three points."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    return trio.run(make_history, tmp_path / "history", spool)

@@ -219,7 +219,7 @@ def test_what_help_imports_is_little() -> None:
     )
     count, _, slow = result.stderr.strip().partition(" ")
     assert slow == "[]"
-    # 145 when this was written; httpx alone brings 300 more.
+    # 141 when this was written; httpx alone brings 300 more.
     assert int(count) < 200
 
 

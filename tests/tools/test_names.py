@@ -92,6 +92,15 @@ def test_a_whole_second_is_in_a_range_whole() -> None:
     assert end - start == NS - 1
 
 
+@pytest.mark.parametrize(("text", "length"), [("05", NS), ("05.1", NS // 10), ("05.123", 10**6)])
+def test_a_time_is_as_long_as_its_digits(text: str, length: int) -> None:
+    moment = f"2026-11-21T01:40:{text}Z"
+    start, end = parse_time_range(moment, moment)
+    assert start is not None
+    assert end is not None
+    assert end - start == length - 1
+
+
 def test_a_span_counts_back_from_now() -> None:
     start, _ = parse_time_range("-15m", None)
     assert start is not None
@@ -107,5 +116,5 @@ def test_a_range_that_is_empty_is_wrong_use() -> None:
 def test_the_daemon_reads_the_same_microsecond(time_ns: int) -> None:
     text = iso_time(time_ns)
     assert text is not None
-    assert check_time(text, first=True) == time_ns // 1000 * 1000
+    assert check_time(text, first=True) == time_ns // 1000 * 1000 == check_time(text) - 999
     assert check_time(text) == time_ns // 1000 * 1000 + 999

@@ -29,8 +29,8 @@ def test_a_range_is_asked_for_in_utc(daemon: Any, run: Run) -> None:
     assert result.exit_code == 0
     ((_, path, _),) = daemon.asked
     assert "limit=5" in path
-    assert "since=2026-11-21T00%3A40%3A05.000000Z" in path
-    assert "until=2026-11-21T00%3A40%3A06.500000Z" in path
+    assert "since=2026-11-21T00%3A40%3A04.999999Z" in path
+    assert "until=2026-11-21T00%3A40%3A06.599999Z" in path
     assert result.stderr == "web01: no points\n"
 
 

@@ -21,7 +21,7 @@ DISK = {
 }  # fmt: skip
 STATUS = {
     "site": "here", "mountpoint": "/mnt/vd", "vault": "file:///v", "pid": 7, "version": "0.1.0",
-    "vault_state": "reachable", "points_waiting": 0, "disks": [DISK],
+    "vault_state": "ok", "vault_error": None, "points_waiting": 0, "disks": [DISK],
 }  # fmt: skip
 
 json_values = st.recursive(
@@ -42,7 +42,7 @@ def test_the_document_is_what_the_daemon_says(daemon: Any, run: Run) -> None:
 def test_people_see_a_table(daemon: Any, run: Run) -> None:
     daemon.answer("GET", "/status", STATUS)
     lines = run("status").stdout.splitlines()
-    assert lines[0] == "/mnt/vd  site here  vault file:///v (reachable)"
+    assert lines[0] == "/mnt/vd  site here  vault file:///v (ok)"
     assert lines[2].split() == [
         *("DISK", "STATE", "HEALTH", "SIZE", "LAG", "POINT", "AGE"),
         *("PROVEN", "AGE", "DIRTY", "SPOOLED", "RETRY", "IN"),
@@ -55,9 +55,11 @@ def test_people_see_a_table(daemon: Any, run: Run) -> None:
 
 def test_an_error_is_shown_below_the_table(daemon: Any, run: Run) -> None:
     disk = {**DISK, "health": "Critical", "last_error": "the vault \x1b[1mrefused\nthe key"}
-    daemon.answer("GET", "/status", {**STATUS, "points_waiting": 4, "disks": [disk]})
+    shown = {**STATUS, "vault_error": "no route", "points_waiting": 4, "disks": [disk]}
+    daemon.answer("GET", "/status", shown)
     lines = run("status").stdout.splitlines()
     assert lines[-1] == "web01: the vault refused the key"
+    assert "the vault: no route" in lines
     assert "points that wait for the vault: 4" in lines
 
 

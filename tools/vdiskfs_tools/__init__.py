@@ -1,10 +1,12 @@
 """The command line of vdiskfs: it translates and prints, and decides nothing.
 
-main           the program: the groups, the errors, the exit codes
+main           the program: its groups of commands
+failures       what an error prints, and its exit code; answers: those of a daemon
 call           one call of the program: its global options
 output         what is printed, where, and in which form
 names          DISK@POINT, and names that are safe to print
-mounts         which mount, client which daemon, vaults which vault
+mounts, client which mount, and its daemon; launch: starting one
+vaults         which vault, without a daemon; checks: this host
 vault, mount, umount, status, disk, point, restore, doctor, completion
                one file for each group of commands
 

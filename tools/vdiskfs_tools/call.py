@@ -59,7 +59,7 @@ class FilePath(click.Path):
 
 def _note(ctx: click.Context, option: click.Parameter, value: Any) -> None:
     """Keep the value of a global option, wherever on the line it stood."""
-    if value and option.name is not None:
+    if value not in (None, False) and option.name is not None:
         setattr(call_of(ctx), option.name, value)
 
 

@@ -19,7 +19,7 @@ def real_mountpoint(path: str) -> str:
 
 def named_mount(call: Call) -> str | None:
     """Return the mountpoint that the user named, in whichever way."""
-    return call.mount or os.environ.get("VDISKFS_MOUNT") or None
+    return os.environ.get("VDISKFS_MOUNT") or None if call.mount is None else call.mount
 
 
 def find_mount(call: Call) -> MountEntry:
@@ -39,7 +39,7 @@ def find_mount(call: Call) -> MountEntry:
         )
     if len(entries) > 1:
         places = ", ".join(entry.mountpoint for entry in entries)
-        raise UsageError(f"{len(entries)} mounts run here: {places}", hint="name one with -m")
+        raise UsageError(f"several mounts run here: {places}", hint="name one with -m")
     return entries[0]
 
 

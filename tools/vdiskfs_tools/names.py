@@ -59,7 +59,7 @@ def parse_point(text: str) -> PointName:
 def parse_time_range(since: str | None, until: str | None) -> tuple[int | None, int | None]:
     """Return the range, in nanoseconds, that two texts of a user mean.
 
-    A second or a span that is named whole is in the range whole.
+    What the digits of a time name, a second or a part of one, is in the range whole.
 
     Raises:
         UsageError: one is not a time, or the range is empty.
@@ -82,7 +82,7 @@ def iso_time(time_ns: int | None) -> str | None:
 def check_time(text: str, *, first: bool = False) -> int:
     """Return the time, in nanoseconds since 1970, that a user's text means.
 
-    A time without a fraction means the end of its second; with ``first``, its beginning.
+    A time means the end of what its digits name; with ``first``, the beginning.
 
     Raises:
         UsageError: it is not a time, or none that a point can have.
@@ -94,5 +94,6 @@ def check_time(text: str, *, first: bool = False) -> int:
     if not 0 <= found < 1 << 63:
         raise UsageError(f"not a point or a time: {text!r}", hint=_FORMS)
     if first and not text.strip().startswith("-"):
-        found -= 999 if "." in text else NS - 1
+        digits = re.search(r"[.,](\d{1,6})", text)
+        found -= 10 ** (9 - (len(digits[1]) if digits else 0)) - 1
     return found

@@ -34,7 +34,7 @@ _CONTROLS = re.compile(
 COLOURS = {"Critical": "red", "Warning": "yellow", "Normal": "green", "Protected": "green"}
 
 Progress = Callable[[int, int], None]
-"""progress(done_bytes, total_bytes), both counted from the start."""
+"""progress(done, total), bytes or things, both counted from the start."""
 
 
 def clean(text: object) -> str:
@@ -67,6 +67,11 @@ def format_bytes(size: object) -> str:
     if isinstance(size, bool) or not isinstance(size, int | float):
         return "-"
     return format_size(size)
+
+
+def counted(count: int, thing: str) -> str:
+    """Write a number of things: ``1 point``, ``2 points``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -110,8 +115,10 @@ class Output:
     def facts(self, facts: Mapping[str, object]) -> None:
         """Print names and values, one a line."""
         width = max((len(name) for name in facts), default=0)
+        words = {None: "-", True: "yes", False: "no"}
         for name, value in facts.items():
-            self.line(f"{name.ljust(width)}  {'-' if value is None else value}")
+            shown = words[value] if value is None or isinstance(value, bool) else value
+            self.line(f"{name.ljust(width)}  {shown}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table; each line has the colour of the first word in it that has one."""
@@ -169,21 +176,23 @@ class Output:
             yield
 
     @contextmanager
-    def progress(self, text: str) -> Iterator[Progress]:
-        """Show how many bytes of how many are done."""
+    def progress(self, text: str, *, counts: bool = False) -> Iterator[Progress]:
+        """Show how many bytes of how many are done; with ``counts``, how many things."""
         if not self.shows_progress:
             yield lambda _done, _total: None
             return
         from rich import progress as bars
         from rich.console import Console
 
-        columns = (
+        columns: list[bars.ProgressColumn] = [
             bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),
-            bars.DownloadColumn(binary_units=True),
-            bars.TransferSpeedColumn(),
-            bars.TimeRemainingColumn(),
-        )
+        ]
+        if counts:
+            columns.append(bars.MofNCompleteColumn())
+        else:
+            columns += [bars.DownloadColumn(binary_units=True), bars.TransferSpeedColumn()]
+        columns.append(bars.TimeRemainingColumn())
         with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(clean(text), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

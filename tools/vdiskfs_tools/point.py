@@ -14,7 +14,7 @@ from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks, complete_points
 from vdiskfs_tools.mounts import find_mount
 from vdiskfs_tools.names import PointName, iso_time, parse_disk, parse_point, parse_time_range
-from vdiskfs_tools.output import format_bytes
+from vdiskfs_tools.output import counted, format_bytes
 
 
 @click.group(cls=Group)
@@ -46,7 +46,9 @@ def list_points(
         document: dict[str, Any] = {"points": _vault_points(call, name, start, end, limit)}
     else:
         with _client(call) as client:
-            times = {"since": iso_time(start), "until": iso_time(end)}
+            # The daemon reads a time as the end of its microsecond: the one before ends at start.
+            before = None if start is None else max(start - 1000, 0)
+            times = {"since": iso_time(before), "until": iso_time(end)}
             document = client.get("disks", name, "points", limit=limit, **times)
     if call.out.document(document):
         return
@@ -150,7 +152,7 @@ def diff(call: Call, *, first: str, second: str) -> None:
         return
     if rows:
         call.out.table((">OFFSET", ">LENGTH"), extents)
-    call.out.say(f"{len(rows)} extents, {format_bytes(total)}")
+    call.out.say(f"{counted(len(rows), 'extent')}, {format_bytes(total)}")
 
 
 point.add_command(restore.restore)

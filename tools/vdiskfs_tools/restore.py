@@ -22,10 +22,17 @@ from vdiskfs_tools.output import Progress, format_bytes
 @click.command(cls=Command)
 @click.argument("name", metavar="DISK@POINT", shell_complete=complete_points)
 @click.argument("file", type=FilePath())
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["raw", "qcow2"]),
+    default="raw",
+    help="raw: the bytes as they are; qcow2: converted, by qemu-img.",
+)
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @dry_run_option
 @click.pass_obj
-def restore(call: Call, *, name: str, file: str, force: bool, dry_run: bool) -> None:
+def restore(call: Call, *, name: str, file: str, form: str, force: bool, dry_run: bool) -> None:
     """Write the disk as it was at DISK@POINT to FILE, which is sparse; - is standard output.
 
     FILE appears whole or not at all.
@@ -35,7 +42,9 @@ def restore(call: Call, *, name: str, file: str, force: bool, dry_run: bool) -> 
     """
     wanted = parse_point(name)
     _check_target(call, file, force=force)
-    document = _run(call, wanted, file, force=force, dry_run=dry_run)
+    if file == "-" and form != "raw":
+        raise UsageError("only raw can go to standard output")
+    document = _run(call, wanted, file, form=form, force=force, dry_run=dry_run)
     if file != "-" and call.out.document(document):
         return
     done = "would be restored" if dry_run else "restored"
@@ -73,18 +82,24 @@ def _check_target(call: Call, file: str, *, force: bool) -> None:
         raise AlreadyExistsError(f"{file}: exists", hint="--force replaces it")
 
 
-def _run(call: Call, wanted: PointName, file: str, *, force: bool, dry_run: bool) -> dict[str, Any]:
+def _run(
+    call: Call, wanted: PointName, file: str, *, form: str, force: bool, dry_run: bool
+) -> dict[str, Any]:
     """Find the point, and write it unless this is a dry run."""
     from vdiskfs.point import restore as restore_point
     from vdiskfs_tools.vaults import found_point, point_document, with_vault
 
     async def work(vault: Any, progress: Progress) -> dict[str, Any]:
         log, item, disk = await found_point(vault, wanted)
+        if form != "raw" and log.record.file.endswith(".qcow2"):
+            raise UsageError(
+                f"{disk}: a qcow2 file itself", hint="restore it without --format, as it is"
+            )
         document = point_document(disk, item) | {"file": file}
         if dry_run:
             return document | {"dry_run": True}
         async with await log.open(item) as reader:
-            written = await restore_point(reader, file, force=force, progress=progress)
+            written = await restore_point(reader, file, force=force, format=form, progress=progress)
         return document | {"data_bytes": written}
 
     with call.out.progress(f"{wanted}") as progress:

@@ -55,6 +55,8 @@ def status_lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"{place}  site {site}  vault {document.get('vault', '-')}" + (
         f" ({state})" if state else ""
     )
+    if document.get("vault_error"):
+        yield f"the vault: {document['vault_error']}"
     waiting = document.get("points_waiting")
     if waiting:
         yield f"points that wait for the vault: {waiting}"

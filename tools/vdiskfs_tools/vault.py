@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
+from vdiskfs.errors import DamagedError
 from vdiskfs_tools.call import Call, Group, dry_run_option
+from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import vault_url
-from vdiskfs_tools.output import format_bytes
+from vdiskfs_tools.names import parse_disk
+from vdiskfs_tools.output import counted, format_bytes
 
 
 @click.group(cls=Group)
@@ -73,3 +76,63 @@ def info(call: Call) -> None:
                 for site in sites
             ],
         )
+
+
+@vault.command("check")
+@click.option("--read-data", is_flag=True, help="Read all data too, and compare its checksums.")
+@click.option(
+    "--disk",
+    "disks",
+    metavar="DISK",
+    multiple=True,
+    shell_complete=complete_disks,
+    help="Only this disk; may be given again.",
+)
+@click.pass_obj
+def check(call: Call, *, read_data: bool, disks: tuple[str, ...]) -> None:
+    """Check that every point of a vault can be restored.
+
+    Exit code 6 when something is damaged; what is damaged is printed, and whom it hurts.
+
+    Example:
+        vdiskfs vault check --read-data --vault file:///srv/vault
+    """
+    from vdiskfs.catalog import check as check_vault
+    from vdiskfs_tools.vaults import check_document, with_vault
+
+    url = vault_url(call)
+    names = [parse_disk(name) for name in disks] or None
+    with call.out.progress(f"checking {url}", counts=True) as progress:
+
+        async def work(vault: Any) -> dict[str, Any]:
+            report = await check_vault(
+                vault,
+                names,
+                read_data=read_data,
+                progress=lambda _, done, total: progress(done, total),
+            )
+            return check_document(report)
+
+        document = {"vault": url, **with_vault(call, work)}
+    problems = document["problems"]
+    if not call.out.document(document):
+        for problem in problems:
+            call.out.line(f"{problem['object']}: {problem['message']}", colour="red")
+            for hurt in problem["points"]:
+                call.out.line(f"  {_hurt(problem['disk'], hurt)}")
+        read = f", {format_bytes(document['read_bytes'])} read" if read_data else ""
+        looked_at = [counted(document["disks"], "disk"), counted(document["points"], "point")]
+        call.out.line(", ".join(looked_at) + read)
+    if problems:
+        raise DamagedError(
+            f"{url}: {counted(len(problems), 'object')} damaged or missing",
+            hint="restore them, or restore the points that are whole",
+        )
+
+
+def _hurt(disk: str, hurt: dict[str, Any]) -> str:
+    """Write which points of a generation cannot be restored."""
+    epochs = hurt["epochs"]
+    span = f"#{epochs[0]}" if len(epochs) == 1 else f"#{epochs[0]} to #{epochs[-1]}"
+    points = counted(len(epochs), "point")
+    return f"hurts {points} of {disk}, generation {hurt['generation']}: {span}"

@@ -6,6 +6,7 @@ Slow to import: it needs the library's vault side.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -13,11 +14,12 @@ from typing import Any, TypeVar
 
 import trio
 
-from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
+from vdiskfs.catalog import CheckReport, DiskLog, DiskRecord, Point, Vault
 from vdiskfs.config import load_config, vault_environ
 from vdiskfs.errors import AlreadyExistsError, NotFoundError, VaultUnreachableError
 from vdiskfs.store import Store, open_store
 from vdiskfs_tools.call import Call
+from vdiskfs_tools.failures import first_error
 from vdiskfs_tools.mounts import vault_url
 from vdiskfs_tools.names import PointName
 
@@ -43,12 +45,27 @@ def with_store(url: str, work: Callable[[Store], Awaitable[T]], *, limit_s: floa
     """
 
     async def run() -> T:
-        with trio.move_on_after(limit_s):
-            async with opened_store(url) as store:
-                return await work(store)
-        raise VaultUnreachableError(f"{url}: no answer within {limit_s:g} s")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_heed_termination)
+            with trio.move_on_after(limit_s):
+                async with opened_store(url) as store:
+                    result = await work(store)
+                nursery.cancel_scope.cancel()
+                return result
+            raise VaultUnreachableError(f"{url}: no answer within {limit_s:g} s")
+        raise AssertionError  # the nursery ends by what is in it
 
-    return trio.run(run)
+    try:
+        return trio.run(run)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+
+
+async def _heed_termination() -> None:
+    """Let SIGTERM end the work as Ctrl-C does: with what it made cleared away."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            raise KeyboardInterrupt
 
 
 def with_vault(call: Call, work: Callable[[Vault], Awaitable[T]]) -> T:
@@ -116,3 +133,23 @@ def point_document(disk: str, point: Point) -> dict[str, Any]:
     sizes = ("changed_bytes", "stored_bytes", "generation")
     facts = {key: getattr(point, key) for key in (*keys, *sizes)}
     return {"disk": disk, **facts, "label": facts["label"] or None, "held": False}
+
+
+def check_document(report: CheckReport) -> dict[str, Any]:
+    """Return what a check found as ``--json`` prints it."""
+    counts = ("disks", "points", "deltas", "joined", "segments", "read_bytes")
+    unused = ("unused_segments", "unused_bytes")
+    problems = [
+        {
+            "object": problem.object,
+            "message": problem.message,
+            "disk": problem.disk,
+            "points": [
+                {"generation": generation, "epochs": sorted(epochs)}
+                for generation, epochs in sorted(problem.points.items())
+            ],
+        }
+        for problem in report.problems
+    ]
+    facts = {key: getattr(report, key) for key in (*counts, *unused)}
+    return {"ok": report.ok, **facts, "problems": problems}

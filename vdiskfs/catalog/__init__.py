@@ -8,10 +8,24 @@ check      what is damaged, and whom it hurts
 points     Point, and the ways to name one              records, documents   JSON objects
 """
 
+from vdiskfs.catalog.check import check
+from vdiskfs.catalog.damage import Problem
 from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.catalog.inspection import CheckReport
 from vdiskfs.catalog.log import DiskLog, Tip
 from vdiskfs.catalog.points import Point
 from vdiskfs.catalog.records import DiskRecord, SiteRecord
 from vdiskfs.catalog.vault import Vault
 
-__all__ = ["DiskLog", "DiskRecord", "IndexCache", "Point", "SiteRecord", "Tip", "Vault"]
+__all__ = [
+    "CheckReport",
+    "DiskLog",
+    "DiskRecord",
+    "IndexCache",
+    "Point",
+    "Problem",
+    "SiteRecord",
+    "Tip",
+    "Vault",
+    "check",
+]

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from vdiskfs.delta.entries import U64, Extents
+from vdiskfs.delta.entries import U64
 
 NO_PAGES: U64 = np.empty(0, np.uint64)
 # Pages that are hurt; None: all of them, because an index cannot be read.
@@ -36,15 +36,21 @@ class Problem:
 
 @dataclass(slots=True)
 class Change:
-    """What a readable delta replaces: pages with data, runs of zeros, all beyond a page.
+    """What a readable delta does to hurt pages.
 
-    ``bad`` are the pages it takes from damaged frames, by problem.
+    ``pages``: those of them that it replaces by data or zeros; ``cut_page``: it removes
+    all from there on; ``bad``: what it takes from damaged frames, by problem.
     """
 
     pages: U64
-    zeros: Extents
     cut_page: int
     bad: Mapping[int, U64]
+
+
+def pages_of_state(state: Mapping[int, Hurt]) -> U64:
+    """Return all pages that are hurt one by one, sorted."""
+    parts = [pages for pages in state.values() if pages is not None]
+    return np.unique(np.concatenate(parts)) if parts else NO_PAGES
 
 
 class Tracker:
@@ -94,7 +100,6 @@ def advance(state: Mapping[int, Hurt], change: Change) -> dict[int, Hurt]:
                 after[problem] = None
             continue
         left = pages[pages < np.uint64(change.cut_page)]
-        left = left[~change.zeros.contains(left)]
         left = left[~np.isin(left, change.pages)]
         if len(left):
             after[problem] = left

@@ -19,7 +19,7 @@ from vdiskfs.delta.names import (
     slot_name,
     slot_prefix,
 )
-from vdiskfs.errors import FormatError
+from vdiskfs.errors import FormatError, NotFoundError
 from vdiskfs.point import PieceInfo
 from vdiskfs.store import ObjectInfo, Store
 
@@ -38,6 +38,8 @@ class Line:
     """What covers a generation from ``base`` to its tip: the coarsest deltas there are.
 
     ``cover`` is in order, without overlap. ``fence`` is the slot that ended the line.
+    ``holes`` and ``gap`` are where slots are missing: inside the cover, and at its end,
+    with later slots listed.
     """
 
     store: Store
@@ -48,6 +50,7 @@ class Line:
     fence: PieceInfo | None = None
     loaded: bool = False
     holes: list[Span] = field(default_factory=list)
+    gap: Span | None = None
 
     @property
     def tip(self) -> int:
@@ -156,6 +159,7 @@ class Line:
     async def _walk_slots(self, start: int) -> None:
         """Follow the slots from an epoch to the tip."""
         position, width = start, 1
+        self.gap = None
         while True:
             block = position >> 4 * width
             slots = {
@@ -168,6 +172,11 @@ class Line:
                 self.cover.append(piece)
                 position = piece.to_epoch
             if position >> 4 * width == block:
+                later = [epoch for epoch in slots if epoch > position]
+                if later and await self._is_hole(position):
+                    self.gap = (position, min(later))
+                elif later:
+                    continue
                 return
             # The block was full: the next one may be, so look at a larger one.
             width = min(width + 1, DIGITS)
@@ -223,6 +232,14 @@ class Line:
         if not slot[1] <= listed.to_epoch:
             raise FormatError("the delta ends before it starts", where=info.name)
         return PieceInfo(info.name, self.generation, 0, slot[1], listed.to_epoch, info.size, listed)
+
+    async def _is_hole(self, position: int) -> bool:
+        """Return whether a slot is missing, and was not just created while others were listed."""
+        try:
+            await self.store.stat(slot_name(self.disk_id, self.generation, position))
+        except NotFoundError:
+            return True
+        return False
 
     def _trailing_slots(self) -> list[PieceInfo]:
         slots: list[PieceInfo] = []

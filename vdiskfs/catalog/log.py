@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import trio
@@ -25,6 +26,7 @@ from vdiskfs.catalog.publish import (
     upload_segments,
 )
 from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.saved import read_saved, write_saved
 from vdiskfs.catalog.tables import Tables
 from vdiskfs.delta import Spooled, genesis_digest
 from vdiskfs.delta.layout import Flags, listed_of
@@ -97,8 +99,9 @@ class DiskLog:
         """
         line = self.line
         await line.refresh()
-        if line.holes:
-            name = slot_name(self.record.id, line.generation, line.holes[0][0])
+        missing = [*line.holes, *([line.gap] if line.gap else [])]
+        if missing:
+            name = slot_name(self.record.id, line.generation, missing[0][0])
             raise DamagedError(f"{name}: the delta is missing, and later ones are there")
         fenced = line.fence is not None
         if line.cover:
@@ -220,6 +223,25 @@ class DiskLog:
             self.store, pieces, title=title, size=head.size, generation=point.generation,
             epoch=epoch, reopen=reopen,
         )  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write what is known of the points to a local file.
+
+        Raises:
+            LocalError: it cannot be written.
+        """
+        write_saved(path, self._identity, self._lines, self._tables.known())
+
+    def load(self, path: Path) -> bool:
+        """Take up what was saved; return False if it is of no use. The tip is read anew."""
+        tables = read_saved(path, self._identity, self._lines)
+        if tables is not None:
+            self._tables.restore(tables)
+        return tables is not None
+
+    @property
+    def _identity(self) -> list[str]:
+        return [self.vault_id, self.record.id]
 
     def _title(self, epoch: int) -> str:
         return f"{self.record.name}@{epoch}"

@@ -79,7 +79,7 @@ def parse_spec(spec: str | int, now_ns: int) -> Wanted:
     if text.isascii() and text.isdigit() and len(text) < 19:
         return Wanted(epoch=int(text))
     try:
-        return Wanted(until_ns=parse_time(text, now_ns))
+        return Wanted(until_ns=max(0, parse_time(text, now_ns)))
     except (ValueError, OverflowError):
         raise UsageError(
             f"not a point: {spec[:80]!r}",

@@ -59,6 +59,14 @@ class Tables:
             self._tables[info.name] = table
         return table
 
+    def known(self) -> dict[str, PointTable]:
+        """Return all tables read so far, by the delta's name."""
+        return dict(self._tables)
+
+    def restore(self, tables: dict[str, PointTable]) -> None:
+        """Take tables that were read before."""
+        self._tables.update(tables)
+
     def keep(self, info: PieceInfo, table: PointTable, replaced: list[str]) -> None:
         """Take the table of a joined delta that was just made; forget those of its parts."""
         self._tables[info.name] = table

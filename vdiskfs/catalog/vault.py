@@ -144,6 +144,10 @@ class Vault:
             raise NotFoundError(f"the vault has no disk {disk_id}") from None
         return decode_disk(data, disk_id, where=name)
 
+    async def named_disk(self, object_name: str) -> DiskRecord:
+        """Return the disk that an object names/... means; NotFoundError."""
+        return await self.disk(await self._named(object_name))
+
     async def find_disk(self, name_or_id: str) -> DiskRecord:
         """Return a disk by its name or its id; NotFoundError."""
         if is_id(name_or_id):

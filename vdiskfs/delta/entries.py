@@ -77,6 +77,17 @@ class Entries:
             self.sums[int(sum_starts[start]) : int(sum_starts[stop])],
         )  # fmt: skip
 
+    def rows(self, numbers: I64) -> Entries:
+        """Return some entries with their sums."""
+        starts = self.sum_starts()
+        counts = starts[numbers + 1] - starts[numbers]
+        base = np.repeat(starts[numbers] - np.r_[0, np.cumsum(counts)[:-1]], counts)
+        return Entries(
+            self.chunkno[numbers], self.mask[numbers], self.frame_mask[numbers],
+            self.object[numbers], self.offset[numbers], self.length[numbers],
+            self.flags[numbers], self.sums[base + np.arange(len(base))],
+        )  # fmt: skip
+
     def within(self, first_page: int, end_page: int) -> Entries:
         """Return the entries of all chunks that meet pages [first_page, end_page)."""
         bounds = np.array(

@@ -154,18 +154,23 @@ class DeltaWriter:
 
         Raises:
             ValueError: the facts contradict themselves or what was added.
+            OSError: the spool is full or broken.
+
+        After an error nothing is left in the spool but segments already taken.
         """
-        if len(facts.label.encode()) > LABEL_MAX:
-            raise ValueError(f"a label longer than {LABEL_MAX} bytes")
-        head = _slot_head(facts, *self._ids)
-        problem = head_problem(replace(head, tail_offset=HEAD_SIZE, root_offset=HEAD_SIZE,
-                                       object_size=2 * HEAD_SIZE))  # fmt: skip
-        if problem:
-            raise ValueError(problem)
-        return self._complete(head, self._directory / f"{facts.from_epoch:016x}.delta")
+        try:
+            head = self._slot_head(facts)
+            path = self._directory / f"{facts.from_epoch:016x}.delta"
+            return self._complete(head, path)
+        except BaseException:
+            self.abandon()
+            raise
 
     def finish_part(self) -> Spooled:
-        """Complete a part of a pass: an index that stays in the spool, and segments."""
+        """Complete a part of a pass: an index that stays in the spool, and segments.
+
+        Raises as ``finish`` does.
+        """
         zeros_end = max((end for _, end in self._zero_pages), default=0) * PAGE_SIZE
         size = max((self._last_chunk + 1) * CHUNK_SIZE, zeros_end)
         head = DeltaHead(
@@ -173,18 +178,22 @@ class DeltaWriter:
             first_time_ns=0, size=size, cut=0, from_size=0, from_digest=bytes(HASH_SIZE),
             to_digest=bytes(HASH_SIZE), content_digest=bytes(HASH_SIZE),
         )  # fmt: skip
-        if self._inline != HEAD_SIZE:
-            raise ValueError("a part of a pass has all its frames in segments: inline_limit=0")
-        return self._complete(head, self._directory / f"{uuid.uuid4().hex}.part")
+        try:
+            if self._inline != HEAD_SIZE:
+                raise ValueError("a part of a pass has all its frames in segments: inline_limit=0")
+            return self._complete(head, self._directory / f"{uuid.uuid4().hex}.part")
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
-        """Delete everything written; the segments already taken too."""
+        """Delete everything written, but for segments already taken."""
         self._file.close()
         self._builder.close()
         self._temporary.unlink(missing_ok=True)
         if self._segment is not None:
             self._segment.abandon()
-        for segment in self._segments:
+        for segment in self._segments[self._taken :]:
             segment.path.unlink(missing_ok=True)
 
     def _store(self, frames: Frames) -> None:
@@ -220,6 +229,22 @@ class DeltaWriter:
     def _all_zeros(self) -> Extents:
         runs = np.array(self._zero_pages, np.uint64).reshape(-1, 2)
         return unite_extents([*self._zeros, make_extents(runs[:, 0], runs[:, 1])])
+
+    def _slot_head(self, facts: EpochFacts) -> DeltaHead:
+        if len(facts.label.encode()) > LABEL_MAX:
+            raise ValueError(f"a label longer than {LABEL_MAX} bytes")
+        head = DeltaHead(
+            Kind.SLOT, *self._ids, facts.generation, facts.from_epoch, facts.to_epoch,
+            facts.time_ns, facts.time_ns, facts.size, min(facts.cut, facts.size, facts.from_size),
+            facts.from_size, facts.from_digest, facts.to_digest, bytes(HASH_SIZE), facts.flags,
+            facts.label, facts.group_id,
+        )  # fmt: skip
+        empty = replace(
+            head, tail_offset=HEAD_SIZE, root_offset=HEAD_SIZE, object_size=2 * HEAD_SIZE
+        )
+        if problem := head_problem(empty):
+            raise ValueError(problem)
+        return head
 
     def _complete(self, head: DeltaHead, path: Path) -> Spooled:
         self._close_segment()
@@ -298,15 +323,6 @@ class DeltaWriter:
         fresh = self._segments[before:]
         refs += [ObjectRef(segment_id=item.id, size=item.size) for item in fresh]
         return rows, self._builder.size, make_table(refs)
-
-
-def _slot_head(facts: EpochFacts, vault_id: str, disk_id: str, writer_id: str) -> DeltaHead:
-    return DeltaHead(
-        Kind.SLOT, vault_id, disk_id, writer_id, facts.generation, facts.from_epoch,
-        facts.to_epoch, facts.time_ns, facts.time_ns, facts.size,
-        min(facts.cut, facts.size, facts.from_size), facts.from_size, facts.from_digest,
-        facts.to_digest, bytes(HASH_SIZE), facts.flags, facts.label, facts.group_id,
-    )  # fmt: skip
 
 
 def open_spooled(path: Path) -> Spooled:

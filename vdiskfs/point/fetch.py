@@ -10,13 +10,15 @@ import numpy.typing as npt
 import trio
 
 from vdiskfs import native
-from vdiskfs.delta.entries import I64, U64, Entries
+from vdiskfs.delta.entries import I64, U64, Bools, Entries
 from vdiskfs.delta.frames import FrameError, decode_frames
 from vdiskfs.delta.layout import OBJECT_MAX
-from vdiskfs.errors import DamagedError
+from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.point.piece import Piece
 from vdiskfs.store import Store
-from vdiskfs.units import PAGE_SIZE
+from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK
+
+View = npt.NDArray[np.uint8]
 
 # Frames this near to each other are read in one request, up to this many bytes.
 GAP = 64 * 1024
@@ -41,6 +43,7 @@ class _Run:
     start: int
     end: int
     entries: Entries
+    rows: I64
     held: bytes | None = None
 
 
@@ -79,6 +82,36 @@ async def fetch_pages(
         raise first_error(group) from None
 
 
+async def find_bad_frames(
+    store: Store, found: Found, limiter: trio.CapacityLimiter
+) -> tuple[Bools, int]:
+    """Read all frames of the entries; return which are bad, and how many bytes were read."""
+    entries = found.entries
+    bad = np.zeros(len(entries), np.bool_)
+    first = int(entries.chunkno[0]) * PAGES_PER_CHUNK if len(entries) else 0
+    read = 0
+
+    async def one(run: _Run) -> None:
+        nonlocal read
+        async with limiter:
+            stored = run.held
+            try:
+                if stored is None:
+                    stored = await store.read_range(run.name, run.start, run.end - run.start)
+                await trio.to_thread.run_sync(_decode_run, run, stored, first, None)
+            except (DamagedError, NotFoundError):
+                bad[run.rows] = True
+        read += run.end - run.start
+
+    for run in await _runs(found):
+        await one(run)
+    for row in np.flatnonzero(bad).tolist() if len(entries) > 1 else []:
+        # A request failed as a whole: which of its frames are bad is seen one by one.
+        single = Found(found.piece, entries.slice(row, row + 1))
+        bad[row] = (await find_bad_frames(store, single, limiter))[0][0]
+    return bad, read
+
+
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return what ended a nursery: the first error that is not a cancellation."""
     _, rest = group.split(trio.Cancelled)
@@ -104,7 +137,7 @@ async def _runs(found: Found) -> list[_Run]:
                 raise DamagedError(f"{piece.name}: a frame lies outside its object")
         for low, high in _groups(start, end):
             part = rows[low:high]
-            run = _Run(name, int(start[low]), int(end[low:high].max()), _rows_of(entries, part))
+            run = _Run(name, int(start[low]), int(end[low:high].max()), entries.rows(part), part)
             run.held = piece.held(number, run.start, run.end - run.start)
             runs.append(run)
     return runs
@@ -123,19 +156,8 @@ def _groups(start: U64, end: U64) -> list[tuple[int, int]]:
     return groups
 
 
-def _rows_of(entries: Entries, rows: I64) -> Entries:
-    starts = entries.sum_starts()
-    counts = starts[rows + 1] - starts[rows]
-    base = np.repeat(starts[rows] - np.r_[0, np.cumsum(counts)[:-1]], counts)
-    return Entries(
-        entries.chunkno[rows], entries.mask[rows], entries.frame_mask[rows],
-        entries.object[rows], entries.offset[rows], entries.length[rows], entries.flags[rows],
-        entries.sums[base + np.arange(len(base))],
-    )  # fmt: skip
-
-
-def _decode_run(run: _Run, stored: bytes, first_page: int, view: npt.NDArray[np.uint8]) -> None:
-    """Decode, verify and place the frames of one request. Runs in a thread."""
+def _decode_run(run: _Run, stored: bytes, first_page: int, view: View | None) -> None:
+    """Decode, verify and (with a view) place the frames of one request. Runs in a thread."""
     starts = run.entries.sum_starts()
     for low in range(0, len(run.entries), DECODE_FRAMES):
         high = min(low + DECODE_FRAMES, len(run.entries))
@@ -143,7 +165,7 @@ def _decode_run(run: _Run, stored: bytes, first_page: int, view: npt.NDArray[np.
 
 
 def _decode_some(
-    run: _Run, entries: Entries, stored: bytes, first_page: int, view: npt.NDArray[np.uint8]
+    run: _Run, entries: Entries, stored: bytes, first_page: int, view: View | None
 ) -> None:
     whole = memoryview(stored)
     offset = (entries.offset - np.uint64(run.start)).tolist()
@@ -168,7 +190,8 @@ def _decode_some(
     wrong = native.pages_verify(pages.data, entries.sums)
     if wrong >= 0:
         raise _damage(run, int(pageno[wrong]))
-    view[(pageno - np.uint64(first_page)).astype(np.int64)] = pages
+    if view is not None:
+        view[(pageno - np.uint64(first_page)).astype(np.int64)] = pages
 
 
 def _damage(run: _Run, pageno: int) -> DamagedError:

@@ -213,8 +213,9 @@ class StateDirectory:
         paths = self.disk(record.disk_id)
         partial = DiskPaths(self._disks / f"{_PARTIAL}{record.disk_id}.new")
         try:
+            partial.directory.mkdir(mode=0o700)
             for part in _PARTS:
-                (partial.directory / part).mkdir(mode=0o700, parents=True)
+                (partial.directory / part).mkdir(mode=0o700)
             write_record(partial.record, record.to_body())
             sync_directory(partial.directory)
             partial.directory.rename(paths.directory)

@@ -65,10 +65,9 @@ def open_mountpoint(path: str) -> int:
 
 
 def _is_mounted(path: str) -> bool:
-    here, above = Path(path).lstat(), Path(path, "..").stat()
-    if stat.S_ISDIR(here.st_mode) and here.st_dev == above.st_dev:
-        return here.st_ino == above.st_ino or os.path.realpath(path) in mounted_paths()
-    return stat.S_ISDIR(here.st_mode)
+    real = Path(path).resolve()
+    here, above = real.lstat(), real.parent.stat()
+    return here.st_dev != above.st_dev or str(real) in mounted_paths()
 
 
 def _open_directory(path: str) -> int:

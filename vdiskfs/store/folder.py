@@ -19,7 +19,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vdiskfs.errors import (
@@ -50,7 +50,7 @@ _OLD_S = 86400
 Fill = Callable[[int], None]
 
 
-class Locked(Exception):
+class LockedError(Exception):
     """Another writer holds the folder's lock. Try again in a moment."""
 
 
@@ -105,7 +105,7 @@ class Folder:
             return _etag(info)
 
     def replace(self, name: str, fill: Fill, etag: str, metadata: Mapping[str, str]) -> str:
-        """Swap an object if its etag is ``etag``; durable on return. Raises Locked."""
+        """Swap an object if its etag is ``etag``; durable on return. Raises LockedError."""
         with self._reported(name), self._lock(), self._parent(name) as (parent, base):
             # Invariant: nobody else changes the name between this look and the rename.
             try:
@@ -123,7 +123,7 @@ class Folder:
             return _etag(info)
 
     def delete(self, name: str) -> None:
-        """Delete an object; durable on return. Raises Locked."""
+        """Delete an object; durable on return. Raises LockedError."""
         with self._reported(name), self._lock(), self._parent(name) as (parent, base):
             _stat(parent, base, name)
             os.unlink(base, dir_fd=parent)
@@ -149,24 +149,24 @@ class Folder:
         with self._reported(name), self._opened(name) as file:
             return _info(name, os.fstat(file), _get_metadata(file))
 
-    def entries(self, directory: str, rest: str) -> tuple[list[ObjectInfo | str], bool]:
+    def entries(self, directory: str, rest: str) -> list[ObjectInfo | str]:
         """List one directory: objects, and the names of directories, in the order of names.
 
         Args:
-            directory: "" for the root, else ending in "/".
+            directory: "" for the root, else ending in "/"; an absent one has no entries.
             rest: what the entries' names begin with.
 
         Returns:
-            The entries (a directory's name ends in "/"), and whether the directory exists.
+            The entries; a directory's name ends in "/".
         """
         with self._reported(directory or str(self.root)):
             try:
                 opened = self._directory(tuple(directory.split("/")[:-1]))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 self._check_root()
-                return [], False
+                return []
             try:
-                return _scan(opened, directory, rest), True
+                return _scan(opened, directory, rest)
             finally:
                 os.close(opened)
 
@@ -238,7 +238,7 @@ class Folder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Locked from None
+                raise LockedError from None
             yield
         finally:
             os.close(file)
@@ -282,13 +282,16 @@ def _store_error(root: Path, name: str, error: OSError) -> VdiskfsError:
 def _open_inner(parent: int, part: str, *, create: bool) -> int:
     try:
         return os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except NotADirectoryError:
+        # Linux says so of a symbolic link too, when it may not follow it.
+        if stat.S_ISLNK(os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+        raise
     except FileNotFoundError:
         if not create:
             raise
-    try:
+    with suppress(FileExistsError):
         os.mkdir(part, 0o700, dir_fd=parent)
-    except FileExistsError:
-        pass
     os.fsync(parent)
     return os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
 
@@ -368,13 +371,14 @@ def _set_metadata(file: int, metadata: Mapping[str, str]) -> None:
 
 def _get_metadata(file: int | str) -> dict[str, str]:
     try:
-        raw = os.getxattr(file, _ATTRIBUTE)
+        # A path is one that was seen to be a regular file; a descriptor has no link to follow.
+        raw = os.getxattr(file, _ATTRIBUTE, follow_symlinks=isinstance(file, int))
     except OSError as error:
         if error.errno in _NO_ATTRIBUTES:
             return {}
         raise
-    lines = raw.decode("ascii", "replace").split("\n")
-    return dict(line.split("=", 1) for line in lines if "=" in line)  # type: ignore[misc]
+    pairs = (line.partition("=") for line in raw.decode("ascii", "replace").split("\n"))
+    return {key: value for key, equals, value in pairs if equals}
 
 
 def _read_exactly(name: str, file: int, offset: int, length: int) -> bytes:

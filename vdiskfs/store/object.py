@@ -93,8 +93,7 @@ class Store(Protocol):
     ) -> str:
         """Compare and swap: store the object if its etag is still ``etag``.
 
-        Args:
-            etag: what the caller read; None means that the object must not exist.
+        ``etag`` is what the caller read; None means that the object must not exist.
 
         Raises:
             ConflictError: somebody else was faster.

@@ -19,6 +19,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,9 +119,18 @@ class SourceNode(Node):
             self._fd = None
 
     def gone(self) -> None:
-        """Close the descriptor and let the source forget the node."""
+        """Close the descriptor and let the source forget the node.
+
+        Of a file without a name it may be the last one: freeing its blocks can take long.
+        """
         self.source.dropped(self)
-        self.close_descriptor()
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
+        if os.fstat(fd).st_nlink == 0:
+            trio.lowlevel.start_thread_soon(partial(os.close, fd), lambda _: None)
+        else:
+            os.close(fd)
 
     # -- attributes -------------------------------------------------------
 

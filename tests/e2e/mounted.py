@@ -1,0 +1,173 @@
+"""A real mount for a test: source, vault, state and mountpoint, through the command line.
+
+    with MountedSite(tmp_path) as site:
+        site.add_image("web01", 64 << 20)
+        site.mount()
+        ...
+
+Everything is ended and removed at the end, whatever happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from vdiskfs.state import unseal_mountpoint
+
+PROGRAM = Path(sys.executable).parent / "vdiskfs"
+
+
+class CommandError(AssertionError):
+    """A command ended with another status than expected."""
+
+    def __init__(self, command: list[str], result: subprocess.CompletedProcess[str]) -> None:
+        super().__init__(
+            f"{' '.join(command)}: exit {result.returncode}\n{result.stdout}{result.stderr}"
+        )
+        self.returncode = result.returncode
+
+
+class MountedSite:
+    """One site: mounted by `mount`, ended by `umount` or at the end of the block."""
+
+    def __init__(
+        self, root: Path, *, vault: str | None = None, name: str = "site",
+        environ: Mapping[str, str] | None = None, options: str = "",
+    ) -> None:  # fmt: skip
+        """Lay the directories out; ``options`` is the text of vdiskfs.conf."""
+        self.root = root / name
+        self.source = self.root / "source"
+        self.mountpoint = self.root / "mnt"
+        self.state = self.root / "state"
+        for directory in (self.source, self.mountpoint):
+            directory.mkdir(parents=True)
+        self.vault = vault or f"file://{root}/vault"
+        self.name = name
+        self.environ = {**os.environ, **(environ or {})}
+        self.config = self.root / "vdiskfs.conf"
+        self.config.write_text(options)
+        self.pid = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self.pid:
+                self.umount(check=kind is None)
+        finally:
+            if kind is not None:
+                self._show_log()
+            self._kill()
+            unseal_mountpoint(str(self.mountpoint))
+
+    def _show_log(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write((self.state / "daemon.log").read_text()[-6000:])
+
+    def _kill(self) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, 9)
+            subprocess.run(["umount", "-l", self.mountpoint], check=False, capture_output=True)
+            self.pid = 0
+
+    # ---- commands ------------------------------------------------------------------------
+
+    def run(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run the program, and check its exit status."""
+        command = [str(PROGRAM), *map(str, arguments)]
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=self.environ, check=False, timeout=300
+        )
+        if result.returncode != code:
+            raise CommandError(command, result)
+        return result
+
+    def json(self, *arguments: str | Path) -> Any:
+        """Run the program with --json against this mount, and return the document."""
+        return json.loads(self.run("--json", "-m", self.mountpoint, *arguments).stdout)
+
+    def init(self) -> Self:
+        """Make the vault."""
+        self.run("vault", "init", self.vault)
+        return self
+
+    def mount(self, *extra: str) -> Self:
+        """Mount the source."""
+        self.run(
+            "mount", self.source, self.mountpoint, "--vault", self.vault, "--site", self.name,
+            "--state", self.state, "--config", self.config, *extra,
+        )  # fmt: skip
+        self.pid = int(self.json("status")["pid"])
+        return self
+
+    def umount(self, *extra: str, check: bool = True) -> None:
+        """End the mount."""
+        try:
+            self.run("umount", self.mountpoint, *extra)
+            self.pid = 0
+        except CommandError:
+            if check:
+                raise
+
+    # ---- disks and points ----------------------------------------------------------------
+
+    def image(self, disk: str) -> Path:
+        """The live image in the mount."""
+        return self.mountpoint / "disks" / f"{disk}.img"
+
+    def add_image(self, disk: str, size: int, content: bytes = b"") -> Path:
+        """Make an image in the source; before mounting."""
+        path = self.source / f"{disk}.img"
+        path.write_bytes(content)
+        os.truncate(path, size)
+        return path
+
+    def disk(self, disk: str) -> dict[str, Any]:
+        """Return the disk's row of ``status``."""
+        rows = [row for row in self.json("status")["disks"] if row["name"] == disk]
+        if not rows:
+            raise AssertionError(f"no disk {disk} in status")
+        return dict(rows[0])
+
+    def points(self, disk: str) -> list[dict[str, Any]]:
+        """Return the points, newest last."""
+        return list(self.json("point", "list", disk)["points"])
+
+    def wait(self, what: str, is_true: Callable[[], bool], timeout_s: float = 60) -> None:
+        """Wait until it is true, looking at it again and again."""
+        end = time.monotonic() + timeout_s
+        while not is_true():
+            if time.monotonic() > end:
+                self._show_log()
+                raise TimeoutError(what)
+            time.sleep(0.05)
+
+    def wait_shipped(self, disk: str) -> None:
+        """Wait until everything that was written is in the vault."""
+
+        def shipped() -> bool:
+            row = self.disk(disk)
+            done: bool = row["state"] == "Protected" and row["epoch"] > 0
+            return done and row["dirty_bytes"] == 0 and row["spooled_bytes"] == 0
+
+        self.wait(f"disk {disk} is shipped", shipped)
+
+    def point(self, disk: str, name: str = "latest") -> Path:
+        """The image of a point, by the name of its directory."""
+        return self.mountpoint / "recovery-points" / disk / name / f"{disk}.img"
+
+    def point_images(self, disk: str) -> list[Path]:
+        """The images of all points, oldest first, by walking the directories."""
+        top = self.mountpoint / "recovery-points" / disk
+        days = sorted(path for path in top.iterdir() if path.name[0].isdigit())
+        return [time / f"{disk}.img" for day in days for time in sorted(day.iterdir())]

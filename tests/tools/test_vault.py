@@ -1,0 +1,145 @@
+"""vdiskfs vault, and what works on a vault without a mount."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+
+def test_a_vault_is_made_once(run: Run, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/v"
+    first = run("vault", "init", url)
+    assert first.exit_code == 0
+    assert first.stderr.startswith(f"{url}: vault ")
+    second = run("vault", "init", url)
+    assert second.exit_code == 4
+    assert second.stderr.count("\n") == 1
+
+
+def test_a_dry_run_makes_nothing(run: Run, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/v"
+    result = run("vault", "init", url, "--dry-run", "--json")
+    assert json.loads(result.stdout) == {"vault": url, "vault_id": None, "dry_run": True}
+    assert not (tmp_path / "v").exists()
+    run("vault", "init", url)
+    assert run("vault", "init", url, "--dry-run").exit_code == 4
+
+
+def test_the_document_names_the_vault(run_json: Callable[..., Any], tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/v"
+    made = run_json("vault", "init", url)
+    info = run_json("vault", "info", "--vault", url)
+    assert info["vault_id"] == made["vault_id"]
+    assert info["vault"] == url
+    assert info["disks"] == info["sites"] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [("", 2), ("/srv/v", 2), ("file://relative", 2), ("s3://bucket", 2), ("azure://A", 2),
+     ("azure://aaa/..", 2), ("file:///x\0y", 2)],
+)  # fmt: skip
+def test_an_address_that_is_none_is_wrong_use(run: Run, url: str, code: int) -> None:
+    for line in (["vault", "init", url], ["vault", "info", "--vault", url]):
+        result = run(*line)
+        assert result.exit_code == code
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["vault", "info"], ["vault", "check"], ["disk", "list"], ["disk", "show", "web01"],
+     ["point", "list", "web01"], ["point", "show", "web01@latest"],
+     ["point", "diff", "web01@1", "web01@2"], ["point", "restore", "web01@1", "out"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_vault_that_is_not_there_is_exit_3(run: Run, tmp_path: Path, line: list[str]) -> None:
+    result = run(*line, "--vault", f"file://{tmp_path}/absent")
+    assert result.exit_code == 3
+    assert "vdiskfs vault init" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_vault_is_shown(history: Any, run: Run, run_json: Callable[..., Any]) -> None:
+    shown = run("vault", "info", "--vault", history.url).stdout
+    assert "web01" in shown
+    (disk,) = run_json("vault", "info", "--vault", history.url)["disks"]
+    assert set(disk) == {
+        *("name", "id", "size", "site", "file", "generation", "created", "retired"),
+    }
+    assert (disk["name"], disk["site"], disk["file"]) == ("web01", "here", "web01.img")
+
+
+def test_disks_are_listed_from_the_vault(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    assert "web01" in run("disk", "list", "--vault", history.url).stdout
+    listed = run_json("disk", "list", "--vault", history.url)["disks"]
+    assert run_json("disk", "show", "web01", "--vault", history.url) == listed[0]
+    assert run("disk", "show", "absent", "--vault", history.url).exit_code == 3
+
+
+def test_points_are_listed_from_the_vault(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    points = run_json("point", "list", "web01", "--vault", history.url)["points"]
+    assert [point["epoch"] for point in points] == [1, 2, 3]
+    assert set(points[0]) >= {
+        *("disk", "epoch", "time", "consistency", "proof", "label", "held"),
+        *("changed_bytes", "stored_bytes", "generation"),
+    }
+    assert points[0]["label"] is None
+    limited = run_json("point", "list", "web01", "--limit", "1", "--vault", history.url)
+    assert limited["points"] == points[2:]
+    middle = points[1]["time"]
+    ranged = run_json(
+        *("point", "list", "web01", "--since", middle, "--until", middle, "--vault", history.url)
+    )
+    assert ranged["points"] == points[1:2]
+    shown = run("point", "list", "web01", "--vault", history.url).stdout
+    assert "before the upgrade" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_point_is_shown_from_the_vault(history: Any, run_json: Callable[..., Any]) -> None:
+    document = run_json("point", "show", "web01@latest", "--vault", history.url)
+    assert document["epoch"] == 3
+    assert document["objects"] > 0
+    assert document["requests"] > 0
+    assert document["size"] == len(history.states[3])
+
+
+def test_two_points_are_compared(history: Any, run: Run, run_json: Callable[..., Any]) -> None:
+    line = ("point", "diff", "web01@1", "web01@2", "--vault", history.url)
+    document = run_json(*line)
+    assert document == {"extents": [{"offset": 0, "length": 8192}], "bytes": 8192}
+    assert run(*line).stdout.split() == ["OFFSET", "LENGTH", "0", "8192"]
+    same = run_json("point", "diff", "web01@2", "web01@2", "--vault", history.url)
+    assert same == {"extents": [], "bytes": 0}
+
+
+def test_a_whole_vault_is_whole(history: Any, run: Run, run_json: Callable[..., Any]) -> None:
+    for line in (["vault", "check"], ["vault", "check", "--read-data"]):
+        assert run(*line, "--vault", history.url).exit_code == 0
+        document = run_json(*line, "--vault", history.url)
+        assert document["ok"] is True
+        assert document["problems"] == []
+        assert document["points"] == 3
+    assert run_json("vault", "check", "--disk", "web01", "--vault", history.url)["ok"] is True
+    assert run("vault", "check", "--disk", "absent", "--vault", history.url).exit_code == 3
+
+
+def test_a_missing_delta_is_damage(history: Any, run: Run) -> None:
+    (slot,) = [path for path in history.directory.rglob("*0001") if path.parent.name[0] == "g"]
+    slot.unlink()
+    result = run("vault", "check", "--vault", history.url)
+    assert result.exit_code == 6
+    document = run("vault", "check", "--vault", history.url, "--json")
+    assert document.exit_code == 6
+    assert json.loads(document.stdout)["ok"] is False
+    assert json.loads(document.stdout)["problems"]

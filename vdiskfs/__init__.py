@@ -1,0 +1,57 @@
+"""vdiskfs: every write to a virtual disk, kept, second by second, as a directory.
+
+The words
+    A *disk* is one protected image: an identity, a size, a history. A *page* is 4 KiB, the
+    unit of tracking; a *chunk* 64 KiB, the unit of storage. An *epoch* is the writes between
+    two *seals*; a *delta* the immutable object that holds what an epoch changed; a *recovery
+    point* an epoch whose chain of deltas is stored in the *vault*. A *generation* is one
+    writer's line of deltas. *Suspect* pages are those of which it is not known whether the
+    vault holds them; a *pass* finds out.
+
+The modules, from the top
+    daemon        builds the objects, one nursery, shuts down in order
+    control, api  what the control socket offers; HTTP over a Unix socket
+    fs            pyfuse3's handlers: look-ups, errnos
+    browse        recovery points as the tree shows them
+    monitor       the documents of status
+    protection    which files are disks
+    disk          one protected disk, from start to stop
+    tree          the names of the mount
+    replicator    when to seal, what waits, what was shipped
+    passes        what suspect pages hold
+    hydration     images of points, filled when they are read
+    catalog       what the vault holds: disks, points; publishing, joining, checking
+    image         a live image: seal, capture, forget
+    point         a disk at one epoch: reading, restoring, comparing
+    delta         the byte layout
+    health        how a disk fares, and waiting to try again
+    store         objects by name: a folder, Azure Blob
+    state         what survives the daemon on this host
+    registry      the mounts of this host
+    crypto        digests, and the place of encryption
+    native        the C core (native/): data requests, tracking; the only file that touches ffi
+    config, units, errors
+
+The way of one write
+    A guest's WRITE is read from /dev/fuse by a thread of the C core, which looks up the
+    image that ``native.Core.attach`` gave for the node. It takes a ticket of the running
+    epoch; under the lock of its chunks it copies pages that are frozen and not yet preserved,
+    marks its pages, writes, and answers. The first mark of an epoch is an event:
+    ``replicator.Replicator.touched`` wakes the sealing task. An epoch interval later
+    ``replicator.seal_together`` seals (``native.seal``, in C ``vdf_seal_images``): later
+    tickets belong to the next epoch. ``image.LiveImage.capture`` reads the frozen pages
+    (``native.PageReader.next``, in C ``vdf_capture_next``), ``delta.DeltaWriter.add`` compresses
+    them, ``delta.DeltaWriter.finish`` makes the delta durable in the spool, and only then
+    ``native.Image.forget`` lets the frozen pages go. The shipping task hands the delta to
+    ``catalog.DiskLog.publish``: segments first, then the slot by ``store.Store.create``. When
+    the slot exists the recovery point exists, and ``delta.remove_spooled`` empties the spool.
+
+The way of one recovery point
+    ``browse.Browser.points`` lists it and ``browse.Browser.open_point`` opens it:
+    ``catalog.DiskLog.open`` finds the chain of deltas and checks that each follows the one
+    before, ``hydration.PointImages.open`` lays a lazy image over an empty sparse file. A READ
+    of what is not there is parked in C and becomes an event; ``hydration.PointImages.answer``
+    maps the region (``point.PointReader.map_pages``), fetches and verifies the pages
+    (``point.PointReader.read_pages``), fills them in (``native.Image.fill``) and lets the read
+    run again (``native.Image.answer``).
+"""

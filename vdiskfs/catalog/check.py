@@ -1,0 +1,111 @@
+"""Checking a vault: every delta's index and digest, every object it needs, all data if asked.
+
+The report names damaged and missing objects, and for each the points that cannot be read
+whole because of it. Points that a damaged joined delta could serve are served by what it
+joins, so that it hurts none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vdiskfs.catalog.damage import Problem
+from vdiskfs.catalog.inspection import CheckReport, Inspection, Progress
+from vdiskfs.catalog.line import MAX_LEVEL
+from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.vault import Vault
+from vdiskfs.catalog.walk import LineState, LineWalk, Listing
+from vdiskfs.delta import genesis_digest
+from vdiskfs.delta.layout import head_from_metadata
+from vdiskfs.delta.names import (
+    joined_prefix,
+    parse_joined,
+    parse_slot,
+    segment_prefix,
+    slot_prefix,
+)
+from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.point import PieceInfo
+
+
+async def check(
+    vault: Vault,
+    disks: Sequence[str] | None = None,
+    *,
+    read_data: bool = False,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Check disks (names or ids; all of them) and return what is wrong.
+
+    Raises:
+        NotFoundError: a disk named is not there.
+        VaultUnreachableError, RefusedError: the vault cannot be asked now.
+    """
+    report = CheckReport()
+    for record in await _records(vault, disks, report):
+        work = Inspection(vault.store, vault.vault_id, record, report, read_data, progress)
+        await _check_disk(vault, record, work)
+        report.disks += 1
+    return report
+
+
+async def _records(
+    vault: Vault, disks: Sequence[str] | None, report: CheckReport
+) -> list[DiskRecord]:
+    if disks is not None:
+        return [await vault.find_disk(name) for name in disks]
+    found: dict[str, DiskRecord] = {}
+    for name in [info.name async for info in vault.store.list("names/")]:
+        try:
+            record = await vault.named_disk(name)
+        except NotFoundError:
+            continue  # a name whose disk was never made
+        except DamagedError as error:
+            report.problems.append(Problem(name, error.message, name))
+        else:
+            found[record.id] = record
+    return sorted(found.values(), key=lambda record: record.name)
+
+
+async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> None:
+    """Check all generations of a disk, parents first."""
+    async for info in vault.store.list(segment_prefix(record.id)):
+        work.sizes[info.name] = info.size
+    segments = set(work.sizes)
+    listings = [await _listing(work, number) for number in sorted(record.parents)]
+    work.total = sum(len(listing.slots) + len(listing.joined) for listing in listings)
+    ends: dict[tuple[int, int], LineState] = {}
+    for listing in listings:
+        parent = record.parents[listing.generation]
+        start = LineState(genesis_digest(vault.vault_id, record.id), 0, {})
+        if parent is not None:
+            start = ends.get(parent, LineState(None, None, {}))
+        wanted = {fork[1] for fork in record.parents.values() if fork is not None
+                  and fork[0] == listing.generation}  # fmt: skip
+        walk = LineWalk(work, listing, record.base(listing.generation), start)
+        for epoch, state in (await walk.run(wanted)).items():
+            ends[listing.generation, epoch] = state
+    report = work.report
+    unused = segments - work.used
+    report.segments += len(segments)
+    report.unused_segments += len(unused)
+    report.unused_bytes += sum(work.sizes[name] for name in unused)
+
+
+async def _listing(work: Inspection, generation: int) -> Listing:
+    """List all slots and joined deltas of a generation."""
+    disk_id = work.record.id
+    listing = Listing(generation)
+    async for info in work.store.list(slot_prefix(disk_id, generation)):
+        parsed = parse_slot(info.name)
+        if parsed is not None:
+            listing.slots[parsed[1]] = info
+            work.sizes[info.name] = info.size
+    for level in range(1, MAX_LEVEL + 1):
+        async for info in work.store.list(joined_prefix(disk_id, generation, level)):
+            parts = parse_joined(info.name)
+            if parts is not None and parts[2] < parts[3]:
+                listed = head_from_metadata(dict(info.metadata))
+                listing.joined.append(PieceInfo(info.name, generation, level, parts[2], parts[3],
+                                                info.size, listed, parts[4]))  # fmt: skip
+    return listing
