@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import pkgutil
 import re
@@ -68,10 +68,10 @@ def resolve(name: str) -> object:
     """
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
-        module = ".".join(["vdiskfs", *parts[:length]])
-        if importlib.util.find_spec(module) is None:
+        try:
+            found: object = importlib.import_module(".".join(["vdiskfs", *parts[:length]]))
+        except ModuleNotFoundError:
             continue
-        found: object = importlib.import_module(module)
         for part in parts[length:]:
             found = getattr(found, part)
         return found
@@ -176,8 +176,6 @@ def _has(distribution: str, module: str) -> bool:
 # What is used without being imported by us, and by what.
 _INDIRECT = {
     "cffi": "the extension's runtime",
-    "requests": "azure-core's TrioRequestsTransport",
-    "azure-core": "comes with azure-storage-blob",
 }
 
 

@@ -6,7 +6,6 @@ write is looked up again after a few seconds. Trio thread only.
 
 from __future__ import annotations
 
-import bisect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,10 +93,8 @@ class Browser:
 
     async def points(self, disk: str, since_ns: int, until_ns: int) -> Sequence[PointRef]:
         """Return the points with since <= time < until, in order."""
-        points = await (await self.log(disk)).points()
-        low = bisect.bisect_left(points, since_ns, key=lambda point: point.time_ns)
-        high = bisect.bisect_left(points, until_ns, key=lambda point: point.time_ns)
-        return [_ref(point) for point in points[low:high]]
+        points = await (await self.log(disk)).points(since_ns, until_ns - 1)
+        return [_ref(point) for point in points]
 
     async def latest(self, disk: str, kind: PointKind) -> PointRef | None:
         """Return the newest point of that kind."""

@@ -22,12 +22,10 @@ from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled
 from vdiskfs.errors import DamagedError, FormatError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
-from vdiskfs.point import PointReader
-from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.replicator import Pace, Replicator, spool_end
 from vdiskfs.state import DiskRecord as LocalRecord
 from vdiskfs.state import FileStamp, LastEnd, StateDirectory
 from vdiskfs.tree import SourceFile
-from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +101,13 @@ class ProtectedDisk:
             _clear(paths.track)
         track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
         trusted = known and not new and self._is_unchanged(last_end)
+        if not known:
+            _clear(paths.spool)
         if new or not known:
-            # Numbers go on above all that the vault has seen.
-            track.set_epoch(max(track.epoch, end.epoch + 1), end.size)
+            _clear(paths.pass_)
+            # Numbers go on above all that the vault and the spool have seen.
+            last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
+            track.set_epoch(max(track.epoch, last.epoch + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
         self._write_record(end=None)
         replicator = Replicator(
@@ -113,12 +115,8 @@ class ProtectedDisk:
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
             published=self._note_published,
         )  # fmt: skip
-        if not known:
-            _clear(paths.spool)
-        if new or not known:
-            _clear(paths.pass_)
         if not trusted:
-            await self._suspect(live, points, end)
+            await trio.to_thread.run_sync(replicator.distrust)
         await trio.to_thread.run_sync(replicator.load)
         if trusted and end.epoch:
             self.health.pass_finished()
@@ -180,21 +178,6 @@ class ProtectedDisk:
             return True
         log.warning("disk %s: %s was changed behind the mount", self.name, self.file.path)
         return False
-
-    async def _suspect(self, live: LiveImage, points: DiskLog, end: ChainEnd) -> None:
-        """Mark what is allocated here, and what has data in the vault."""
-        await trio.to_thread.run_sync(live.image.suspect_mark_allocated)
-        if end.epoch == 0:
-            return
-        reader: PointReader = await points.open(end.epoch)
-        async with reader:
-            size = min(reader.size, live.image.size())
-            offset = await reader.next_data(0)
-            while offset is not None and offset < size:
-                first = offset // PAGE_SIZE // PAGES_PER_REGION * PAGES_PER_REGION
-                length = min(size, (first + PAGES_PER_REGION) * PAGE_SIZE) - first * PAGE_SIZE
-                live.image.suspect_mark(first * PAGE_SIZE, length)
-                offset = await reader.next_data((first + PAGES_PER_REGION) * PAGE_SIZE)
 
     def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
         limits = {} if inside else {"inline_limit": 0}

@@ -30,7 +30,9 @@ from vdiskfs.errors import FormatError, LocalError, StateError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, EpochGivenUpError, LiveImage
 from vdiskfs.passes import MakeWriter, SuspectPass
-from vdiskfs.units import NS, PAGE_SIZE
+from vdiskfs.point import PointReader
+from vdiskfs.state import sync_directory
+from vdiskfs.units import NS, PAGE_SIZE, REGION_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Replicator:
         self.health = health
         self.pass_ = SuspectPass(live, directory / "pass", make_writer, self._upload_part)
         self._spool = directory / "spool"
+        self._distrusted = directory / "distrusted"
         self._make_writer = make_writer
         self._published = published
         self._waiting: deque[Spooled] = deque()
@@ -92,6 +95,16 @@ class Replicator:
             if not self._load_delta(path):
                 self.live.image.suspect_mark_allocated()
                 break
+
+    def distrust(self) -> None:
+        """Nothing is known of any page: all that is allocated is suspect; in a thread.
+
+        So is all that has data in the vault; that is marked when the pass begins, and noted
+        durably until then.
+        """
+        self._distrusted.touch(mode=0o600)
+        sync_directory(self._distrusted.parent)
+        self.live.image.suspect_mark_allocated()
 
     def _load_delta(self, path: Path) -> bool:
         try:
@@ -155,21 +168,37 @@ class Replicator:
             self.health.local_works()
 
     async def _run_pass(self) -> None:
-        if not self.live.counts().suspect_pages:
+        if not self.live.counts().suspect_pages and not self._distrusted.exists():
             return
         self.health.pass_started(first=self.stored.epoch == 0)
         if self._waiting:
             # What is compared with must hold all that was captured before.
             await self.wait_shipped()
-        while self.live.counts().suspect_pages:
+        while self.live.counts().suspect_pages or self._distrusted.exists():
             if self.stored.epoch == 0:
+                self._distrusted.unlink(missing_ok=True)
                 await self.pass_.run(None)
                 continue
             reader = await self.health.until_done(
                 "reading the newest point", partial(self.points.open, self.stored.epoch)
             )
             async with reader:
+                if self._distrusted.exists():
+                    await self._suspect_stored(reader)
+                    self._distrusted.unlink()
                 await self.pass_.run(reader)
+
+    async def _suspect_stored(self, reader: PointReader) -> None:
+        """Mark what has data in the vault: here it may have become a hole."""
+        size = min(reader.size, self.live.image.size())
+        offset = await self.health.until_done("reading", partial(reader.next_data, 0))
+        while offset is not None and offset < size:
+            region = offset // REGION_SIZE
+            end = min(size, (region + 1) * REGION_SIZE)
+            self.live.image.suspect_mark(region * REGION_SIZE, end - region * REGION_SIZE)
+            offset = await self.health.until_done(
+                "reading", partial(reader.next_data, (region + 1) * REGION_SIZE)
+            )
 
     async def _upload_part(self, part: Spooled) -> None:
         points = self.points
@@ -259,6 +288,18 @@ class Replicator:
         """Return how much changed since the last capture."""
         counts = self.live.counts()
         return (counts.dirty_pages + counts.frozen_pages) * PAGE_SIZE
+
+
+def spool_end(spool: Path, end: ChainEnd) -> ChainEnd:
+    """Return the newest epoch that the spool holds in one line from ``end``; in a thread."""
+    for path in sorted(spool.glob("*.delta")):
+        try:
+            head = open_spooled(path).head
+        except FormatError:
+            break
+        if (head.from_epoch, head.from_digest) == (end.epoch, end.digest):
+            end = ChainEnd(head.generation, head.to_epoch, head.to_digest, head.size, head.time_ns)
+    return end
 
 
 async def seal_together(

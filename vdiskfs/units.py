@@ -93,4 +93,5 @@ def parse_time(text: str, now_ns: int) -> int:
     digits = re.search(r"[.,](\d{1,6})", text)
     if digits is None:
         return whole + NS - 1
-    return whole + moment.microsecond * 1000 + 10 ** (9 - len(digits[1])) - 1
+    named_ns: int = 10 ** (9 - len(digits[1]))
+    return whole + moment.microsecond * 1000 + named_ns - 1

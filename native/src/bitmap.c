@@ -75,7 +75,7 @@ static int load_summary(vdf_bitmap *map, uint64_t bytes)
             at = (uint64_t)data / sizeof block * sizeof block;
         if (at >= bytes)
             break;
-        off_t hole = lseek(map->fd, (off_t)at, SEEK_HOLE);
+        off_t hole = lseek(map->fd, data < 0 ? (off_t)at : data, SEEK_HOLE);
         uint64_t end = hole < 0 ? bytes : vdf_min(bytes, (uint64_t)hole);
         for (; at < end; at += sizeof block) {
             int64_t got = vdf_file_read(map->fd, at, sizeof block, (uint8_t *)block);
@@ -145,7 +145,10 @@ int vdf_bitmap_grow(vdf_bitmap *map, uint64_t pages)
     if (new > WORD_BYTES)
         return -EFBIG;
     /* Blocks first: a store into a sparse map on a full disk is a SIGBUS. */
-    int error = posix_fallocate(map->fd, 0, (off_t)new);
+    int error;
+    do {
+        error = posix_fallocate(map->fd, 0, (off_t)new);
+    } while (error == EINTR);
     if (error != 0)
         return -error;
     void *at = mmap((char *)map->word + old, new - old, PROT_READ | PROT_WRITE,
@@ -166,8 +169,10 @@ void vdf_bitmap_set(vdf_bitmap *map, uint64_t first, uint64_t count)
         _Atomic uint64_t *word = &map->word[first / 64];
         if ((atomic_load(word) & mask) != mask) {
             summary_set(map, first / VDF_REGION_PAGES);
+            /* Counted before it can be seen and cleared: the count never falls below 0. */
+            atomic_fetch_add(&map->set, (uint64_t)__builtin_popcountll(mask));
             uint64_t old = atomic_fetch_or(word, mask);
-            atomic_fetch_add(&map->set, (uint64_t)__builtin_popcountll(mask & ~old));
+            atomic_fetch_sub(&map->set, (uint64_t)__builtin_popcountll(mask & old));
             summary_set(map, first / VDF_REGION_PAGES);
         }
         first = stop;

@@ -18,17 +18,22 @@
 #include <string.h>
 #include <unistd.h>
 
-static void notify(vdf_change *change)
+void vdf_track_notify(vdf_image *image, vdf_track *track)
 {
-    vdf_track *track = change->track;
-
     if (atomic_load(&track->notified) == 0 && atomic_exchange(&track->notified, 1) == 0)
-        vdf_event_post(change->image->core, VDF_EVENT_DIRTY, 0, change->image->cookie, 0, 0);
+        vdf_event_post(image->core, VDF_EVENT_DIRTY, 0, image->cookie, 0, 0);
+}
+
+void vdf_track_give_up(vdf_image *image, vdf_track *track, int error)
+{
+    if (atomic_exchange(&track->abandoned, 1) == 0)
+        vdf_event_post(image->core, VDF_EVENT_ABANDONED, -error, image->cookie, 0, 0);
 }
 
 void vdf_change_begin(vdf_change *change, vdf_image *image)
 {
     change->image = image;
+    change->missed = UINT64_MAX;
     change->ticket = vdf_gate_enter(&image->gate);
     /* Read with the ticket held: vdf_image_set_track waits for it. */
     change->track = atomic_load(&image->track);
@@ -38,13 +43,12 @@ void vdf_change_begin(vdf_change *change, vdf_image *image)
         change->epoch = atomic_load(&change->track->epoch);
 }
 
-void vdf_change_end(vdf_change *change) { vdf_gate_leave(&change->image->gate, change->ticket); }
-
-static void give_up(vdf_change *change, int error)
+void vdf_change_end(vdf_change *change)
 {
-    if (atomic_exchange(&change->track->abandoned, 1) == 0)
-        vdf_event_post(change->image->core, VDF_EVENT_ABANDONED, -error, change->image->cookie, 0,
-                       0);
+    /* Said again now that the bytes and the size are in place, and before a seal goes on. */
+    if (change->missed != UINT64_MAX)
+        vdf_track_missed(change->track, change->missed);
+    vdf_gate_leave(&change->image->gate, change->ticket);
 }
 
 /* Copies count pages to `preserve`; what lies beyond the end of the file stays a hole there. */
@@ -101,7 +105,7 @@ static void preserve(vdf_change *change, uint64_t frozen_epoch, uint64_t page, u
         copied += count;
         int error = copied > VDF_PRESERVE_BOUND ? -EFBIG : copy_pages(change, page, count);
         if (error != 0) {
-            give_up(change, error);
+            vdf_track_give_up(change->image, track, error);
             return;
         }
         /* Set after the copy: capture reads the image first, then looks here. */
@@ -130,6 +134,28 @@ static void mark_late(vdf_track *track, uint64_t frozen, uint64_t page, uint64_t
     }
 }
 
+/* Whether a change of the frozen epoch may come to lie beyond the size that the seal takes. */
+static bool is_outside(const vdf_change *change, uint64_t end)
+{
+    vdf_track *track = change->track;
+
+    pthread_mutex_lock(&track->size_lock);
+    uint64_t size = track->sealed_known ? track->sealed_size : atomic_load(&change->image->size);
+    pthread_mutex_unlock(&track->size_lock);
+    return end > size;
+}
+
+/* Beyond the bitmaps: the growth failed, or tracking began after room was asked for. */
+static void check_reach(vdf_change *change, uint64_t page, uint64_t end)
+{
+    uint64_t capacity = vdf_track_capacity(change->track);
+
+    if (end <= capacity)
+        return;
+    change->missed = vdf_min(change->missed, page > capacity ? page : capacity);
+    vdf_track_missed(change->track, change->missed);
+}
+
 void vdf_change_mark(vdf_change *change, uint64_t offset, uint64_t length)
 {
     vdf_track *track = change->track;
@@ -139,13 +165,18 @@ void vdf_change_mark(vdf_change *change, uint64_t offset, uint64_t length)
     uint64_t page = offset / VDF_PAGE_SIZE;
     uint64_t end = vdf_pages_of(offset + length);
     uint64_t frozen = atomic_load(&track->frozen_epoch);
+    check_reach(change, page, end);
     if (frozen != 0 && change->epoch > frozen)
         preserve(change, frozen, page, end);
-    if (frozen != 0 && change->epoch == frozen)
+    if (frozen != 0 && change->epoch == frozen) {
         mark_late(track, frozen, page, end);
-    else
+        /* The capture leaves out what lies beyond the sealed size: the next one takes it. */
+        if (is_outside(change, offset + length))
+            mark_pages(track, frozen + 1, page, end - page);
+    } else {
         mark_pages(track, change->epoch, page, end - page);
-    notify(change);
+    }
+    vdf_track_notify(change->image, track);
 }
 
 /*
@@ -164,6 +195,16 @@ void vdf_change_cut(vdf_change *change, uint64_t size, uint64_t old)
     /* The size may yet count to the later epoch (vdf_change_size): its page then too. */
     if (frozen != 0 && change->epoch == frozen)
         mark_pages(change->track, frozen + 1, size / VDF_PAGE_SIZE, 1);
+}
+
+void vdf_change_uncut(vdf_change *change, uint64_t size, uint64_t old)
+{
+    uint64_t frozen = atomic_load(&change->track->frozen_epoch);
+
+    vdf_change_mark(change, size, old - size);
+    if (frozen != 0 && change->epoch == frozen)
+        mark_pages(change->track, frozen + 1, size / VDF_PAGE_SIZE,
+                   vdf_pages_of(old) - size / VDF_PAGE_SIZE);
 }
 
 void vdf_change_wait_drained(const vdf_change *change)
@@ -197,7 +238,7 @@ void vdf_change_size(vdf_change *change, uint64_t size)
         epoch = frozen + 1;
     vdf_store(&head->cut[epoch & 1], vdf_min(vdf_load(&head->cut[epoch & 1]), size));
     vdf_store(&head->changed[epoch & 1], 1);
-    notify(change);
+    vdf_track_notify(change->image, track);
 }
 
 int vdf_track_mark(vdf_image *image, uint64_t offset, uint64_t length)

@@ -45,7 +45,7 @@ int vdf_core_create(int fuse_fd, unsigned workers, unsigned flags, vdf_core **ou
     core->names_core = core->names_fuse = core->event_fd = -1;
     core->workers = workers == 0 ? 1 : workers;
     core->flags = flags;
-    pthread_rwlock_init(&core->nodes_lock, NULL);
+    vdf_rwlock_init(&core->nodes_lock);
     pthread_mutex_init(&core->pending_lock, NULL);
     pthread_mutex_init(&core->park_lock, NULL);
     pthread_mutex_init(&core->event_lock, NULL);
@@ -77,9 +77,10 @@ static ssize_t next_request(vdf_core *core, uint8_t *buffer)
 {
     ssize_t got = read(core->fuse_fd, buffer, VDF_BUFFER_SIZE);
 
-    if (got >= 0)
+    if (got > 0)
         return got;
-    if (errno == ENODEV)
+    /* Never 0 from /dev/fuse: the other end of a test's socket is closed. */
+    if (got == 0 || errno == ENODEV)
         return -1;
     /* ENOENT: the request was taken back; EINTR: stop. Anything else would spin: end. */
     return errno == ENOENT || errno == EINTR || errno == EAGAIN ? 0 : -1;
@@ -110,10 +111,26 @@ static void *work(void *argument)
 
 static void on_stop(int number) { (void)number; }
 
+/* A signal for the process is not for these threads: it would break off their system calls. */
+static void block_signals(sigset_t *before)
+{
+    const int ours[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS};
+    sigset_t set;
+
+    sigfillset(&set);
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+        sigdelset(&set, ours[i]);
+    sigdelset(&set, STOP_SIGNAL);
+    pthread_sigmask(SIG_BLOCK, &set, before);
+}
+
 static int start_thread(vdf_core *core, void *(*run)(void *))
 {
-    int error = pthread_create(&core->thread[core->threads], NULL, run, core);
+    sigset_t before;
 
+    block_signals(&before);
+    int error = pthread_create(&core->thread[core->threads], NULL, run, core);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error == 0)
         core->threads++;
     return -error;
@@ -153,22 +170,42 @@ void vdf_core_counts_get(const vdf_core *core, vdf_core_counts *out)
                              .write_bytes = atomic_load(&core->write_bytes)};
 }
 
+/* Joins a thread; `nudge` is done again and again until it ends. */
+static void join(vdf_core *core, unsigned number, void (*nudge)(vdf_core *, unsigned))
+{
+    while (pthread_tryjoin_np(core->thread[number], NULL) == EBUSY) {
+        nudge(core, number);
+        vdf_sleep_ns(1000 * 1000);
+    }
+}
+
+/* A notification may wait for a page whose READ is parked. */
+static void nudge_names(vdf_core *core, unsigned number)
+{
+    (void)number;
+    vdf_park_clear(core);
+}
+
+/* Again and again: one that was just about to read has not seen the first. */
+static void nudge_worker(vdf_core *core, unsigned number)
+{
+    pthread_kill(core->thread[number], STOP_SIGNAL);
+}
+
 void vdf_core_stop(vdf_core *core)
 {
-    if (atomic_exchange(&core->stopped, true))
+    if (atomic_exchange(&core->stopping, true))
         return;
     if (core->names_core >= 0)
         shutdown(core->names_core, SHUT_RDWR);
     vdf_queue_close(&core->to_names);
     vdf_queue_close(&core->to_notify);
-    for (unsigned i = 0; i < core->threads; i++) {
-        /* Again and again: one that was just about to read has not seen the first. */
-        while (pthread_tryjoin_np(core->thread[i], NULL) == EBUSY) {
-            if (i < core->workers)
-                pthread_kill(core->thread[i], STOP_SIGNAL);
-            vdf_sleep_ns(1000 * 1000);
-        }
-    }
+    /* The workers last: a notification under way may need their answers. */
+    for (unsigned i = core->workers; i < core->threads; i++)
+        join(core, i, nudge_names);
+    atomic_store(&core->stopped, true);
+    for (unsigned i = 0; i < core->workers && i < core->threads; i++)
+        join(core, i, nudge_worker);
     core->threads = 0;
     vdf_park_clear(core);
     end(core);

@@ -24,6 +24,8 @@ static bool make_room(vdf_core *core)
 void vdf_event_post(vdf_core *core, uint32_t kind, int error, uint64_t cookie, uint64_t offset,
                     uint64_t length)
 {
+    if (core == NULL)
+        return;
     pthread_mutex_lock(&core->event_lock);
     /* 64 bytes a waiting event: where even that cannot be had, the kernel ends us. */
     if (make_room(core)) {

@@ -60,6 +60,19 @@ void vdf_sleep_ns(long ns)
     nanosleep(&span, NULL);
 }
 
+int vdf_rwlock_init(pthread_rwlock_t *lock)
+{
+    pthread_rwlockattr_t attributes;
+    int error = pthread_rwlockattr_init(&attributes);
+
+    if (error != 0)
+        return -error;
+    pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    error = pthread_rwlock_init(lock, &attributes);
+    pthread_rwlockattr_destroy(&attributes);
+    return -error;
+}
+
 static uint64_t stamp_ns(struct statx_timestamp stamp)
 {
     return (uint64_t)stamp.tv_sec * UINT64_C(1000000000) + stamp.tv_nsec;

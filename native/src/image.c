@@ -320,6 +320,8 @@ static int act_truncate(vdf_change *change, uint64_t offset, uint64_t length, co
     if (error == 0)
         atomic_store(&image->size, size);
     unlock_size(change);
+    if (error != 0 && change->track != NULL && size < old)
+        vdf_change_uncut(change, size, old);
     return error;
 }
 
@@ -380,23 +382,36 @@ int vdf_image_sync_internal(vdf_image *image)
     return error;
 }
 
+/* Twice: the first wait ends those without the track, the second those without its epoch. */
+static void flip_twice(vdf_image *image, uint64_t epoch)
+{
+    for (int i = 0; i < 2; i++) {
+        uint64_t phase = vdf_gate_flip(&image->gate, epoch);
+        vdf_gate_wait(&image->gate, phase);
+    }
+}
+
 int vdf_image_set_track(vdf_image *image, vdf_track *track)
 {
+    vdf_track *old = atomic_load(&image->track);
     vdf_track *none = NULL;
+    int error = 0;
 
     if (image->lazy != NULL || (image->flags & VDF_IMAGE_READONLY))
         return -EINVAL;
     if (make_stripes(image) != 0)
         return -ENOMEM;
-    if (track != NULL && !atomic_compare_exchange_strong(&image->track, &none, track))
-        return -EBUSY;
+    vdf_track *locked = track != NULL ? track : old;
+    if (locked == NULL)
+        return 0;
+    /* One flip at a time: a seal waits until the track is in use by all, and the other way round. */
+    pthread_mutex_lock(&locked->admin);
     if (track == NULL)
         atomic_store(&image->track, NULL);
-    uint64_t epoch = track == NULL ? 0 : atomic_load(&track->epoch);
-    /* Twice: the first wait ends those without the track, the second those without its epoch. */
-    for (int i = 0; i < 2; i++) {
-        uint64_t phase = vdf_gate_flip(&image->gate, epoch);
-        vdf_gate_wait(&image->gate, phase);
-    }
-    return 0;
+    else if (!atomic_compare_exchange_strong(&image->track, &none, track))
+        error = -EBUSY;
+    if (error == 0)
+        flip_twice(image, track == NULL ? 0 : atomic_load(&track->epoch));
+    pthread_mutex_unlock(&locked->admin);
+    return error;
 }

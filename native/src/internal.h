@@ -3,6 +3,7 @@
  *
  * Locks, in the order in which they may be taken:
  *   track->admin (seal, forget, abandon)  ->  stripes, ascending  ->  track->size_lock
+ *   track->grow_lock: a leaf
  *   lazy->lock  ->  stripes
  *   core->park_lock, core->event_lock, core->nodes_lock: leaves
  */
@@ -63,6 +64,9 @@ int vdf_range_check(uint64_t offset, uint64_t length);
 int64_t vdf_file_read(int fd, uint64_t offset, uint64_t length, uint8_t *data);
 int vdf_file_write(int fd, uint64_t offset, uint64_t length, const uint8_t *data);
 void vdf_sleep_ns(long ns);
+
+/* A lock whose readers, who never nest, do not starve its writers. */
+int vdf_rwlock_init(pthread_rwlock_t *lock);
 
 /* ---- bitmap: one bit a page, one summary bit a region ---------------------- */
 
@@ -138,7 +142,7 @@ typedef struct vdf_track_head {
     uint64_t base_size[2]; /* by parity of the epoch: bytes at its start */
     uint64_t cut[2];       /* the smallest size since, UINT64_MAX: none smaller */
     uint64_t changed[2];
-    uint64_t overflow;
+    uint64_t overflow; /* 0, or 1 + the first page that could not be marked */
 } vdf_track_head;
 
 struct vdf_track {
@@ -161,8 +165,17 @@ struct vdf_track {
     uint64_t sealed_size;
 };
 
-/* Lets the bitmaps reach `size`; sets overflow where they cannot. */
+/* Lets the bitmaps reach `size`; notes where they cannot. */
 void vdf_track_reach(vdf_track *track, uint64_t size);
+/* The pages that every bitmap can mark. */
+uint64_t vdf_track_capacity(const vdf_track *track);
+/* Pages from `page` on changed and could not be marked. */
+void vdf_track_missed(vdf_track *track, uint64_t page);
+/* Says once that the epoch changed; gives the frozen epoch up and says why. */
+void vdf_track_notify(vdf_image *image, vdf_track *track);
+void vdf_track_give_up(vdf_image *image, vdf_track *track, int error);
+/* Grows again, makes suspect what was missed. 0: nothing was; -EAGAIN otherwise. */
+int vdf_track_mend(vdf_track *track, uint64_t size);
 
 /* ---- image ------------------------------------------------------------------ */
 
@@ -197,13 +210,16 @@ typedef struct vdf_change {
     vdf_image *image;
     vdf_track *track; /* NULL: untracked */
     vdf_ticket ticket;
-    uint64_t epoch; /* the epoch that the change counts to */
+    uint64_t epoch;  /* the epoch that the change counts to */
+    uint64_t missed; /* the first page that could not be marked, or UINT64_MAX */
 } vdf_change;
 
 void vdf_change_begin(vdf_change *change, vdf_image *image);
 void vdf_change_end(vdf_change *change);
 /* With the stripes held: preserves frozen pages of the range, marks it. */
 void vdf_change_mark(vdf_change *change, uint64_t offset, uint64_t length);
+/* With all stripes held: what a truncation took away is there still, it failed. */
+void vdf_change_uncut(vdf_change *change, uint64_t size, uint64_t old);
 /* Before a change that cannot be taken by page: waits until the frozen epoch has drained. */
 void vdf_change_wait_drained(const vdf_change *change);
 /* With all stripes held: what a truncation from `old` bytes to `size` takes away. */
@@ -280,7 +296,7 @@ struct vdf_core {
     unsigned flags;
     uint32_t init_flags2; /* what the kernel offered */
     uint32_t init_flags;
-    _Atomic bool started, stopped, ended;
+    _Atomic bool started, stopping, stopped, ended;
 
     pthread_t *thread;
     unsigned threads;

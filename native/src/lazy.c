@@ -29,7 +29,7 @@ int vdf_lazy_create(uint64_t size, vdf_lazy **out)
             vdf_bitmap_close(&lazy->absent);
     }
     if (error == 0)
-        error = -pthread_rwlock_init(&lazy->lock, NULL);
+        error = vdf_rwlock_init(&lazy->lock);
     if (error != 0) {
         free(lazy);
         return error;

@@ -18,6 +18,7 @@
 
 /* An ordinary user's socket buffer does not take more than this in one message. */
 #define READDIR_MAX (128u * 1024)
+#define FORGETS_MAX 4096 /* in one message: 64 KiB */
 
 static vdf_pending **pending_bucket(vdf_core *core, uint64_t unique)
 {
@@ -57,6 +58,18 @@ static vdf_pending *recall(vdf_core *core, uint64_t unique)
     return found;
 }
 
+/* Answers a request that cannot be passed on. */
+static void refuse(vdf_core *core, const uint8_t *request, int error)
+{
+    const struct fuse_in_header *in = (const void *)request;
+
+    if (in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ||
+        in->opcode == FUSE_INTERRUPT)
+        return;
+    free(recall(core, in->unique));
+    vdf_reply_error(core, in->unique, error);
+}
+
 static void note_init(vdf_core *core, const uint8_t *request, size_t length)
 {
     const struct fuse_init_in *init = (const void *)(request + sizeof(struct fuse_in_header));
@@ -77,6 +90,43 @@ static void limit_readdir(uint8_t *request, size_t length)
         read->size = READDIR_MAX;
 }
 
+/* Never waits: what the socket does not take at once goes to a thread that may. */
+static void pass_on(vdf_core *core, const uint8_t *request, size_t length)
+{
+    if (vdf_queue_idle(&core->to_names) &&
+        send(core->names_core, request, length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        return;
+    if (vdf_queue_put(&core->to_names, request, length) != 0)
+        refuse(core, request, -ENOMEM);
+}
+
+/* One message may forget 65,000 nodes: more than a socket takes at once. */
+static void pass_forgets(vdf_core *core, uint8_t *request, size_t length)
+{
+    const size_t head = sizeof(struct fuse_in_header) + sizeof(struct fuse_batch_forget_in);
+    struct fuse_in_header in;
+    struct fuse_batch_forget_in batch;
+
+    if (length < head)
+        return;
+    memcpy(&in, request, sizeof in);
+    memcpy(&batch, request + sizeof in, sizeof batch);
+    uint64_t left = vdf_min(batch.count, (length - head) / sizeof(struct fuse_forget_one));
+    uint8_t *at = request;
+    while (left > 0) {
+        uint64_t count = vdf_min(left, FORGETS_MAX);
+        size_t size = count * sizeof(struct fuse_forget_one);
+        in.len = (uint32_t)(head + size);
+        batch.count = (uint32_t)count;
+        memcpy(at, &in, sizeof in);
+        memcpy(at + sizeof in, &batch, sizeof batch);
+        pass_on(core, at, head + size);
+        /* The next head goes over the nodes that are sent. */
+        at += size;
+        left -= count;
+    }
+}
+
 void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length)
 {
     const struct fuse_in_header *in = (const void *)request;
@@ -95,15 +145,13 @@ void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length)
     case FUSE_READDIRPLUS:
         limit_readdir(request, length);
         break;
+    case FUSE_BATCH_FORGET:
+        pass_forgets(core, request, length);
+        return;
     default:
         break;
     }
-    /* Never waits: what the socket does not take at once goes to a thread that may. */
-    if (vdf_queue_idle(&core->to_names) &&
-        send(core->names_core, request, length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
-        return;
-    if (vdf_queue_put(&core->to_names, request, length) != 0)
-        vdf_reply_error(core, in->unique, -ENOMEM);
+    pass_on(core, request, length);
 }
 
 void *vdf_names_send_loop(void *argument)
@@ -112,9 +160,13 @@ void *vdf_names_send_loop(void *argument)
     vdf_message *message;
 
     while ((message = vdf_queue_take(&core->to_names)) != NULL) {
-        while (send(core->names_core, message->data, message->length, MSG_NOSIGNAL) < 0 &&
-               errno == EINTR) {
-        }
+        ssize_t sent;
+        do {
+            sent = send(core->names_core, message->data, message->length, MSG_NOSIGNAL);
+        } while (sent < 0 && errno == EINTR);
+        /* Too large for the socket, or nobody is there: whoever asked must not wait for ever. */
+        if (sent < 0)
+            refuse(core, message->data, -EIO);
         free(message);
         vdf_queue_done(&core->to_names);
     }

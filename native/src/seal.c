@@ -14,25 +14,6 @@ static uint64_t wall_ns(void)
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-/* After growth failed: try again, and make what was not tracked meanwhile suspect. */
-static int mend_overflow(vdf_image *image, vdf_track *track)
-{
-    if (atomic_load(&track->overflow) == 0)
-        return 0;
-    uint64_t size = atomic_load(&image->size);
-    uint64_t tracked = atomic_load(&track->suspect.capacity);
-    atomic_store(&track->overflow, 0);
-    track->head->overflow = 0;
-    vdf_track_reach(track, size);
-    if (atomic_load(&track->overflow) != 0)
-        return -EAGAIN;
-    uint64_t end = vdf_pages_of(size);
-    if (end <= tracked)
-        return 0;
-    vdf_bitmap_set(&track->suspect, tracked, end - tracked);
-    return -EAGAIN;
-}
-
 static int prepare(vdf_image *image)
 {
     vdf_track *track = atomic_load(&image->track);
@@ -41,7 +22,7 @@ static int prepare(vdf_image *image)
         return -EINVAL;
     if (atomic_load(&track->frozen_epoch) != 0)
         return -EBUSY;
-    int error = mend_overflow(image, track);
+    int error = vdf_track_mend(track, atomic_load(&image->size));
     if (error != 0)
         return error;
     /* Here, not while tickets are held back: the lock may belong to a slow write. */
@@ -82,6 +63,13 @@ static void settle(vdf_image *image, vdf_track *track, uint64_t phase, vdf_seal 
     out->size = track->sealed_size;
     out->low = vdf_min(vdf_load(&head->cut[epoch & 1]), out->size);
     out->cut = vdf_min(out->low, head->base_size[epoch & 1]);
+    /* A change of this epoch could not mark its pages: the next seal makes them suspect. */
+    if (atomic_load(&track->overflow) != 0)
+        vdf_track_give_up(image, track, -ENOSPC);
+    /* A late change may have spent the notice that belongs to the next epoch. */
+    atomic_store(&track->notified, 0);
+    if (vdf_load(&head->changed[(epoch + 1) & 1]) != 0)
+        vdf_track_notify(image, track);
     atomic_store(&track->drained, 1);
 }
 

@@ -2,6 +2,7 @@
 #include "internal.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,9 +27,9 @@ static int open_bitmap(vdf_track *track, vdf_bitmap *map, const char *name, bool
     return fd < 0 ? fd : vdf_bitmap_open(map, fd, pages);
 }
 
-static int open_head(vdf_track *track, bool fresh)
+static int open_head(vdf_track *track, const char *name, bool fresh)
 {
-    int fd = open_file(track->dir, "track", fresh);
+    int fd = open_file(track->dir, name, fresh);
     int error;
 
     if (fd < 0)
@@ -36,12 +37,12 @@ static int open_head(vdf_track *track, bool fresh)
     struct stat st;
     if (fstat(fd, &st) != 0) {
         error = -errno;
-    } else if (fresh && st.st_size != 0) {
-        error = -EEXIST;
     } else if (!fresh && st.st_size != VDF_PAGE_SIZE) {
         error = -EBADMSG;
     } else {
-        error = -posix_fallocate(fd, 0, VDF_PAGE_SIZE);
+        do {
+            error = -posix_fallocate(fd, 0, VDF_PAGE_SIZE);
+        } while (error == -EINTR);
         if (error == 0) {
             void *at = mmap(NULL, VDF_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
             if (at == MAP_FAILED)
@@ -76,7 +77,7 @@ static void start_head(vdf_track_head *head)
  * May itself be cut short anywhere: the frozen epoch's cut and bits are merged
  * before its number is forgotten.
  */
-static void thaw(vdf_track *track)
+static void thaw(vdf_track *track, uint64_t size)
 {
     vdf_track_head *head = track->head;
     uint64_t now = head->epoch & 1;
@@ -96,19 +97,39 @@ static void thaw(vdf_track *track)
             vdf_bitmap_set(&track->dirty[now], head->base_size[now] / VDF_PAGE_SIZE, 1);
         vdf_store(&head->frozen_epoch, 0);
     }
+    /* Stopped in the middle of a truncation: what the cut takes away may be there still. */
+    if (head->cut[now] < size)
+        vdf_bitmap_set(&track->dirty[now], head->cut[now] / VDF_PAGE_SIZE,
+                       vdf_pages_of(size) - head->cut[now] / VDF_PAGE_SIZE);
     if (atomic_load(&track->dirty[now].set) != 0)
         vdf_store(&head->changed[now], 1);
 }
 
-static int open_all(vdf_track *track, bool fresh, uint64_t pages)
+/* The header comes last and under its name at once: half a track is none. */
+static int create_head(vdf_track *track)
 {
-    int error = open_head(track, fresh);
+    int error = open_head(track, "track.new", true);
 
     if (error != 0)
         return error;
+    start_head(track->head);
+    return vdf_rename(track->dir, "track.new", track->dir, "track", RENAME_NOREPLACE);
+}
+
+static int find_head(vdf_track *track, bool fresh)
+{
+    struct stat st;
+
     if (fresh)
-        start_head(track->head);
-    error = check_head(track->head);
+        return fstatat(track->dir, "track", &st, AT_SYMLINK_NOFOLLOW) == 0 ? -EEXIST : 0;
+    int error = open_head(track, "track", false);
+    return error != 0 ? error : check_head(track->head);
+}
+
+static int open_all(vdf_track *track, bool fresh, uint64_t pages)
+{
+    int error = find_head(track, fresh);
+
     if (error == 0)
         error = open_bitmap(track, &track->dirty[0], "dirty.0", fresh, pages);
     if (error == 0)
@@ -121,6 +142,8 @@ static int open_all(vdf_track *track, bool fresh, uint64_t pages)
         track->preserve = open_file(track->dir, "preserve", fresh);
     if (error == 0 && track->preserve < 0)
         error = track->preserve;
+    if (error == 0 && fresh)
+        error = create_head(track);
     return error;
 }
 
@@ -145,7 +168,7 @@ int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_tra
         vdf_track_close(track);
         return error;
     }
-    thaw(track);
+    thaw(track, size);
     if (ftruncate(track->preserve, 0) != 0) {
         error = -errno;
         vdf_track_close(track);
@@ -189,16 +212,19 @@ int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size)
 
     if (epoch == 0 || head->frozen_epoch != 0)
         return -EINVAL;
+    /* The number in the middle: a process killed on either side of it finds everything. */
     if (old != new) {
         vdf_bitmap_merge(&track->dirty[new], &track->dirty[old]);
-        vdf_bitmap_reset(&track->dirty[old]);
-        head->cut[new] = head->cut[old];
-        head->changed[new] = head->changed[old];
-        head->cut[old] = UINT64_MAX;
-        head->changed[old] = 0;
+        vdf_store(&head->cut[new], head->cut[old]);
+        vdf_store(&head->changed[new], head->changed[old]);
     }
-    head->base_size[new] = base_size;
-    head->epoch = epoch;
+    vdf_store(&head->base_size[new], base_size);
+    vdf_store(&head->epoch, epoch);
+    if (old != new) {
+        vdf_bitmap_reset(&track->dirty[old]);
+        vdf_store(&head->cut[old], UINT64_MAX);
+        vdf_store(&head->changed[old], 0);
+    }
     atomic_store(&track->epoch, epoch);
     return 0;
 }
@@ -216,21 +242,57 @@ static int grow_all(vdf_track *track, uint64_t pages)
     return error;
 }
 
-/* The pages that every bitmap can mark; `suspect` grows last. */
-static uint64_t reach(const vdf_track *track) { return atomic_load(&track->suspect.capacity); }
+/* `suspect` grows last. */
+uint64_t vdf_track_capacity(const vdf_track *track)
+{
+    return atomic_load(&track->suspect.capacity);
+}
+
+/* With grow_lock held. The smallest page stays: the bitmaps may grow past it meanwhile. */
+static void note_missed(vdf_track *track, uint64_t page)
+{
+    uint64_t noted = vdf_load(&track->head->overflow);
+
+    if (noted == 0 || page + 1 < noted)
+        vdf_store(&track->head->overflow, page + 1);
+    atomic_store(&track->overflow, 1);
+}
+
+void vdf_track_missed(vdf_track *track, uint64_t page)
+{
+    pthread_mutex_lock(&track->grow_lock);
+    note_missed(track, page);
+    pthread_mutex_unlock(&track->grow_lock);
+}
 
 void vdf_track_reach(vdf_track *track, uint64_t size)
 {
     uint64_t pages = vdf_pages_of(size);
 
-    if (pages <= reach(track))
+    if (pages <= vdf_track_capacity(track))
         return;
     pthread_mutex_lock(&track->grow_lock);
-    if (pages > reach(track) && grow_all(track, pages) != 0) {
-        atomic_store(&track->overflow, 1);
-        track->head->overflow = 1;
+    if (pages > vdf_track_capacity(track) && grow_all(track, pages) != 0)
+        note_missed(track, vdf_track_capacity(track));
+    pthread_mutex_unlock(&track->grow_lock);
+}
+
+int vdf_track_mend(vdf_track *track, uint64_t size)
+{
+    if (atomic_load(&track->overflow) == 0)
+        return 0;
+    pthread_mutex_lock(&track->grow_lock);
+    if (grow_all(track, vdf_pages_of(size)) == 0) {
+        uint64_t first = vdf_load(&track->head->overflow) - 1;
+        uint64_t end = vdf_pages_of(size);
+        /* Suspect before it is forgotten that they were missed. */
+        if (first < end)
+            vdf_bitmap_set(&track->suspect, first, end - first);
+        vdf_store(&track->head->overflow, 0);
+        atomic_store(&track->overflow, 0);
     }
     pthread_mutex_unlock(&track->grow_lock);
+    return -EAGAIN;
 }
 
 void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out)

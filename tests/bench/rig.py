@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from vdiskfs.registry import MountEntry, mount_entries
+from vdiskfs.state import unseal_mountpoint
+from vdiskfs_tools.client import Client
 
 VDISKFS = str(Path(sys.executable).with_name("vdiskfs"))
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -30,23 +34,34 @@ def call(*words: str | Path, environ: dict[str, str] | None = None) -> str:
 
 @dataclass(frozen=True)
 class Mount:
-    """A mounted vdiskfs: where, and the process that serves it."""
+    """A mounted vdiskfs: where, and how to ask it. Asking costs this process, no command's."""
 
     mountpoint: Path
-    source: Path
     vault: Path
-    pid: int
+    entry: MountEntry
 
-    def document(self, *words: str) -> dict[str, Any]:
-        """Run a command of vdiskfs on this mount and return its JSON document."""
-        answer = call(VDISKFS, "--mount", self.mountpoint, "--json", *words)
-        document: dict[str, Any] = json.loads(answer)
-        return document
+    def ask(self, *path: str) -> dict[str, Any]:
+        """Return a document of the control socket."""
+        with Client(self.entry) as client:
+            return client.get(*path)
 
     def disk(self, name: str) -> dict[str, Any]:
         """Return one disk of ``status``."""
-        disks = self.document("status")["disks"]
+        disks: list[dict[str, Any]] = self.ask("status")["disks"]
         return next(disk for disk in disks if disk["name"] == name)
+
+    def wait_first_point(self, name: str, timeout_s: float = 600) -> None:
+        """Return once the disk has a stored recovery point.
+
+        Raises:
+            TimeoutError: it had none in time.
+        """
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if self.disk(name)["usable_point_age_s"] is not None:
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"no recovery point of {name} within {timeout_s} s")
 
 
 @contextmanager
@@ -63,11 +78,13 @@ def vdiskfs(
     options: list[str | Path] = ["--state", root / "state", "--config", config, "--site", "bench"]
     call(VDISKFS, "--quiet", "mount", source, mountpoint, "--vault", f"file://{vault}", *options)
     try:
-        pid = json.loads(call(VDISKFS, "--mount", mountpoint, "--json", "status"))["pid"]
-        yield Mount(mountpoint, source, vault, pid)
+        entry = next(e for e in mount_entries() if e.mountpoint == str(mountpoint))
+        yield Mount(mountpoint, vault, entry)
     finally:
         words = ["--drain"] if drain else []
         call(VDISKFS, "--quiet", "umount", mountpoint, *words)
+        # The mount made it immutable, so that no image is ever created beneath it.
+        unseal_mountpoint(str(mountpoint))
 
 
 def cpu_seconds(pid: int) -> float:

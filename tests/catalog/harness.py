@@ -29,7 +29,9 @@ class Bench:
         await self.log.publish(spooled)
         return spooled
 
-    async def churn(self, epochs: int, *, seed: int = 1, joins: bool = True, pages: int = 64) -> None:
+    async def churn(
+        self, epochs: int, *, seed: int = 1, joins: bool = True, pages: int = 64
+    ) -> None:
         rng = random.Random(seed)
         for _ in range(epochs):
             self.model.churn(rng, pages=pages)

@@ -42,7 +42,10 @@ async def test_points_are_listed_newest_last_as_they_were_published() -> None:
             assert [point.size for point in points] == [
                 len(test.model.states[point.epoch]) for point in points
             ]
-            assert (points[-1].label, points[-1].consistency) == ("before the upgrade", "application")
+            assert (points[-1].label, points[-1].consistency) == (
+                "before the upgrade",
+                "application",
+            )
             assert points[0].proof == "stored"
             tip = await log.tip()
             assert (tip.epoch, tip.digest) == (41, test.model.digest)
@@ -78,7 +81,9 @@ async def test_a_time_finds_the_newest_point_at_or_before_it() -> None:
 async def test_a_time_before_the_first_point_names_the_first_point() -> None:
     async with bench() as test:
         await test.churn(3)
-        with pytest.raises(NotFoundError, match=f"no point at or before.*{format_time(T0 + SECOND)}"):
+        with pytest.raises(
+            NotFoundError, match=f"no point at or before.*{format_time(T0 + SECOND)}"
+        ):
             await test.log.find(format_time(T0))
 
 
@@ -88,7 +93,9 @@ async def test_a_disk_without_points_says_so() -> None:
             await test.log.find("latest")
 
 
-@pytest.mark.parametrize("spec", ["yesterday", "", "-15", "1e5", "9" * 30, "\x1b[31m", "-99999999y"])
+@pytest.mark.parametrize(
+    "spec", ["yesterday", "", "-15", "1e5", "9" * 30, "\x1b[31m", "-99999999y"]
+)
 async def test_what_names_no_point_is_wrong_use(spec: str) -> None:
     async with bench() as test:
         await test.churn(1)

@@ -91,21 +91,30 @@ class DiskModel:
     def batch(self, pages: list[int]) -> PageBatch:
         raw = b"".join(self.page(page) for page in pages)
         zero = native.pages_zero(raw)
-        data = b"".join(self.page(page) for page, empty in zip(pages, zero, strict=True) if not empty)
+        data = b"".join(
+            self.page(page) for page, empty in zip(pages, zero, strict=True) if not empty
+        )
         return PageBatch(np.array(pages, np.uint64), native.pages_sum(raw), zero, memoryview(data))
 
-    def facts(self, *, flags: Flags = Flags(0), label: str = "", time_ns: int = 0) -> EpochFacts:
+    def facts(
+        self, *, flags: Flags = Flags(0), label: str = "", time_ns: int = 0, span: int = 1
+    ) -> EpochFacts:
+        """Return what a seal says; of several epochs merged where ``span`` is more than 1."""
+        merged = span > 1
         return EpochFacts(
             generation=self.generation,
             from_epoch=self.epoch,
-            to_epoch=self.epoch + 1,
-            time_ns=time_ns or T0 + (self.epoch + 1) * 1_000_000_000,
+            to_epoch=self.epoch + span,
+            time_ns=time_ns or T0 + (self.epoch + span) * 1_000_000_000,
             size=len(self.data),
             cut=self.cut,
             from_size=self.from_size,
             from_digest=self.digest,
-            flags=flags | (Flags.LABELLED if label else Flags(0)),
+            flags=flags
+            | (Flags.LABELLED if label else Flags(0))
+            | (Flags.MERGED if merged else Flags(0)),
             label=label,
+            to_digest=bytes([self.epoch % 256]) * 32 if merged else bytes(32),
         )
 
     def writer(self, **options: int) -> DeltaWriter:
@@ -120,7 +129,7 @@ class DiskModel:
 
     def sealed(self, spooled: Spooled) -> Spooled:
         """Take a delta made of the model's own facts as the newest."""
-        self.epoch += 1
+        self.epoch = spooled.head.to_epoch
         self.digest = spooled.head.to_digest
         self.states[self.epoch] = bytes(self.data)
         self.times[self.epoch] = spooled.head.time_ns

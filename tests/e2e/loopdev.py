@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -121,11 +121,13 @@ def check_fs(kind: str, target: Path) -> str:
     return run_tool([*_CHECK[kind], target])
 
 
-def check_point(kind: str, point: Path, directory: Path) -> list[str]:
+def check_point(
+    kind: str, point: Path, directory: Path, look: Callable[[Path], None] | None = None
+) -> list[str]:
     """Prove that a copy of a point is a file system as after a power cut; return its files.
 
     The point is copied, sparse; the copy is mounted, which replays the log, read through,
-    unmounted and checked.
+    given to ``look``, unmounted and checked.
 
     Raises:
         ToolError: it cannot be mounted, or the check found something.
@@ -142,6 +144,8 @@ def check_point(kind: str, point: Path, directory: Path) -> list[str]:
             mounted(device, directory / "root", kind=kind, options=options) as root,
         ):
             names = [str(path.relative_to(root)) for path in _read_all(root)]
+            if look is not None:
+                look(root)
         check_fs(kind, copy)
         return names
     finally:

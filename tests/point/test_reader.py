@@ -74,8 +74,12 @@ async def assert_seeks(reader: PointReader, wanted: bytes) -> None:
         else:
             assert found == max(page * PAGE + 7, following[0] * PAGE)
         hole = next((n for n in range(page, reader.pages) if not mask[n]), None)
-        wanted_hole = reader.size if hole is None else min(reader.size, max(page * PAGE + 7, hole * PAGE))
-        assert await reader.next_hole(page * PAGE + 7) == wanted_hole or page * PAGE + 7 >= reader.size
+        wanted_hole = (
+            reader.size if hole is None else min(reader.size, max(page * PAGE + 7, hole * PAGE))
+        )
+        assert (
+            await reader.next_hole(page * PAGE + 7) == wanted_hole or page * PAGE + 7 >= reader.size
+        )
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -16,7 +16,7 @@ from vdiskfs.delta.entries import U64, Bools, Entries, unite_extents
 from vdiskfs.delta.layout import LIMIT, Kind
 from vdiskfs.errors import FormatError
 from vdiskfs.point import BlockCache, Piece, PieceInfo, open_piece
-from vdiskfs.point.fetch import Found, find_bad_frames
+from vdiskfs.point.fetch import find_bad_frames, locate
 from vdiskfs.store import Store
 from vdiskfs.units import pages_of
 
@@ -173,7 +173,7 @@ class Inspection:
     async def _read(self, piece: Piece, entries: Entries, rows: Bools) -> Bools:
         numbers = np.flatnonzero(rows)
         part = entries.rows(numbers)
-        found, read = await find_bad_frames(self.store, Found(piece, part), self._limiter)
+        found, read = await find_bad_frames(self.store, await locate(piece, part), self._limiter)
         self.report.read_bytes += read
         bad = np.zeros(len(entries), np.bool_)
         bad[numbers[found]] = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from vdiskfs.delta.layout import HEAD_SIZE, decode_head, head_from_metadata, listed_of
+from vdiskfs.delta.layout import HEAD_SIZE, ListedHead, decode_head, head_from_metadata, listed_of
 from vdiskfs.delta.names import (
     joined_prefix,
     parse_joined,
@@ -19,7 +19,7 @@ from vdiskfs.delta.names import (
     slot_name,
     slot_prefix,
 )
-from vdiskfs.errors import FormatError, NotFoundError
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.point import PieceInfo
 from vdiskfs.store import ObjectInfo, Store
 
@@ -37,20 +37,23 @@ Span = tuple[int, int]
 class Line:
     """What covers a generation from ``base`` to its tip: the coarsest deltas there are.
 
+    Points after ``end`` are not of the lineage: a younger generation forks off there.
     ``cover`` is in order, without overlap. ``fence`` is the slot that ended the line.
     ``holes`` and ``gap`` are where slots are missing: inside the cover, and at its end,
-    with later slots listed.
+    with later slots listed. ``bad`` are joined deltas found damaged: they are not used.
     """
 
     store: Store
     disk_id: str
     generation: int
     base: int
+    end: int = END
     cover: list[PieceInfo] = field(default_factory=list)
     fence: PieceInfo | None = None
     loaded: bool = False
     holes: list[Span] = field(default_factory=list)
     gap: Span | None = None
+    bad: set[str] = field(default_factory=set)
 
     @property
     def tip(self) -> int:
@@ -70,8 +73,8 @@ class Line:
             await self._walk_slots(self.tip)
 
     def append(self, info: PieceInfo) -> None:
-        """Add a slot that was just published at the tip."""
-        if self.loaded and info.from_epoch == self.tip:
+        """Add the slot that starts at the tip; others are known already, or come later."""
+        if info.from_epoch == self.tip:
             self.cover.append(info)
 
     def replace(self, info: PieceInfo) -> None:
@@ -87,14 +90,31 @@ class Line:
         ):
             self.cover[inside[0] : inside[-1] + 1] = [info]
 
+    async def dissolve(self, info: PieceInfo) -> None:
+        """Do without a joined delta that is damaged: put what it joins in its place.
+
+        Raises:
+            FormatError: a slot is missing there.
+        """
+        self.bad.add(info.name)
+        pieces = await self.within((info.from_epoch, info.to_epoch))
+        if info in self.cover:
+            index = self.cover.index(info)
+            self.cover[index : index + 1] = pieces
+
     async def chain(self, epoch: int, without: frozenset[str] = frozenset()) -> list[PieceInfo]:
         """Return the longest deltas that together lead from the base to an epoch.
 
         Raises:
             FormatError: a slot is missing.
         """
+        return await self.within((self.base, epoch), without)
+
+    async def within(self, wanted: Span, without: frozenset[str] = frozenset()) -> list[PieceInfo]:
+        """Return the longest deltas that together lead from one epoch to another."""
+        without |= self.bad
         found: list[PieceInfo] = []
-        spans = [(self.base, epoch)] if epoch > self.base else []
+        spans = [wanted] if wanted[0] < wanted[1] else []
         for level in range(MAX_LEVEL, -1, -1):
             rest: list[Span] = []
             for span in spans:
@@ -132,7 +152,6 @@ class Line:
 
     async def _survey(self, start: int) -> None:
         """Find what covers [start, tip), coarsest first."""
-        self.cover = [piece for piece in self.cover if piece.to_epoch <= start]
         spans: list[Span] = [(start, END)]
         found: list[PieceInfo] = []
         for level in range(MAX_LEVEL, 0, -1):
@@ -152,7 +171,9 @@ class Line:
             slots = await self.listed(0, span)
             found += slots
             holes += uncovered(span, slots)
-        self.cover = sorted([*self.cover, *found], key=lambda piece: piece.from_epoch)
+        # In one step, so that nobody sees a line half surveyed.
+        kept = [piece for piece in self.cover if piece.to_epoch <= start]
+        self.cover = sorted([*kept, *found], key=lambda piece: piece.from_epoch)
         self.holes = holes
         await self._walk_slots(spans[-1][0])
 
@@ -169,7 +190,7 @@ class Line:
                 if piece.to_epoch == piece.from_epoch:
                     self.fence = piece
                     return
-                self.cover.append(piece)
+                self.append(piece)
                 position = piece.to_epoch
             if position >> 4 * width == block:
                 later = [epoch for epoch in slots if epoch > position]
@@ -207,9 +228,9 @@ class Line:
         else:
             prefix = slot_prefix(self.disk_id, self.generation) + digits
         pieces = []
-        async for info in self.store.list(prefix):
+        for info in [info async for info in self.store.list(prefix)]:
             piece = await self._piece(info)
-            if piece is not None and piece.level == level:
+            if piece is not None and piece.level == level and piece.name not in self.bad:
                 pieces.append(piece)
         return pieces
 
@@ -227,11 +248,20 @@ class Line:
             return None
         if listed is None:
             # The store has lost what stood beside the object: the object says it itself.
-            data = await self.store.read_range(info.name, 0, min(HEAD_SIZE, info.size))
-            listed = listed_of(decode_head(data, where=info.name))
+            listed = await self._read_listed(info)
+        if listed is None:
+            # Whoever opens it will say so; nearly every slot is of one epoch.
+            return PieceInfo(info.name, self.generation, 0, slot[1], slot[1] + 1, info.size)
         if not slot[1] <= listed.to_epoch:
             raise FormatError("the delta ends before it starts", where=info.name)
         return PieceInfo(info.name, self.generation, 0, slot[1], listed.to_epoch, info.size, listed)
+
+    async def _read_listed(self, info: ObjectInfo) -> ListedHead | None:
+        try:
+            data = await self.store.read_range(info.name, 0, min(HEAD_SIZE, info.size))
+            return listed_of(decode_head(data, where=info.name))
+        except DamagedError:
+            return None
 
     async def _is_hole(self, position: int) -> bool:
         """Return whether a slot is missing, and was not just created while others were listed."""

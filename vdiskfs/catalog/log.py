@@ -8,13 +8,15 @@ task at a time; readers it opened are free of that.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import trio
 
+from vdiskfs.catalog.chain import Chains
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.joins import make_joins
 from vdiskfs.catalog.line import Line
@@ -32,15 +34,12 @@ from vdiskfs.delta import Spooled, genesis_digest
 from vdiskfs.delta.layout import Flags, listed_of
 from vdiskfs.delta.names import slot_name
 from vdiskfs.delta.points import PointTable
-from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
+from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.point import BlockCache, Piece, PieceInfo, PointReader
-from vdiskfs.point.fetch import first_error
 from vdiskfs.store import Store
 from vdiskfs.units import format_time
 
-OPEN_AT_ONCE = 8
-
-Broken = tuple[PieceInfo, VdiskfsError]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,13 @@ class DiskLog:
         self.cache = cache
         self._blocks = blocks
         self._tables = Tables(store, blocks, vault_id, record.id)
+        self._chains = Chains(self._tables, record.name)
         self._lines = [
             Line(store, record.id, number, record.base(number))
             for number in (*(parent for parent, _ in record.lineage(generation)), generation)
         ]
-        self._ends = [end for _, end in record.lineage(generation)]
+        for line, (_, end) in zip(self._lines, record.lineage(generation), strict=False):
+            line.end = end
 
     @property
     def line(self) -> Line:
@@ -97,21 +98,24 @@ class DiskLog:
         Raises:
             DamagedError: its newest delta is damaged, or one before it is missing.
         """
+        await self.line.refresh()
+        return await self._around(self._tip)
+
+    async def _tip(self) -> Tip:
         line = self.line
-        await line.refresh()
         missing = [*line.holes, *([line.gap] if line.gap else [])]
         if missing:
             name = slot_name(self.record.id, line.generation, missing[0][0])
             raise DamagedError(f"{name}: the delta is missing, and later ones are there")
         fenced = line.fence is not None
         if line.cover:
-            head = (await self._tables.piece(line.cover[-1])).head
+            head = (await self._ask(line, line.cover[-1], self._tables.piece)).head
             return Tip(self.generation, head.to_epoch, head.to_digest, head.time_ns, head.size,
                        fenced)  # fmt: skip
         if line.base == 0:
             digest = genesis_digest(self.vault_id, self.record.id)
             return Tip(self.generation, 0, digest, 0, 0, fenced)
-        pieces = await self._chain(self._lines[:-1], line.base, frozenset())
+        pieces = await self._chains.open(self._lines[:-1], line.base)
         head = pieces[-1].head
         return Tip(self.generation, line.base, head.to_digest, head.time_ns, head.size, fenced)
 
@@ -155,17 +159,22 @@ class DiskLog:
 
         With a limit: the newest so many.
         """
+        return await self._around(lambda: self._points(since_ns, until_ns, limit))
+
+    async def _points(
+        self, since_ns: int | None, until_ns: int | None, limit: int | None
+    ) -> list[Point]:
         found: list[Point] = []
         for line, end in self._newest_lines():
             await self._load(line)
             for piece in reversed(line.cover):
                 if piece.from_epoch >= end or (limit is not None and len(found) >= limit):
                     continue
-                if until_ns is not None and await self._tables.first_time(piece) > until_ns:
+                if until_ns is not None and await self._first(line, piece) > until_ns:
                     continue
-                if since_ns is not None and await self._tables.last_time(piece) < since_ns:
+                if since_ns is not None and await self._last(line, piece) < since_ns:
                     return _limited(found, limit)
-                table = await self._tables.table(piece)
+                table = await self._ask(line, piece, self._tables.table)
                 stop = int(np.searchsorted(table.epoch, np.uint64(end), side="right"))
                 for index in range(stop - 1, -1, -1):
                     moment = int(table.time_ns[index])
@@ -186,16 +195,22 @@ class DiskLog:
             UsageError: the name is none.
         """
         wanted = parse_spec(spec, time.time_ns() if now_ns is None else now_ns)
+        point = await self._around(lambda: self._find(wanted))
+        if point is None:
+            raise await self._around(lambda: self._not_found(spec, wanted))
+        return point
+
+    async def _find(self, wanted: Wanted) -> Point | None:
         for line, end in self._newest_lines():
             await self._load(line)
             for piece in reversed(line.cover):
-                if piece.from_epoch >= end or not await self._may_hold(piece, wanted):
+                if piece.from_epoch >= end or not await self._may_hold(line, piece, wanted):
                     continue
-                table = await self._tables.table(piece)
+                table = await self._ask(line, piece, self._tables.table)
                 index = _newest(table, wanted, end)
                 if index is not None:
                     return point_of(table.row(index), line.generation)
-        raise await self._not_found(spec, wanted)
+        return None
 
     async def open(self, point: Point | int) -> PointReader:
         """Open a point: its chain is found, read and checked.
@@ -213,12 +228,14 @@ class DiskLog:
         epoch, title = point.epoch, self._title(point.epoch)
 
         async def reopen(without: frozenset[str]) -> Sequence[Piece]:
-            return await self._chain(lines, epoch, without)
+            return await self._chains.open(lines, epoch, without)
 
         pieces = await reopen(frozenset())
         head = pieces[-1].head
         if (head.size, head.time_ns) != (point.size, point.time_ns):
-            raise DamagedError(f"{title}: its delta says another size or time than the list")
+            raise DamagedError(
+                f"{title}: {pieces[-1].name} says another size or time than the list"
+            )
         return PointReader(
             self.store, pieces, title=title, size=head.size, generation=point.generation,
             epoch=epoch, reopen=reopen,
@@ -253,13 +270,38 @@ class DiskLog:
     def _newest_lines(self) -> Iterator[tuple[Line, int]]:
         """Yield the lines, newest first, each with the last epoch that counts."""
         for index in range(len(self._lines) - 1, -1, -1):
-            yield self._lines[index], self._ends[index] if index < len(self._ends) else 1 << 63
+            yield self._lines[index], self._lines[index].end
 
-    async def _may_hold(self, piece: PieceInfo, wanted: Wanted) -> bool:
+    async def _around(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask again without each joined delta that turns out to be damaged."""
+        while True:
+            try:
+                return await ask()
+            except _DamagedJoinError as broken:
+                line, piece = broken.line, broken.piece
+            await line.dissolve(piece)
+
+    async def _ask(
+        self, line: Line, piece: PieceInfo, ask: Callable[[PieceInfo], Awaitable[T]]
+    ) -> T:
+        try:
+            return await ask(piece)
+        except (DamagedError, NotFoundError) as error:
+            if not piece.level:
+                raise
+            raise _DamagedJoinError(line, piece) from error
+
+    async def _first(self, line: Line, piece: PieceInfo) -> int:
+        return await self._ask(line, piece, self._tables.first_time)
+
+    async def _last(self, line: Line, piece: PieceInfo) -> int:
+        return await self._ask(line, piece, self._tables.last_time)
+
+    async def _may_hold(self, line: Line, piece: PieceInfo, wanted: Wanted) -> bool:
         if wanted.epoch is not None:
             return piece.from_epoch < wanted.epoch <= piece.to_epoch
         if wanted.until_ns is not None:
-            return await self._tables.first_time(piece) <= wanted.until_ns
+            return await self._first(line, piece) <= wanted.until_ns
         return True
 
     async def _not_found(self, spec: str | int, wanted: Wanted) -> NotFoundError:
@@ -267,7 +309,7 @@ class DiskLog:
         for line in self._lines:
             await self._load(line)
             if line.cover:
-                first = await self._tables.first_time(line.cover[0])
+                first = await self._first(line, line.cover[0])
                 if wanted.until_ns is not None:
                     return NotFoundError(
                         f"{name}: no point at or before {format_time(wanted.until_ns)}",
@@ -278,72 +320,14 @@ class DiskLog:
                 )
         return NotFoundError(f"{name}: it has no points yet")
 
-    async def _chain(
-        self, lines: Sequence[Line], epoch: int, without: frozenset[str]
-    ) -> list[Piece]:
-        """Open the deltas that lead to an epoch of the last line, and check their links.
 
-        A joined delta that is damaged is gone round; what it joins is still there.
-        """
-        bad = set(without)
-        while True:
-            infos: list[PieceInfo] = []
-            for index, line in enumerate(lines):
-                await self._load(line)
-                end = epoch if index == len(lines) - 1 else self._ends[index]
-                infos += await self._wrapped(line.chain(end, frozenset(bad)), epoch)
-            pieces, broken = await self._open_all(infos)
-            if not broken:
-                broken = self._broken_links(pieces)
-            if not broken:
-                return pieces
-            joined = {info.name for info, _ in broken if info.level}
-            if not joined:
-                error = broken[0][1]
-                missing = " is missing" if isinstance(error, NotFoundError) else ""
-                raise DamagedError(f"{self._title(epoch)}: {error.message}{missing}") from error
-            bad |= joined
+class _DamagedJoinError(Exception):
+    """A joined delta of a line cannot be read."""
 
-    async def _wrapped(self, infos: Awaitable[list[PieceInfo]], epoch: int) -> list[PieceInfo]:
-        try:
-            return await infos
-        except DamagedError as error:
-            raise DamagedError(f"{self._title(epoch)}: {error.message}") from error
-
-    async def _open_all(self, infos: Sequence[PieceInfo]) -> tuple[list[Piece], list[Broken]]:
-        """Open deltas side by side; return them in order, and those that cannot be opened."""
-        opened: dict[str, Piece] = {}
-        broken: list[Broken] = []
-        limiter = trio.CapacityLimiter(OPEN_AT_ONCE)
-
-        async def one(info: PieceInfo) -> None:
-            async with limiter:
-                try:
-                    opened[info.name] = await self._tables.piece(info)
-                except (DamagedError, NotFoundError) as error:
-                    broken.append((info, error))
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for info in infos:
-                    nursery.start_soon(one, info)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
-        return [opened[info.name] for info in infos if info.name in opened], broken
-
-    def _broken_links(self, pieces: Sequence[Piece]) -> list[Broken]:
-        """Return the deltas at a place where the chain of digests is broken."""
-        digest = genesis_digest(self.vault_id, self.record.id)
-        epoch, size = 0, 0
-        before: list[PieceInfo] = []
-        for piece in pieces:
-            head = piece.head
-            if (head.from_digest, head.from_epoch, head.from_size) != (digest, epoch, size):
-                error = FormatError("does not follow the delta before it", where=piece.name)
-                return [(info, error) for info in [piece.info, *before]]
-            digest, epoch, size = head.to_digest, head.to_epoch, head.size
-            before = [piece.info]
-        return []
+    def __init__(self, line: Line, piece: PieceInfo) -> None:
+        super().__init__(piece.name)
+        self.line = line
+        self.piece = piece
 
 
 def _newest(table: PointTable, wanted: Wanted, end: int) -> int | None:

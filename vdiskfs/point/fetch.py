@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from vdiskfs import native
 from vdiskfs.delta.entries import I64, U64, Bools, Entries
 from vdiskfs.delta.frames import FrameError, decode_frames
 from vdiskfs.delta.layout import OBJECT_MAX
-from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.point.piece import Piece
 from vdiskfs.store import Store
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK
@@ -33,6 +33,25 @@ class Found:
 
     piece: Piece
     entries: Entries
+    objects: Mapping[int, str]
+
+
+async def locate(piece: Piece, entries: Entries) -> Found:
+    """Return entries with the names of their objects.
+
+    Raises:
+        FormatError: an object is not in the delta's table, or a frame lies outside it.
+    """
+    names = {0: piece.name}
+    for number in np.unique(entries.object).tolist():
+        if number:
+            ref = await piece.object_ref(number)
+            names[number] = ref.name(piece.head.disk_id)
+            mine = entries.object == number
+            end = entries.offset[mine] + entries.length[mine]
+            if int(end.max()) > min(ref.size, OBJECT_MAX):
+                raise FormatError("a frame lies outside its object", where=piece.name)
+    return Found(piece, entries, names)
 
 
 @dataclass(slots=True)
@@ -61,7 +80,7 @@ async def fetch_pages(
     """
     runs: list[_Run] = []
     for item in found:
-        runs += await _runs(item)
+        runs += _runs(item)
     view = np.frombuffer(out, np.uint8).reshape(-1, PAGE_SIZE)
 
     async def one(run: _Run) -> None:
@@ -103,11 +122,11 @@ async def find_bad_frames(
                 bad[run.rows] = True
         read += run.end - run.start
 
-    for run in await _runs(found):
+    for run in _runs(found):
         await one(run)
     for row in np.flatnonzero(bad).tolist() if len(entries) > 1 else []:
         # A request failed as a whole: which of its frames are bad is seen one by one.
-        single = Found(found.piece, entries.slice(row, row + 1))
+        single = Found(found.piece, entries.slice(row, row + 1), found.objects)
         bad[row] = (await find_bad_frames(store, single, limiter))[0][0]
     return bad, read
 
@@ -121,7 +140,7 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def _runs(found: Found) -> list[_Run]:
+def _runs(found: Found) -> list[_Run]:
     """Group entries by object and nearness."""
     entries, piece = found.entries, found.piece
     runs = []
@@ -129,12 +148,7 @@ async def _runs(found: Found) -> list[_Run]:
         rows = np.flatnonzero(entries.object == number)
         rows = rows[np.argsort(entries.offset[rows], kind="stable")]
         start, end = entries.offset[rows], entries.offset[rows] + entries.length[rows]
-        name = piece.name
-        if number:
-            ref = await piece.object_ref(number)
-            name = ref.name(piece.head.disk_id)
-            if int(end.max()) > min(ref.size, OBJECT_MAX):
-                raise DamagedError(f"{piece.name}: a frame lies outside its object")
+        name = found.objects[number]
         for low, high in _groups(start, end):
             part = rows[low:high]
             run = _Run(name, int(start[low]), int(end[low:high].max()), entries.rows(part), part)

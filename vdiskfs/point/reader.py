@@ -19,7 +19,7 @@ from vdiskfs.delta.blocks import DATA
 from vdiskfs.delta.entries import U8, U64, Bools, Extents, select_pages
 from vdiskfs.delta.layout import Kind
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
-from vdiskfs.point.fetch import Found, fetch_pages
+from vdiskfs.point.fetch import Found, fetch_pages, locate
 from vdiskfs.point.piece import Piece
 from vdiskfs.store import Store
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK, pages_of
@@ -194,7 +194,7 @@ class PointReader:
                 found = await piece.next_data_key(page)
             except (DamagedError, NotFoundError) as error:
                 raise self._damaged(error) from error
-            if found is not None:
+            if found is not None and found < self.pages:
                 candidates.append(found)
         return min(candidates, default=None)
 
@@ -253,8 +253,8 @@ async def _apply(
         result.sums[at] = entries.sums[rows]
         waiting[at] = False
         if places:
-            found = select_pages(entries, pageno, owner, rows)
-            result.found.append(Found(piece, found))
+            chosen = select_pages(entries, pageno, owner, rows)
+            result.found.append(await locate(piece, chosen))
     zero &= waiting
     result.kind[zero] = ZERO
     waiting[zero] = False

@@ -11,7 +11,7 @@ users        who keeps a mount busy
 from __future__ import annotations
 
 from vdiskfs.state.directory import DiskPaths, LastEnd, StateDirectory
-from vdiskfs.state.files import read_record, write_file, write_record
+from vdiskfs.state.files import read_record, sync_directory, write_file, write_record
 from vdiskfs.state.imagelock import ImageLock
 from vdiskfs.state.mountpoint import open_mountpoint, seal_mountpoint, unseal_mountpoint
 from vdiskfs.state.records import DiskRecord, FileStamp, find_record
@@ -20,5 +20,5 @@ from vdiskfs.state.users import MountUser, users_of
 __all__ = [
     "DiskPaths", "DiskRecord", "FileStamp", "ImageLock", "LastEnd", "MountUser",
     "StateDirectory", "find_record", "open_mountpoint", "read_record", "seal_mountpoint",
-    "unseal_mountpoint", "users_of", "write_file", "write_record",
+    "sync_directory", "unseal_mountpoint", "users_of", "write_file", "write_record",
 ]  # fmt: skip

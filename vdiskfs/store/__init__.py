@@ -1,9 +1,9 @@
 """Objects by name: a folder or Azure Blob Storage behind one interface, ``Store``.
 
-``object`` says what a store is, ``local`` and ``folder`` are the folder vault, ``azure``,
-``account`` and ``connection`` are Azure Blob Storage, ``retry`` tries again. What objects
-mean is the matter of ``catalog``. The libraries of a kind are imported when a URL of that
-kind is opened.
+``object`` says what a store is; ``local``, ``folder`` and ``file`` are the folder vault;
+``azure``, ``account``, ``connection`` and ``answer`` are Azure Blob Storage; ``retry`` tries
+again. What objects mean is the matter of ``catalog``. The libraries of a kind are imported
+when a URL of that kind is opened.
 
     url = "file:///srv/vault"  or  "azure://CONTAINER[/PREFIX]"
     store = open_store(url)
@@ -64,7 +64,8 @@ def _shown(url: str) -> str:
 
 
 def _open_folder(url: str) -> Store:
-    from vdiskfs.store.local import LocalStore
+    # Imported here: a program that only prints help pays for neither kind.
+    from vdiskfs.store.local import LocalStore  # noqa: PLC0415
 
     parts = urlsplit(url)
     path = unquote(parts.path)
@@ -76,9 +77,9 @@ def _open_folder(url: str) -> Store:
 
 
 def _open_azure(url: str, environ: Mapping[str, str]) -> Store:
-    from vdiskfs.store.account import Account
-    from vdiskfs.store.azure import AzureStore
-    from vdiskfs.store.retry import RetryingStore
+    from vdiskfs.store.account import Account  # noqa: PLC0415
+    from vdiskfs.store.azure import AzureStore  # noqa: PLC0415
+    from vdiskfs.store.retry import RetryingStore  # noqa: PLC0415
 
     container, _, prefix = url.removeprefix("azure://").partition("/")
     return RetryingStore(AzureStore(Account.from_environ(environ), container, prefix))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
+import importlib
 import ipaddress
 import time
 from collections.abc import Mapping
@@ -72,8 +74,6 @@ class SharedKey:
 
     def sign(self, request: Request, resource: str) -> str:
         """Add the Authorization header."""
-        import hmac
-
         headers = {name.lower(): value for name, value in request.headers.items()}
         ours = sorted(name for name in headers if name.startswith("x-ms-"))
         lines = [
@@ -273,11 +273,12 @@ def _credential(name: str, given: Mapping[str, str], environ: Mapping[str, str])
     if token := given.get("sharedaccesssignature") or environ.get("AZURE_STORAGE_SAS_TOKEN"):
         return SasToken(token)
     try:
-        from azure.identity import DefaultAzureCredential
+        # By name: slow to import, and an extra that need not be there.
+        identity = importlib.import_module("azure.identity")
     except ImportError:
         raise UsageError(
             f"no secret for the Azure storage account {name}",
             hint=f"{_HINT}; or install azure-identity",
         ) from None
-    source: TokenSource = DefaultAzureCredential()
+    source: TokenSource = identity.DefaultAzureCredential()
     return Bearer(source)

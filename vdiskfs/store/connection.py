@@ -15,9 +15,9 @@ import logging
 import os
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
+from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -32,6 +32,7 @@ from vdiskfs.errors import (
     VdiskfsError,
 )
 from vdiskfs.store.account import Account, Request
+from vdiskfs.store.answer import Answer
 from vdiskfs.store.object import Bytes
 
 _PIECE = 256 * 1024
@@ -52,21 +53,6 @@ class Timeouts:
     total_s: float = 60.0
 
 
-@dataclass
-class Answer:
-    """What came back. ``body`` is whole, and as long as it was said to be."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes = b""
-    sent: int = field(default=0, repr=False)
-
-    @property
-    def code(self) -> str:
-        """The service's own name of an error, or "" ."""
-        return self.headers.get("x-ms-error-code", "")
-
-
 class Connection:
     """The connections to one account. Used by any task of one trio run."""
 
@@ -78,6 +64,8 @@ class Connection:
         self._host = urlsplit(account.endpoint).hostname or ""
         self._timeouts = timeouts
         self._limiter = trio.CapacityLimiter(concurrency)
+        # Threads whose task has left go on for a moment: they must not stop new requests.
+        self._threads = trio.CapacityLimiter(2 * concurrency)
         self._pool = _make_pool(account.endpoint, concurrency)
 
     async def send(
@@ -103,7 +91,12 @@ class Connection:
         async with self._limiter:
             with trio.move_on_after(allowed_s):
                 answer = await trio.to_thread.run_sync(
-                    self._exchange, request, body, limit, abandon_on_cancel=True
+                    self._exchange,
+                    request,
+                    body,
+                    limit,
+                    abandon_on_cancel=True,
+                    limiter=self._threads,
                 )
         if answer is None:
             raise VaultUnreachableError(f"{self._host} did not finish within {allowed_s:.0f} s")
@@ -147,7 +140,7 @@ class Connection:
         response = self._pool.request(
             request.method,
             url,
-            body=body if has_body else None,
+            body=cast("bytes", body) if has_body else None,  # buffers work, see its source
             headers=headers,
             retries=False,
             redirect=False,

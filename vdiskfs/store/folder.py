@@ -2,7 +2,7 @@
 
 An object is a file of the same name. New files are written in ``.vdiskfs`` beside the
 objects and become visible by link(2) (create) or, under a lock, by rename(2) (replace).
-Metadata is one extended attribute, a hint: a copy that drops it is a good vault. The etag
+Metadata is an extended attribute, a hint: a copy that drops it is a good vault. The etag
 is the modification time, which a replace always moves forward, and the size; both
 survive a copy.
 
@@ -18,7 +18,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,28 +26,30 @@ from vdiskfs.errors import (
     AlreadyExistsError,
     ConflictError,
     DamagedError,
-    LocalError,
     NotFoundError,
     RefusedError,
     UsageError,
     VaultUnreachableError,
     VdiskfsError,
 )
+from vdiskfs.store.file import (
+    Fill,
+    etag_of,
+    exists,
+    get_metadata,
+    info_of,
+    read_exactly,
+    seal,
+    set_metadata,
+    stat_file,
+)
 from vdiskfs.store.object import ObjectInfo
 
 _WORK = ".vdiskfs"
-_ATTRIBUTE = "user.vdiskfs"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_CLOEXEC | os.O_NOFOLLOW
-_COPY_BYTES = 8 * 1024 * 1024
-_NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
-_NO_ATTRIBUTES = (errno.ENOTSUP, errno.ENODATA, errno.E2BIG, errno.EPERM, errno.ENOENT)
-# A file system with coarse times needs a jump that it can write down: FAT has 2 s.
-_LARGEST_STEP_NS = 4_000_000_000
 # An upload writes at most 64 MiB to a temporary file; a day is far beyond that.
 _OLD_S = 86400
-
-Fill = Callable[[int], None]
 
 
 class LockedError(Exception):
@@ -65,11 +67,9 @@ class Folder:
         """Make the folder if it is absent, and check that it can hold a vault."""
         with self._reported(str(self.root)):
             self.root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            try:
-                os.mkdir(self.root, 0o700)
+            with suppress(FileExistsError):
+                self.root.mkdir(0o700)
                 _sync_path(self.root.parent)
-            except FileExistsError:
-                pass
             with self._temporary() as (work, temporary, _):
                 self._probe_link(work, temporary)
 
@@ -82,7 +82,7 @@ class Folder:
             except FileNotFoundError:
                 return
             try:
-                for entry in os.listdir(work):
+                for entry in os.listdir(work):  # noqa: PTH208 - by descriptor
                     if entry.startswith("new-"):
                         _unlink_if_older(entry, work, oldest)
             finally:
@@ -91,63 +91,67 @@ class Folder:
     def create(self, name: str, fill: Fill, metadata: Mapping[str, str]) -> str:
         """Make a new object durable and return its etag. ``fill`` writes to a descriptor."""
         with self._reported(name), self._parent(name, create=True) as (parent, base):
-            if _exists(parent, base):
+            if exists(parent, base):
                 raise AlreadyExistsError(f"{name} exists already")
             with self._temporary() as (work, temporary, file):
                 fill(file)
-                _set_metadata(file, metadata)
-                info = _seal(file, 0)
+                set_metadata(file, metadata)
+                info = seal(file, 0)
                 try:
                     os.link(temporary, base, src_dir_fd=work, dst_dir_fd=parent)
                 except FileExistsError:
                     raise AlreadyExistsError(f"{name} exists already") from None
             os.fsync(parent)
-            return _etag(info)
+            return etag_of(info)
 
     def replace(self, name: str, fill: Fill, etag: str, metadata: Mapping[str, str]) -> str:
         """Swap an object if its etag is ``etag``; durable on return. Raises LockedError."""
-        with self._reported(name), self._lock(), self._parent(name) as (parent, base):
-            # Invariant: nobody else changes the name between this look and the rename.
+        with self._reported(name), self._lock():
             try:
-                before = _stat(parent, base, name)
-            except NotFoundError:
+                return self._swap(name, fill, etag, metadata)
+            except (FileNotFoundError, NotFoundError):
                 raise ConflictError(f"{name} is gone") from None
-            if _etag(before) != etag:
+
+    def _swap(self, name: str, fill: Fill, etag: str, metadata: Mapping[str, str]) -> str:
+        # Invariant: under the lock, so nobody changes the name between look and rename.
+        with self._parent(name) as (parent, base):
+            before = stat_file(parent, base, name)
+            if etag_of(before) != etag:
                 raise ConflictError(f"{name} was changed by another writer")
             with self._temporary() as (work, temporary, file):
                 fill(file)
-                _set_metadata(file, metadata)
-                info = _seal(file, before.st_mtime_ns)
+                set_metadata(file, metadata)
+                info = seal(file, before.st_mtime_ns)
                 os.rename(temporary, base, src_dir_fd=work, dst_dir_fd=parent)
             os.fsync(parent)
-            return _etag(info)
+            return etag_of(info)
 
     def delete(self, name: str) -> None:
         """Delete an object; durable on return. Raises LockedError."""
         with self._reported(name), self._lock(), self._parent(name) as (parent, base):
-            _stat(parent, base, name)
+            stat_file(parent, base, name)
             os.unlink(base, dir_fd=parent)
             os.fsync(parent)
 
     def read(self, name: str, limit: int) -> tuple[bytes, ObjectInfo]:
         """Return an object's bytes and what it is."""
         with self._reported(name), self._opened(name) as file:
-            info = _info(name, os.fstat(file), _get_metadata(file))
+            info = info_of(name, os.fstat(file), get_metadata(file))
             if info.size > limit:
                 raise DamagedError(f"{name} has {info.size} bytes, at most {limit} are expected")
-            return _read_exactly(name, file, 0, info.size), info
+            return read_exactly(name, file, 0, info.size), info
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``offset``."""
         with self._reported(name), self._opened(name) as file:
             if offset + length > os.fstat(file).st_size:
                 raise DamagedError(f"{name} ends before byte {offset + length}")
-            return _read_exactly(name, file, offset, length)
+            return read_exactly(name, file, offset, length)
 
     def stat(self, name: str) -> ObjectInfo:
         """Return what an object is."""
         with self._reported(name), self._opened(name) as file:
-            return _info(name, os.fstat(file), _get_metadata(file))
+            return info_of(name, os.fstat(file), get_metadata(file))
 
     def entries(self, directory: str, rest: str) -> list[ObjectInfo | str]:
         """List one directory: objects, and the names of directories, in the order of names.
@@ -296,46 +300,6 @@ def _open_inner(parent: int, part: str, *, create: bool) -> int:
     return os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
 
 
-def _seal(file: int, after_ns: int) -> os.stat_result:
-    """Give the file a modification time later than ``after_ns`` and make it durable."""
-    step = 1
-    moment = max(time.time_ns(), after_ns + step)
-    os.utime(file, ns=(moment, moment))
-    while (info := os.fstat(file)).st_mtime_ns <= after_ns:
-        step *= 16
-        if step > _LARGEST_STEP_NS * 16:
-            raise OSError(errno.EIO, "the file system keeps no times")
-        os.utime(file, ns=(moment, after_ns + step))
-    os.fsync(file)
-    return info
-
-
-def _etag(info: os.stat_result) -> str:
-    return f"{info.st_mtime_ns:x}-{info.st_size:x}"
-
-
-def _info(name: str, info: os.stat_result, metadata: dict[str, str]) -> ObjectInfo:
-    return ObjectInfo(name, info.st_size, _etag(info), info.st_mtime_ns, metadata)
-
-
-def _exists(parent: int, base: str) -> bool:
-    try:
-        os.stat(base, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _stat(parent: int, base: str, name: str) -> os.stat_result:
-    try:
-        info = os.stat(base, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no object {name}") from None
-    if not stat.S_ISREG(info.st_mode):
-        raise NotFoundError(f"{name} is not an object")
-    return info
-
-
 def _scan(opened: int, directory: str, rest: str) -> list[ObjectInfo | str]:
     found: list[tuple[str, ObjectInfo | str]] = []
     with os.scandir(opened) as entries:
@@ -348,96 +312,13 @@ def _scan(opened: int, directory: str, rest: str) -> list[ObjectInfo | str]:
             elif entry.is_file(follow_symlinks=False):
                 try:
                     info = entry.stat(follow_symlinks=False)
-                    metadata = _get_metadata(f"/proc/self/fd/{opened}/{entry.name}")
+                    metadata = get_metadata(f"/proc/self/fd/{opened}/{entry.name}")
                 except FileNotFoundError:
                     continue
-                found.append((name, _info(name, info, metadata)))
+                found.append((name, info_of(name, info, metadata)))
     # Names sort as whole names do: "a-b" before "a/b", so a directory sorts with its slash.
     found.sort(key=lambda pair: pair[0])
     return [entry for _, entry in found]
-
-
-def _set_metadata(file: int, metadata: Mapping[str, str]) -> None:
-    if not metadata:
-        return
-    text = "\n".join(f"{key}={value}" for key, value in metadata.items())
-    try:
-        os.setxattr(file, _ATTRIBUTE, text.encode("ascii"))
-    except OSError as error:
-        # A file system without them keeps a vault whose objects alone carry the truth.
-        if error.errno not in _NO_ATTRIBUTES:
-            raise
-
-
-def _get_metadata(file: int | str) -> dict[str, str]:
-    try:
-        # A path is one that was seen to be a regular file; a descriptor has no link to follow.
-        raw = os.getxattr(file, _ATTRIBUTE, follow_symlinks=isinstance(file, int))
-    except OSError as error:
-        if error.errno in _NO_ATTRIBUTES:
-            return {}
-        raise
-    pairs = (line.partition("=") for line in raw.decode("ascii", "replace").split("\n"))
-    return {key: value for key, equals, value in pairs if equals}
-
-
-def _read_exactly(name: str, file: int, offset: int, length: int) -> bytes:
-    """Read a range that the file had when it was looked at, in one copy if it can be."""
-    data = os.pread(file, length, offset)
-    if len(data) == length:
-        return data
-    parts = [data]
-    missing = length - len(data)
-    while missing:
-        data = os.pread(file, missing, offset + length - missing)
-        if not data:
-            raise DamagedError(f"{name} ends before byte {offset + length}")
-        parts.append(data)
-        missing -= len(data)
-    return b"".join(parts)
-
-
-def fill_bytes(data: bytes | bytearray | memoryview) -> Fill:
-    """Return what writes ``data``."""
-
-    def fill(file: int) -> None:
-        rest = memoryview(data).cast("B")
-        while rest:
-            rest = rest[os.write(file, rest) :]
-
-    return fill
-
-
-def fill_from(path: Path, check: Callable[[], None]) -> Fill:
-    """Return what copies the file at ``path``; ``check`` is called now and then, may raise."""
-
-    def fill(file: int) -> None:
-        try:
-            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise LocalError(f"{path}: {os.strerror(error.errno or 0)}") from error
-        try:
-            _copy(source, file, check)
-        finally:
-            os.close(source)
-
-    return fill
-
-
-def _copy(source: int, target: int, check: Callable[[], None]) -> None:
-    """Copy a file within the kernel; shared blocks where the file system can."""
-    try:
-        while os.copy_file_range(source, target, _COPY_BYTES):
-            check()
-        # Some file systems (procfs, some FUSE) copy nothing and call it success.
-        if os.lseek(source, 0, os.SEEK_CUR) >= os.fstat(source).st_size:
-            return
-    except OSError as error:
-        if error.errno not in _NO_COPY_RANGE:
-            raise
-    while part := os.read(source, 1024 * 1024):
-        fill_bytes(part)(target)
-        check()
 
 
 def _unlink_if_older(name: str, directory: int, oldest: float | None) -> None:

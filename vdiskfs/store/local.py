@@ -18,7 +18,8 @@ from typing import TypeVar
 import trio
 
 from vdiskfs.errors import AlreadyExistsError, ConflictError, UsageError, VaultUnreachableError
-from vdiskfs.store.folder import Folder, LockedError, fill_bytes, fill_from
+from vdiskfs.store.file import fill_bytes, fill_from
+from vdiskfs.store.folder import Folder, LockedError
 from vdiskfs.store.object import (
     READ_LIMIT,
     Bytes,

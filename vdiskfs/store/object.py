@@ -56,10 +56,20 @@ class Store(Protocol):
     Data is not checked here: objects carry their own digests.
     """
 
-    requests: int
-    """Requests made so far, those that failed included."""
-    bytes_sent: int
-    bytes_received: int
+    @property
+    def requests(self) -> int:
+        """Requests made so far, those that failed included."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of objects that were sent whole, without headers."""
+        ...
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of objects and listings that were received whole, without headers."""
+        ...
 
     def describe(self) -> str:
         """Name the store for people, without secrets."""
