@@ -104,3 +104,14 @@ def azurite() -> Iterator[Azurite]:
 def azure_vault(azurite: Azurite) -> AzureVault:
     """Give this test a container of its own, not made yet."""
     return AzureVault(f"vault-{next(_numbers)}", "some/prefix", azurite.environ(), azurite)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the emulator before what guards one test looks at what is there."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        if "azurite" in item.fixturenames:
+            item.add_marker("azurite")
+        elif item.get_closest_marker("azurite"):
+            item.fixturenames.insert(0, "azurite")

@@ -55,6 +55,10 @@ class Browser:
                 self._records_until = trio.current_time() + STALE_S
         return self._records
 
+    def forget_records(self) -> None:
+        """Look the vault's disks up anew the next time: this site has changed one."""
+        self._records_until = 0.0
+
     async def log(self, disk: str) -> DiskLog:
         """Return the disk's points: the live list of our own, a fresh one of others'.
 

@@ -60,11 +60,14 @@ class MountControl:
 
     async def protect(self, name: str) -> Document:
         """Protect a file of the source."""
-        return disk_document(await self._protection.protect(name))
+        disk = await self._protection.protect(name)
+        self._browser.forget_records()
+        return disk_document(disk)
 
     async def unprotect(self, name: str) -> Document:
         """End protection; the history stays."""
         disk = await self._protection.unprotect(name)
+        self._browser.forget_records()
         return {"name": disk.name, "id": disk.disk_id, "state": str(disk.health.state)}
 
     async def points(self, name: str, since: str, until: str, limit: int | None) -> Document:

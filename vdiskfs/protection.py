@@ -48,6 +48,7 @@ class Protection:
         self._locks: dict[SourceFile, ImageLock] = {}
         self._fresh: set[SourceFile] = set()
         self._starting: set[SourceFile] = set()
+        self._retiring: set[ProtectedDisk] = set()
         self._by_cookie: dict[int, ProtectedDisk] = {}
         self.closing = False
 
@@ -154,6 +155,11 @@ class Protection:
             self._starting.discard(file)
         self._nursery.start_soon(disk.run)
         log.info("disk %s: protected, %s", disk.name, file.path)
+        # What happened to the file while the disk was started told nobody.
+        if file.status().st_nlink == 0:
+            self._nursery.start_soon(self._retire_later, disk)
+        elif record.file != file.path:
+            self._nursery.start_soon(self._tell_name, disk, file.path)
         return disk
 
     async def _enroll(self, file: SourceFile) -> DiskRecord:
@@ -167,7 +173,7 @@ class Protection:
             site=self._site.name,
         )
         record = DiskRecord(
-            disk_id=made.id, name=made.name, file=file.path, vault_id=vault.vault_id,
+            disk_id=made.id, name=made.name, file=made.file, vault_id=vault.vault_id,
             writer_id=self._site.state.writer_id, device=identity.device,
             inode=identity.inode, birth_ns=identity.birth_ns,
         )  # fmt: skip
@@ -236,7 +242,11 @@ class Protection:
         if record is None:
             return await self._protect(file, None, LastEnd.NONE)
         # The same disk goes on. What was written meanwhile is not known: nothing is trusted.
-        await self._site.vault.update_disk(record.disk_id, _revive)
+        try:
+            await self._site.vault.update_disk(record.disk_id, _revive)
+        except BaseException:
+            file.drop()
+            raise
         record = replace(record, retired=False)
         return await self._protect(file, record, LastEnd.HOST_DIED)
 
@@ -251,7 +261,20 @@ class Protection:
 
         A file that is not ``gone`` is remembered: it is not protected again by itself, and
         is the same disk if the user protects it again.
+
+        Raises:
+            StateError: it is being retired already.
         """
+        if disk in self._retiring:
+            raise StateError(f"disk {disk.name}: is being retired already")
+        self._retiring.add(disk)
+        try:
+            await self._let_go(disk, gone=gone)
+        finally:
+            self._retiring.discard(disk)
+        log.info("disk %s: no longer protected; its recovery points stay", disk.name)
+
+    async def _let_go(self, disk: ProtectedDisk, *, gone: bool) -> None:
         await disk.replicator.seal_if_changed()
         await disk.replicator.wait_shipped()
         disk.health.state = State.RETIRED
@@ -266,7 +289,6 @@ class Protection:
             record = replace(disk.record, retired=True)
             await trio.to_thread.run_sync(self._site.state.write_disk, record)
         disk.file.drop()
-        log.info("disk %s: no longer protected; its recovery points stay", disk.name)
 
     # ---- DiskHooks -------------------------------------------------------------------------
 
@@ -325,6 +347,8 @@ class Protection:
         self._nursery.start_soon(self._retire_later, disk)
 
     async def _retire_later(self, disk: ProtectedDisk) -> None:
+        if disk in self._retiring or self._disks.get(disk.file) is not disk:
+            return  # somebody does it, or has done it
         try:
             await self._retire(disk, gone=True)
         except VdiskfsError as error:
@@ -336,12 +360,14 @@ class Protection:
         if disk is not None:
             disk.renamed(new_path)
             self._nursery.start_soon(self._tell_name, disk, new_path)
-        elif self.matches(new_path) and not file.is_open and not self.closing:
+        elif self.matches(old_path) or not self.matches(new_path) or file in self._starting:
+            return  # the name says nothing new: what the user left alone stays alone
+        elif file.is_open:
+            self._fresh.add(file)
+        elif not self.closing:
             # Written under a temporary name, then renamed: as good as closed.
             file.hold()
             self._nursery.start_soon(self._protect_later, file)
-        elif self.matches(new_path):
-            self._fresh.add(file)
 
     async def directory_renamed(self, old_path: str, new_path: str) -> None:
         """The files below it have new paths."""

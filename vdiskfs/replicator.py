@@ -27,7 +27,7 @@ from vdiskfs.catalog import DiskLog
 from vdiskfs.catalog.publish import upload_segments
 from vdiskfs.delta import Spooled, open_spooled, remove_spooled
 from vdiskfs.errors import FormatError, LocalError, StateError
-from vdiskfs.health import Health
+from vdiskfs.health import Health, State
 from vdiskfs.image import ChainEnd, EpochGivenUpError, LiveImage
 from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.point import PointReader
@@ -165,6 +165,9 @@ class Replicator:
             await self._run_pass()
             if self.live.counts().changed or self.pass_.parts or self.end.epoch == 0:
                 await seal_together([self], locked=True)
+            elif self.health.state in (State.ENABLING, State.RESYNCING):
+                # The pass found what the vault holds: its newest point is this disk.
+                self.health.pass_finished()
             self.health.local_works()
 
     async def _run_pass(self) -> None:

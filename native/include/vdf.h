@@ -78,12 +78,12 @@ int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_n
 /* ---- core: one FUSE connection -------------------------------------------- */
 
 enum {
-    VDF_EVENT_WANT = 1,      /* a READ waits for pages in [offset, offset+length) */
-    VDF_EVENT_SEEK = 2,      /* an LSEEK waits for the map from offset on */
-    VDF_EVENT_DIRTY = 3,     /* the first change of a new epoch */
-    VDF_EVENT_ABANDONED = 4, /* the frozen epoch was given up; error says why */
+    VDF_EVENT_WANT = 1,        /* a READ waits for pages in [offset, offset+length) */
+    VDF_EVENT_SEEK = 2,        /* an LSEEK waits for the map from offset on */
+    VDF_EVENT_DIRTY = 3,       /* the first change of a new epoch */
+    VDF_EVENT_ABANDONED = 4,   /* the frozen epoch was given up; error says why */
     VDF_EVENT_SYNC_FAILED = 5, /* an fdatasync of the image failed; error says why */
-    VDF_EVENT_ENDED = 6      /* the mount is gone (unmounted or aborted) */
+    VDF_EVENT_ENDED = 6        /* the mount is gone (unmounted or aborted) */
 };
 
 typedef struct vdf_event {
@@ -252,15 +252,15 @@ uint64_t vdf_track_epoch(const vdf_track *track);
 int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size);
 
 typedef struct vdf_track_counts {
-    uint64_t epoch;          /* the running one */
-    uint64_t dirty_pages;    /* changed in the running epoch */
-    uint64_t frozen_pages;   /* sealed, not yet forgotten */
+    uint64_t epoch;        /* the running one */
+    uint64_t dirty_pages;  /* changed in the running epoch */
+    uint64_t frozen_pages; /* sealed, not yet forgotten */
     uint64_t suspect_pages;
     uint64_t preserved_pages;
-    uint32_t frozen;         /* 1 while an epoch is frozen */
-    uint32_t changed;        /* 1 if the running epoch changed bytes or size */
-    uint32_t overflow;       /* 1: the bitmaps could not grow; pages beyond are not tracked */
-    uint32_t abandoned;      /* 1: the frozen epoch was given up, vdf_track_abandon is due */
+    uint32_t frozen;    /* 1 while an epoch is frozen */
+    uint32_t changed;   /* 1 if the running epoch changed bytes or size */
+    uint32_t overflow;  /* 1: the bitmaps could not grow; pages beyond are not tracked */
+    uint32_t abandoned; /* 1: the frozen epoch was given up, vdf_track_abandon is due */
 } vdf_track_counts;
 void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out);
 
@@ -275,16 +275,17 @@ typedef struct vdf_seal {
 /*
  * Ends the running epoch of each image at one instant and waits for the writes
  * of that epoch. -EBUSY: one of them still has a frozen epoch; -EINVAL: one has
- * no track; -EAGAIN: after an overflow pages are suspect, or it could not be mended. Nothing is sealed then.
+ * no track; -EAGAIN: after an overflow pages are suspect, or it could not be mended. Nothing is
+ * sealed then.
  */
 int vdf_seal_images(vdf_image **images, unsigned count, vdf_seal *out);
 
 /* Arrays of the caller's for `capacity` pages (at least 16); data has capacity * 4096 bytes. */
 typedef struct vdf_batch {
     uint64_t *pageno;
-    uint64_t *sum;   /* XXH3-64 of the page */
-    uint8_t *zero;   /* 1: the page holds zeros and takes no room in data */
-    uint8_t *data;   /* the pages that are not zero, one after the other */
+    uint64_t *sum; /* XXH3-64 of the page */
+    uint8_t *zero; /* 1: the page holds zeros and takes no room in data */
+    uint8_t *data; /* the pages that are not zero, one after the other */
     uint32_t capacity;
     uint32_t count;      /* pages given */
     uint32_t data_pages; /* of them with data */

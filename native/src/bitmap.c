@@ -222,8 +222,8 @@ uint64_t vdf_bitmap_next(const vdf_bitmap *map, uint64_t page, uint64_t end)
     while (page < limit) {
         if (page % 64 == 0) {
             uint64_t region = page / VDF_REGION_PAGES;
-            uint64_t found = next_region(map, region, vdf_add(limit, VDF_REGION_PAGES - 1) /
-                                                          VDF_REGION_PAGES);
+            uint64_t found =
+                next_region(map, region, vdf_add(limit, VDF_REGION_PAGES - 1) / VDF_REGION_PAGES);
             if (found != region) {
                 page = found * VDF_REGION_PAGES;
                 continue;

@@ -107,7 +107,8 @@ static int fill(const source *from, const vdf_bitmap *map, uint64_t *cursor, vdf
         uint64_t room = batch->capacity - batch->count;
         if (room < chunk_end - page)
             break;
-        uint64_t whole = chunk_end + (room - (chunk_end - page)) / VDF_CHUNK_PAGES * VDF_CHUNK_PAGES;
+        uint64_t whole =
+            chunk_end + (room - (chunk_end - page)) / VDF_CHUNK_PAGES * VDF_CHUNK_PAGES;
         uint64_t stop = vdf_min(vdf_min(end, whole), page + RUN_PAGES);
         stop = vdf_bitmap_next_clear(map, page, stop);
         int error = read_run(from, page, stop - page,

@@ -62,9 +62,15 @@ int vdf_core_create(int fuse_fd, unsigned workers, unsigned flags, vdf_core **ou
     return 0;
 }
 
-int vdf_core_names_fd(const vdf_core *core) { return core->names_fuse; }
+int vdf_core_names_fd(const vdf_core *core)
+{
+    return core->names_fuse;
+}
 
-int vdf_core_event_fd(const vdf_core *core) { return core->event_fd; }
+int vdf_core_event_fd(const vdf_core *core)
+{
+    return core->event_fd;
+}
 
 static void end(vdf_core *core)
 {
@@ -109,7 +115,10 @@ static void *work(void *argument)
 /* Workers wait in a read of their own (the kernel wakes one of them): a signal ends the wait. */
 #define STOP_SIGNAL (SIGRTMIN + 5)
 
-static void on_stop(int number) { (void)number; }
+static void on_stop(int number)
+{
+    (void)number;
+}
 
 /* A signal for the process is not for these threads: it would break off their system calls. */
 static void block_signals(sigset_t *before)

@@ -30,11 +30,8 @@ void vdf_event_post(vdf_core *core, uint32_t kind, int error, uint64_t cookie, u
     /* 64 bytes a waiting event: where even that cannot be had, the kernel ends us. */
     if (make_room(core)) {
         size_t at = (core->event_first + core->event_count++) % core->event_capacity;
-        core->event[at] = (vdf_event){.kind = kind,
-                                      .error = error,
-                                      .cookie = cookie,
-                                      .offset = offset,
-                                      .length = length};
+        core->event[at] = (vdf_event){
+            .kind = kind, .error = error, .cookie = cookie, .offset = offset, .length = length};
     }
     pthread_mutex_unlock(&core->event_lock);
     uint64_t one = 1;

@@ -104,8 +104,7 @@ int vdf_thread_background(void)
     return syscall(SYS_ioprio_set, 1, self, lowest) == 0 ? 0 : -errno;
 }
 
-int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_name,
-               unsigned flags)
+int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_name, unsigned flags)
 {
     return renameat2(old_dir, old_name, new_dir, new_name, flags) == 0 ? 0 : -errno;
 }

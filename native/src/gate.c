@@ -51,7 +51,10 @@ void vdf_gate_leave(vdf_gate *gate, vdf_ticket ticket)
     atomic_fetch_sub(&gate->inside[ticket.phase & 1].tickets, 1);
 }
 
-void vdf_gate_hold(vdf_gate *gate) { atomic_fetch_add(&gate->held, 1); }
+void vdf_gate_hold(vdf_gate *gate)
+{
+    atomic_fetch_add(&gate->held, 1);
+}
 
 void vdf_gate_release(vdf_gate *gate)
 {

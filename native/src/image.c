@@ -42,9 +42,10 @@ static int fill_image(vdf_image *image, int fd)
     if (!S_ISREG(st.st_mode))
         return -EINVAL;
     atomic_store(&image->size, (uint64_t)st.st_size);
-    int inner = reopen(image->fd, (image->flags & VDF_IMAGE_READONLY) && !(image->flags & VDF_IMAGE_LAZY)
-                                      ? O_RDONLY
-                                      : O_RDWR);
+    int inner =
+        reopen(image->fd, (image->flags & VDF_IMAGE_READONLY) && !(image->flags & VDF_IMAGE_LAZY)
+                              ? O_RDONLY
+                              : O_RDWR);
     if (inner == -EACCES || inner == -EPERM || inner == -EROFS || inner == -ETXTBSY)
         inner = fcntl(image->fd, F_DUPFD_CLOEXEC, 0);
     if (inner < 0)
@@ -82,7 +83,10 @@ int vdf_image_create(vdf_core *core, int fd, unsigned flags, uint64_t cookie, vd
     return 0;
 }
 
-void vdf_image_ref(vdf_image *image) { atomic_fetch_add(&image->references, 1); }
+void vdf_image_ref(vdf_image *image)
+{
+    atomic_fetch_add(&image->references, 1);
+}
 
 void vdf_image_unref(vdf_image *image)
 {
@@ -404,7 +408,8 @@ int vdf_image_set_track(vdf_image *image, vdf_track *track)
     vdf_track *locked = track != NULL ? track : old;
     if (locked == NULL)
         return 0;
-    /* One flip at a time: a seal waits until the track is in use by all, and the other way round. */
+    /* One flip at a time: a seal waits until the track is in use by all, and the other way round.
+     */
     pthread_mutex_lock(&locked->admin);
     if (track == NULL)
         atomic_store(&image->track, NULL);

@@ -37,7 +37,8 @@ static inline uint64_t vdf_add(uint64_t a, uint64_t b)
     return a > UINT64_MAX - b ? UINT64_MAX : a + b;
 }
 
-/* Loads and stores of words in mapped memory, in program order: a killed process leaves a prefix. */
+/* Loads and stores of words in mapped memory, in program order: a killed process leaves a prefix.
+ */
 static inline void vdf_store(uint64_t *word, uint64_t value)
 {
     __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
@@ -48,7 +49,10 @@ static inline uint64_t vdf_load(const uint64_t *word)
     return __atomic_load_n(word, __ATOMIC_SEQ_CST);
 }
 
-static inline uint64_t vdf_min(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static inline uint64_t vdf_min(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
 
 static inline uint64_t vdf_pages_of(uint64_t size)
 {
@@ -174,7 +178,7 @@ void vdf_track_missed(vdf_track *track, uint64_t page);
 /* Says once that the epoch changed; gives the frozen epoch up and says why. */
 void vdf_track_notify(vdf_image *image, vdf_track *track);
 void vdf_track_give_up(vdf_image *image, vdf_track *track, int error);
-/* Grows again, makes suspect what was missed. 0: nothing was; -EAGAIN otherwise. */
+/* Grows again, makes suspect what was missed. -EAGAIN: something was, or no room still. */
 int vdf_track_mend(vdf_track *track, uint64_t size);
 
 /* ---- image ------------------------------------------------------------------ */

@@ -86,8 +86,8 @@ static bool mapped_at(const vdf_lazy *lazy, uint64_t offset)
 static uint64_t data_in_region(const vdf_image *image, uint64_t offset)
 {
     uint64_t end = (offset / VDF_REGION_SIZE + 1) * VDF_REGION_SIZE;
-    uint64_t page = vdf_bitmap_next(&image->lazy->absent, offset / VDF_PAGE_SIZE,
-                                    end / VDF_PAGE_SIZE);
+    uint64_t page =
+        vdf_bitmap_next(&image->lazy->absent, offset / VDF_PAGE_SIZE, end / VDF_PAGE_SIZE);
     uint64_t absent = page * VDF_PAGE_SIZE;
     off_t here = lseek(image->fd, (off_t)offset, SEEK_DATA);
     uint64_t found = vdf_min(absent, here < 0 ? end : (uint64_t)here);
@@ -177,8 +177,7 @@ int vdf_image_map(vdf_image *image, uint64_t first, uint64_t count, const uint64
     pthread_rwlock_rdlock(&image->lazy->lock);
     for (uint64_t i = 0; i < count; i++)
         if (!vdf_bitmap_test(&image->lazy->mapped, first + i))
-            map_region(image->lazy, first + i,
-                       data == NULL ? NULL : data + i * VDF_REGION_WORDS);
+            map_region(image->lazy, first + i, data == NULL ? NULL : data + i * VDF_REGION_WORDS);
     pthread_rwlock_unlock(&image->lazy->lock);
     return 0;
 }
@@ -193,8 +192,7 @@ int vdf_image_is_present(vdf_image *image, uint64_t offset, uint64_t length)
     if (image->lazy == NULL)
         return 1;
     uint64_t end = vdf_min(vdf_add(offset, length), atomic_load(&image->size));
-    return offset >= end ||
-           range_present(image->lazy, offset / VDF_PAGE_SIZE, vdf_pages_of(end));
+    return offset >= end || range_present(image->lazy, offset / VDF_PAGE_SIZE, vdf_pages_of(end));
 }
 
 /* With the chunk's stripe held: writes the absent pages of [page, end). */

@@ -17,8 +17,9 @@ static int mount_as_root(const char *mountpoint, const char *source, unsigned fl
 
     if (fd < 0)
         return -errno;
-    snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=%u,group_id=%u,%sdefault_permissions",
-             fd, (unsigned)getuid(), (unsigned)getgid(),
+    snprintf(options, sizeof options,
+             "fd=%d,rootmode=40000,user_id=%u,group_id=%u,%sdefault_permissions", fd,
+             (unsigned)getuid(), (unsigned)getgid(),
              flags & VDF_MOUNT_ALLOW_OTHER ? "allow_other," : "");
     if (mount(source, mountpoint, "fuse.vdiskfs", MS_NOSUID | MS_NODEV, options) != 0) {
         int error = -errno;

@@ -177,8 +177,8 @@ static void rewrite_init(const vdf_core *core, struct fuse_init_out *out)
 {
     const uint32_t never =
         FUSE_WRITEBACK_CACHE | FUSE_ATOMIC_O_TRUNC | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
-    const uint32_t always = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO |
-                            FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES;
+    const uint32_t always =
+        FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES;
 
     out->flags = (out->flags & ~never) | (always & core->init_flags);
     /* With the default of 12, sixteen reads that wait for the vault stop every disk. */

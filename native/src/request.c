@@ -190,8 +190,7 @@ static void handle_data(vdf_core *core, vdf_image *image, uint8_t *buffer, size_
 
 static void handle_interrupt(vdf_core *core, uint8_t *buffer, size_t length)
 {
-    const struct fuse_interrupt_in *wanted =
-        (const void *)(buffer + sizeof(struct fuse_in_header));
+    const struct fuse_interrupt_in *wanted = (const void *)(buffer + sizeof(struct fuse_in_header));
 
     if (length < sizeof(struct fuse_in_header) + sizeof *wanted)
         return;

@@ -203,7 +203,10 @@ void vdf_track_close(vdf_track *track)
     free(track);
 }
 
-uint64_t vdf_track_epoch(const vdf_track *track) { return atomic_load(&track->epoch); }
+uint64_t vdf_track_epoch(const vdf_track *track)
+{
+    return atomic_load(&track->epoch);
+}
 
 int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size)
 {
@@ -279,20 +282,24 @@ void vdf_track_reach(vdf_track *track, uint64_t size)
 
 int vdf_track_mend(vdf_track *track, uint64_t size)
 {
+    uint64_t end = vdf_pages_of(size);
+    int error = -EAGAIN;
+
     if (atomic_load(&track->overflow) == 0)
         return 0;
     pthread_mutex_lock(&track->grow_lock);
-    if (grow_all(track, vdf_pages_of(size)) == 0) {
+    if (grow_all(track, end) == 0) {
         uint64_t first = vdf_load(&track->head->overflow) - 1;
-        uint64_t end = vdf_pages_of(size);
         /* Suspect before it is forgotten that they were missed. */
         if (first < end)
             vdf_bitmap_set(&track->suspect, first, end - first);
+        else
+            error = 0;
         vdf_store(&track->head->overflow, 0);
         atomic_store(&track->overflow, 0);
     }
     pthread_mutex_unlock(&track->grow_lock);
-    return -EAGAIN;
+    return error;
 }
 
 void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out)
@@ -307,8 +314,7 @@ void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out)
     out->suspect_pages = atomic_load(&track->suspect.set);
     out->preserved_pages = atomic_load(&track->preserved.set);
     out->frozen = frozen != 0;
-    out->changed =
-        out->dirty_pages != 0 || vdf_load(&track->head->changed[epoch & 1]) != 0;
+    out->changed = out->dirty_pages != 0 || vdf_load(&track->head->changed[epoch & 1]) != 0;
     out->overflow = atomic_load(&track->overflow);
     out->abandoned = atomic_load(&track->abandoned);
 }
@@ -379,6 +385,6 @@ int vdf_track_is_changed(vdf_image *image, uint64_t pageno)
 {
     vdf_track *track = atomic_load(&image->track);
 
-    return track != NULL && (vdf_bitmap_test(&track->dirty[0], pageno) ||
-                             vdf_bitmap_test(&track->dirty[1], pageno));
+    return track != NULL &&
+           (vdf_bitmap_test(&track->dirty[0], pageno) || vdf_bitmap_test(&track->dirty[1], pageno));
 }

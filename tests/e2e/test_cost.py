@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from tests.e2e.gauges import (
     write_at,
 )
 from tests.e2e.mounted import MountedSite
-from tests.fs.harness import Mount
+from tests.e2e.stoppable import stoppable_folder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -35,7 +35,7 @@ GIB, TIB = 1 << 30, 1 << 40
 COUNT = 2560
 LIMIT = int(10.6 * (1 << 20))
 # All writes of one round are one epoch, however slow the machine is at the moment.
-ONE_EPOCH = "epoch_interval_s = 3\nheartbeat_s = 3600\n"
+ONE_EPOCH = "epoch_interval_s = 2\nheartbeat_s = 3600\n"
 
 
 def wait_for_data(site: MountedSite, vault: Path, disk: str, count: int) -> None:
@@ -184,24 +184,6 @@ def median_us(image: Path, count: int = 600) -> float:
                 os.pwrite(file.fileno(), b"x" * 4096, number * 4096)
             times.append(time.perf_counter_ns() - start)
     return statistics.median(times) / 1000
-
-
-@contextlib.contextmanager
-def stoppable_folder(directory: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
-    """Give a directory on a file system that answers or not: as a server's that went away."""
-    directory.mkdir()
-    mount = Mount(directory)
-    try:
-        mount.wait_ready()
-        yield mount.disks, mount.process.send_signal
-        mount.process.send_signal(signal.SIGCONT)
-        mount.close()
-    finally:
-        mount.process.send_signal(signal.SIGCONT)
-        mount.abort()
-        for pipe in (mount.process.stdin, mount.process.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 def test_sixteen_reads_of_a_point_that_wait_for_the_vault_slow_nobody(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from tests.e2e.mounted import MountedSite
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 FAST = "epoch_interval_s = 0.3\n"
 SIZE = 384 << 20  # xfs takes no less than 300 MiB
-ASKED = 3  # points that are asked for, besides those of the interval
+ASKED = 2  # points that are asked for, besides those of the interval
 SHOWN = "hello from the live disk\n"
 
 
@@ -159,9 +159,9 @@ def written(site: MountedSite, kind: str, root: Path) -> Iterator[Ledger]:
     with file_system(kind, site.image("web01"), root) as top:
         with Scribbler(top) as load:
             for _ in range(ASKED):
-                load.wait_synced(15)
+                load.wait_synced(10)
                 ledger.ask(site, load)
-            load.wait_synced(15)
+            load.wait_synced(20)
         site.wait_shipped("web01")
         yield ledger
 

@@ -6,10 +6,10 @@ program does to files takes a recovery point away.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import pytest
 from tests.e2e.mounted import MountedSite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
+LIBC = ctypes.CDLL(None, use_errno=True)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 FAST = "epoch_interval_s = 0.1\n"
 
 
@@ -80,6 +82,12 @@ def restored(site: MountedSite, point: str, target: Path) -> bytes:
     return target.read_bytes()
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Let two files swap their names, in one step."""
+    result = LIBC.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE)
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+
 def change(path: Path, content: bytes) -> None:
     """Overwrite a file's beginning in place."""
     with path.open("r+b") as live:
@@ -128,11 +136,7 @@ def test_two_files_that_are_exchanged_stay_the_disks_they_are(site: MountedSite)
     for name in ("left", "right"):
         file(site, f"{name}.img").write_bytes(data(name))
         ids[name] = wait_disk(site, name)
-    exchange = ["mv", "--exchange", "--no-copy"]
-    words = [*exchange, file(site, "left.img"), file(site, "right.img")]
-    if subprocess.run(words, capture_output=True, check=False).returncode != 0:
-        for old, new in (("left", "spare"), ("right", "left"), ("spare", "right")):
-            file(site, f"{old}.img").rename(file(site, f"{new}.img"))
+    exchange(file(site, "left.img"), file(site, "right.img"))
     change(file(site, "left.img"), data("newer")[:5000])
     assert {name: wait_disk(site, name) for name in ids} == ids
     assert images(site, "left")[-1] == data("left")
@@ -165,12 +169,36 @@ def test_a_removed_file_leaves_its_disk_retired_and_every_point_readable(
 
 
 def test_a_file_removed_as_soon_as_it_was_made_leaves_no_disk_running(site: MountedSite) -> None:
-    path = file(site, "fleeting.img")
-    path.write_bytes(data("fleeting"))
-    path.unlink()
-    file(site, "marker.img").write_bytes(data("marker"))  # is made after it, so shows its end
+    for number in range(3):
+        path = file(site, f"fleeting{number}.img")
+        path.write_bytes(data("fleeting"))
+        path.unlink()
+    file(site, "marker.img").write_bytes(data("marker"))  # is made after them: shows their end
     wait_disk(site, "marker")
-    site.wait("no disk without a file", lambda: "fleeting" not in rows(site))
+
+    def settled() -> bool:
+        return not [name for name in rows(site) if name.startswith("fleeting")]
+
+    site.wait("no disk runs without a file", settled)
+
+
+def test_a_file_renamed_as_soon_as_it_was_made_is_one_disk_of_its_present_name(
+    site: MountedSite,
+) -> None:
+    file(site, "hasty.img").write_bytes(data("hasty"))
+    file(site, "hasty.img").rename(file(site, "settled.img"))
+
+    def names() -> set[str]:
+        return set(rows(site)) & {"hasty", "settled"}
+
+    site.wait("it is a disk", lambda: bool(names()))
+    (name,) = names()
+    wait_disk(site, name)
+    assert len(names()) == 1
+    assert images(site, name)[-1] == data("hasty")
+    assert site.json("disk", "show", name)["file"] == "settled.img"
+    latest = site.mountpoint / "recovery-points" / name / "latest"
+    site.wait("points have its name", (latest / "settled.img").exists)
 
 
 def test_a_file_that_replaces_another_is_a_new_disk_and_the_old_one_is_kept(
@@ -248,13 +276,13 @@ def test_unprotecting_ends_the_points_and_keeps_those_that_are(site: MountedSite
     path.write_bytes(data("paused"))
     disk_id = wait_disk(site, "paused")
     site.json("disk", "unprotect", "paused")
-    assert "paused" not in rows(site)
+    (row,) = [row for row in site.json("disk", "list")["disks"] if row["name"] == "paused"]
+    assert (row["state"], row["here"]) == ("Retired", False)
     before = site.points("paused")
     change(path, data("unseen"))
     path.rename(file(site, "moved.img"))
     file(site, "other.img").write_bytes(data("other"))
     wait_disk(site, "other")
-    wait_retired(site, "paused")
     assert not {"paused", "moved"} & set(rows(site))
     assert site.points("paused") == before
     assert images(site, "paused")[-1] == data("paused")
@@ -283,3 +311,17 @@ def test_what_became_of_disks_is_remembered_over_a_mount(tmp_path: Path) -> None
         assert site.json("disk", "show", "renamed")["file"] == "third.img"
         for name in ids:
             assert images(site, name)[-1] == data(name).ljust(1 << 20, b"\0")
+
+
+def test_an_image_emptied_behind_the_mount_is_compared_with_the_vault(tmp_path: Path) -> None:
+    """The change makes a point by itself, though nothing is allocated and nobody writes."""
+    with MountedSite(tmp_path, options=FAST) as site:
+        source = site.add_image("web01", 1 << 20, data("web01"))
+        site.init().mount()
+        wait_disk(site, "web01")
+        site.umount()
+        os.truncate(source, 0)
+        os.truncate(source, 1 << 20)
+        site.mount()
+        wait_disk(site, "web01")
+        assert images(site, "web01")[-1] == bytes(1 << 20)

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.guest import Disk, Guest
+from tests.e2e.loopdev import run_tool
 from tests.e2e.mounted import MountedSite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 SECTOR = 512
 BLOCK = 4096
 MIB = 1 << 20
-# The disk is Protected and its oldest point is of the empty image, so these come in plenty.
 FAST = "epoch_interval_s = 0.1\n"
 CHECK_OK = (0, 3)  # qemu-img check: 0 clean, 3 leaked clusters; 1 and 2 are failure, corruption
 
@@ -132,8 +132,11 @@ def test_a_growing_qcow2_is_never_corrupt_in_a_point(tmp_path: Path) -> None:
         site.init().mount()
         image = site.mountpoint / "disks" / "grow.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "256M"], check=True)
-        listed = lambda: [row["name"] for row in site.json("disk", "list")["disks"]]  # noqa: E731
-        site.wait("the qcow2 is a disk", lambda: "grow" in listed())
+
+        def listed() -> bool:
+            return "grow" in [row["name"] for row in site.json("disk", "list")["disks"]]
+
+        site.wait("the qcow2 is a disk", listed)
         site.wait_shipped("grow")
         small = image.stat().st_size
         commands = []
@@ -151,14 +154,13 @@ def test_a_growing_qcow2_is_never_corrupt_in_a_point(tmp_path: Path) -> None:
         assert all(code in CHECK_OK for code in results), results
         sizes = [point.stat().st_size for point in points]
         assert sum(size > small for size in sizes) >= 8, sizes
-        words = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", points[-1], image]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        run_tool(["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", points[-1], image])
         print(f"{len(points)} points, {results.count(3)} with leaks, sizes {sizes[0]}..{sizes[-1]}")
 
 
 def qcow2_check(point: Path) -> int:
-    """Return qemu-img check's answer; a point is all zeros until qemu-img create had its turn."""
-    words = ["qemu-img", "check", "-q", "-f", "qcow2", point]
+    """Return the exit code of qemu-img check."""
+    words: list[str | Path] = ["qemu-img", "check", "-q", "-f", "qcow2", point]
     return subprocess.run(words, capture_output=True, timeout=60, check=False).returncode
 
 

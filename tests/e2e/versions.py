@@ -78,17 +78,21 @@ class Versions:
         real = self._length > 0
         first = np.where(real, self._offset // SECTOR, 0)
         count = np.where(real, -(-(self._offset + self._length) // SECTOR) - first, 0)
-        sector = ranges(first, count)
-        number = np.repeat(np.arange(1, first.size + 1), count)
-        self.touched = np.unique(sector)
-        sector = np.concatenate([self.touched, sector])
-        number = np.concatenate([np.zeros(self.touched.size, np.int64), number])
-        # Stable: within a sector the operations stay in the order of the locks.
-        order = np.argsort(sector, kind="stable")
-        self.operation: Ints = number[order]
-        self._sector: Ints = sector[order]
-        begins = self.operation == 0
-        self.place: Ints = np.cumsum(begins) - 1
+        # One number for sector and operation: sorting plain numbers is what numpy does best, and
+        # within a sector the operations stay in the order of the locks.
+        base = first.size + 1
+        key = ranges(first, count) * base
+        key += np.repeat(np.arange(1, base), count)
+        key.sort()
+        sector = key // base
+        begins = np.flatnonzero(np.diff(sector, prepend=-1))
+        self.touched = sector[begins]
+        # In front of each sector's operations stands what it held before: operation 0.
+        self._key: Ints = np.insert(key, begins, self.touched * base)
+        self._key_base = base
+        self._sector: Ints = np.insert(sector, begins, self.touched)
+        self.operation: Ints = self._key - self._sector * base
+        self.place: Ints = np.cumsum(self.operation == 0) - 1
 
     def _bound(self) -> None:
         """Set low, high and following: [start of its operation, end of the next one]."""
@@ -101,12 +105,15 @@ class Versions:
 
     def _show(self, initial: Path | None) -> None:
         """Set shown, and work out the bytes of what is shown in part."""
-        number = np.maximum(self.operation, 1) - 1
-        offset, end = self._offset[number], self._offset[number] + self._length[number]
-        whole = (offset <= self._sector * SECTOR) & (end >= (self._sector + 1) * SECTOR)
-        writes = self._kind[number] == Kind.WRITE
-        self.shown: Ints = np.where(whole, np.where(writes, self.operation, 0), PARTIAL)
-        self.shown[self.operation == 0] = START
+        number = np.arange(1, self._kind.size + 1)
+        looks = np.where(self._kind == Kind.WRITE, number, 0)
+        self.shown: Ints = np.concatenate([[START], looks])[self.operation]
+        # Only an operation's first and last sector can be covered in part.
+        real = self._length > 0
+        for edge in (self._offset, self._offset + self._length):
+            some = np.flatnonzero(real & (edge % SECTOR != 0))
+            keys = edge[some] // SECTOR * self._key_base + number[some]
+            self.shown[np.searchsorted(self._key, keys)] = PARTIAL
         self.initial_zero: Flags = np.ones(self.touched.size, bool)
         self._start_content = _Start(initial, self.touched, self.initial_zero)
         self._work_out_partials()
@@ -119,12 +126,11 @@ class Versions:
         index[at] = np.arange(at.size)
         # A partial version lies over the version before it: in rounds, by how many partial ones
         # stand in a row before it.
-        depth = np.zeros(self.shown.size, np.int64)
-        run = np.flatnonzero(np.diff(np.concatenate([[0], self.shown == PARTIAL])) == 1)
-        row = np.searchsorted(run, at, side="right") - 1
-        depth[at] = at - run[row] if at.size else at
-        for level in range(int(depth.max(initial=-1)) + 1 if at.size else 0):
-            self._overlay(at[depth[at] == level], index)
+        step = np.arange(at.size)
+        begins = np.diff(at, prepend=-2) != 1
+        depth = step - np.maximum.accumulate(np.where(begins, step, 0))
+        for level in range(int(depth.max(initial=-1)) + 1):
+            self._overlay(at[depth == level], index)
         self.partial_zero: Flags = np.logical_not(self.partial_content.any(axis=1))
 
     def _overlay(self, at: Ints, index: Ints) -> None:

@@ -55,6 +55,7 @@ class FaultProxy:
         self.target_port = target_port
         self.closing = threading.Event()
         self.seen: list[str] = []
+        self.connections = 0
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -92,6 +93,7 @@ class FaultProxy:
     def track(self, client: socket.socket, *, alive: bool) -> None:
         """Know the open connections, to end them."""
         with self._lock:
+            self.connections += alive
             (self._sockets.add if alive else self._sockets.discard)(client)
 
     def __enter__(self) -> Self:

@@ -21,8 +21,9 @@ from vdiskfs.errors import (
     NotFoundError,
 )
 from vdiskfs.store import ObjectInfo, Store, open_store
+from vdiskfs.store.retry import RetryingStore
 
-KINDS = ["local", "memory", pytest.param("azure", marks=pytest.mark.azurite)]
+KINDS = ["local", "memory", "retrying", pytest.param("azure", marks=pytest.mark.azurite)]
 NAME = "disks/0a/g00000001/0000000000000000"
 
 
@@ -30,9 +31,11 @@ NAME = "disks/0a/g00000001/0000000000000000"
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     """Give what opens one and the same store, as often as it is called."""
     memory = MemoryStore()
+    memory.exists = False
     if request.param == "memory":
-        memory.exists = False
         return lambda: memory
+    if request.param == "retrying":
+        return lambda: RetryingStore(memory)
     if request.param == "local":
         return lambda: open_store(f"file://{tmp_path}/vault")
     vault: AzureVault = request.getfixturevalue("azure_vault")

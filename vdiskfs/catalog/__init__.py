@@ -9,12 +9,11 @@ points     Point, and the ways to name one              records, documents   JSO
 """
 
 from vdiskfs.catalog.check import check
-from vdiskfs.catalog.damage import Problem
 from vdiskfs.catalog.indexcache import IndexCache
-from vdiskfs.catalog.inspection import CheckReport
 from vdiskfs.catalog.log import DiskLog, Tip
 from vdiskfs.catalog.points import Point
 from vdiskfs.catalog.records import DiskRecord, SiteRecord
+from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault
 
 __all__ = [

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vdiskfs.catalog.damage import Problem
-from vdiskfs.catalog.inspection import CheckReport, Inspection, Progress
+from vdiskfs.catalog.inspection import Inspection, Progress
 from vdiskfs.catalog.line import MAX_LEVEL
 from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault
 from vdiskfs.catalog.walk import LineState, LineWalk, Listing
 from vdiskfs.delta import genesis_digest

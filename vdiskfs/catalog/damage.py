@@ -1,56 +1,40 @@
 """Whom damage hurts: following damaged pages from epoch to epoch until they are replaced.
 
-A damaged frame hurts the points from its own on, until its pages are written again,
-discarded or cut away. A damaged index hurts every later point, until a joined delta that
-is whole leads past it: then only the pages that still come from damaged objects are hurt.
+A damaged frame, or block of an index, hurts the points from its own on, until its pages
+are written again, discarded or cut away. A delta that cannot be opened hurts every later
+point, until a joined delta that is whole leads past it: then only the pages that still
+come from damaged objects are hurt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
+from vdiskfs.delta.entries import NO_EXTENTS, U64, Extents, unite_extents
 
-from vdiskfs.delta.entries import U64
-
-NO_PAGES: U64 = np.empty(0, np.uint64)
-# Pages that are hurt; None: all of them, because an index cannot be read.
-Hurt: TypeAlias = U64 | None
-
-
-@dataclass(slots=True)
-class Problem:
-    """One damaged or missing object, and the points it hurts (epochs by generation)."""
-
-    object: str
-    message: str
-    disk: str
-    points: dict[int, list[int]] = field(default_factory=dict)
-
-    def hurts(self, generation: int, epoch: int) -> None:
-        """Note that a point cannot be read whole."""
-        self.points.setdefault(generation, []).append(epoch)
+# Pages that are hurt; None: all of them, because a delta cannot be opened.
+Hurt: TypeAlias = Extents | None
 
 
 @dataclass(slots=True)
 class Change:
-    """What a readable delta does to hurt pages.
+    """What a delta that can be opened does to hurt pages.
 
-    ``pages``: those of them that it replaces by data or zeros; ``cut_page``: it removes
-    all from there on; ``bad``: what it takes from damaged frames, by problem.
+    ``pages``: those of them that it replaces by data, ``zeros``: by zeros; ``cut_page``:
+    it removes all from there on; ``bad``: pages it cannot supply, by problem.
     """
 
     pages: U64
+    zeros: Extents
     cut_page: int
-    bad: Mapping[int, U64]
+    bad: Mapping[int, Extents]
 
 
-def pages_of_state(state: Mapping[int, Hurt]) -> U64:
-    """Return all pages that are hurt one by one, sorted."""
-    parts = [pages for pages in state.values() if pages is not None]
-    return np.unique(np.concatenate(parts)) if parts else NO_PAGES
+def pages_hurt(state: Mapping[int, Hurt]) -> Extents:
+    """Return all pages that are hurt one by one."""
+    return unite_extents(pages for pages in state.values() if pages is not None)
 
 
 class Tracker:
@@ -78,17 +62,9 @@ class Tracker:
         """Pass a slot whose index cannot be read."""
         self.state[problem] = None
 
-    def rescue(self, start: int, change: Change) -> None:
-        """Pass a joined delta that ends here: what it leads past is not hurt by it."""
-        other = advance(self.at(start), change)
-        for problem in list(self.state):
-            mine = self.state[problem]
-            theirs = other.get(problem, NO_PAGES)
-            if mine is None and theirs is not None:
-                if len(theirs):
-                    self.state[problem] = theirs
-                else:
-                    del self.state[problem]
+    def reroute(self, start: int, change: Change) -> None:
+        """Pass a whole joined delta that ends here: later points are read through it."""
+        self.state = advance(self.at(start), change)
 
 
 def advance(state: Mapping[int, Hurt], change: Change) -> dict[int, Hurt]:
@@ -96,15 +72,15 @@ def advance(state: Mapping[int, Hurt], change: Change) -> dict[int, Hurt]:
     after: dict[int, Hurt] = {}
     for problem, pages in state.items():
         if pages is None:
-            if change.cut_page:
-                after[problem] = None
+            # Even where all was cut away since: the chain cannot be followed.
+            after[problem] = None
             continue
-        left = pages[pages < np.uint64(change.cut_page)]
-        left = left[~np.isin(left, change.pages)]
+        left = pages.clip(0, change.cut_page).without(change.zeros)
+        left = left.without_pages(change.pages)
         if len(left):
             after[problem] = left
     for problem, pages in change.bad.items():
-        before = after.get(problem, NO_PAGES)
+        before = after.get(problem, NO_EXTENTS)
         if len(pages) and before is not None:
-            after[problem] = np.union1d(before, pages)
+            after[problem] = unite_extents([before, pages])
     return after

@@ -8,53 +8,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import trio
 
-from vdiskfs.catalog.damage import Change, Problem
 from vdiskfs.catalog.records import DiskRecord
-from vdiskfs.delta.blocks import DATA
-from vdiskfs.delta.digest import ContentHasher
-from vdiskfs.delta.entries import U64, Bools, Entries, unite_extents
-from vdiskfs.delta.layout import LIMIT, Kind
-from vdiskfs.errors import FormatError
+from vdiskfs.catalog.report import CheckReport, Problem
+from vdiskfs.delta.entries import I64, U64, Bools, Entries
+from vdiskfs.delta.layout import Kind
+from vdiskfs.delta.names import parse_joined
+from vdiskfs.errors import DamagedError, NotFoundError, VdiskfsError
 from vdiskfs.point import BlockCache, Piece, PieceInfo, open_piece
-from vdiskfs.point.fetch import find_bad_frames, locate
+from vdiskfs.point.fetch import find_bad_pages, locate
 from vdiskfs.store import Store
-from vdiskfs.units import pages_of
 
 READS_AT_ONCE = 4
 
 # progress(disk, done, total): deltas of a disk looked at so far.
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """What was looked at, and what is wrong."""
-
-    disks: int = 0
-    points: int = 0
-    deltas: int = 0
-    joined: int = 0
-    segments: int = 0
-    read_bytes: int = 0
-    unused_segments: int = 0
-    unused_bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Return whether nothing is damaged."""
-        return not self.problems
-
-    @property
-    def hurt(self) -> list[tuple[str, int, int]]:
-        """Return the points that cannot be read whole: disk, generation, epoch."""
-        found = {
-            (problem.disk, generation, epoch)
-            for problem in self.problems
-            for generation, epochs in problem.points.items()
-            for epoch in epochs
-        }
-        return sorted(found)
 
 
 @dataclass(slots=True)
@@ -72,7 +39,7 @@ class Inspection:
     total: int = 0
     _done: int = 0
     _problems: dict[str, int] = field(default_factory=dict)
-    _bad_frames: dict[str, set[int]] = field(default_factory=dict)
+    _bad: dict[str, dict[int, U64]] = field(default_factory=dict)  # pages by object, offset
     _blocks: BlockCache = field(default_factory=lambda: BlockCache(8 << 20))
     _limiter: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(READS_AT_ONCE)
@@ -81,9 +48,15 @@ class Inspection:
     def problem(self, name: str, message: str) -> int:
         """Report an object, once; return the problem's number."""
         if name not in self._problems:
+            if parse_joined(name) is not None:
+                message = f"{message} (points are read without it)"
             self._problems[name] = len(self.report.problems)
             self.report.problems.append(Problem(name, message, self.record.name))
         return self._problems[name]
+
+    def known_problem(self, name: str) -> int | None:
+        """Return the number of an object's problem, or None."""
+        return self._problems.get(name)
 
     def step(self) -> None:
         """Count a delta as looked at."""
@@ -97,60 +70,58 @@ class Inspection:
             self.store, self._blocks, info, vault_id=self.vault_id, disk_id=self.record.id
         )
 
-    async def look(self, piece: Piece, hurt: U64, *, frames: bool = True) -> Change:
-        """Read the whole index of a delta; return what it does to the pages that are hurt.
-
-        Raises:
-            FormatError: the index is damaged, or is not what its digest says.
-        """
-        zeros = unite_extents(await piece.zeros(0, LIMIT - 1))
-        hasher = ContentHasher()
-        replaced = [hurt[zeros.contains(hurt)]]
-        bad: dict[int, list[U64]] = {}
-        torn = piece.head.torn_page
-        torn_found = torn is None or bool(zeros.contains(np.array([torn], np.uint64))[0])
-        for row in await piece.rows(DATA, 0, LIMIT - 1):
-            entries = await piece.entries(row)
-            pageno, owner = entries.pages()
-            order = np.argsort(pageno, kind="stable")
-            hasher.add_pages(pageno[order], entries.sums[order])
-            if zeros.contains(pageno).any():
-                raise FormatError("a page is both zero and data", where=piece.name)
-            torn_found = torn_found or torn in pageno
-            replaced.append(hurt[np.isin(hurt, pageno)])
-            for problem, rows in (await self._bad_rows(piece, entries, frames)).items():
-                bad.setdefault(problem, []).append(pageno[rows[owner]])
-        hasher.add_zeros(zeros)
-        if hasher.digest() != piece.head.content_digest:
-            raise FormatError("its content is not what its digest says", where=piece.name)
-        if not torn_found:
-            raise FormatError(f"page {torn}, which the cut tears, is missing", where=piece.name)
-        return Change(
-            np.concatenate(replaced),
-            pages_of(piece.head.cut),
-            {problem: np.concatenate(pages) for problem, pages in bad.items()},
-        )
-
-    async def _bad_rows(self, piece: Piece, entries: Entries, frames: bool) -> dict[int, Bools]:
-        """Return for each problem the entries whose frames cannot be read because of it."""
+    async def bad_pages(self, piece: Piece, entries: Entries) -> dict[int, Bools]:
+        """Return for each problem which pages of the entries cannot be read because of it."""
         bad: dict[int, Bools] = {}
+        owner = np.repeat(np.arange(len(entries)), np.bitwise_count(entries.mask))
         for number in np.unique(entries.object).tolist():
             mine = entries.object == number
             name, said = piece.name, piece.head.object_size
             if number:
-                ref = await piece.object_ref(number)
+                try:
+                    ref = await piece.object_ref(number)
+                except (DamagedError, NotFoundError) as error:
+                    bad[self.problem(piece.name, bare(error, piece.name))] = mine[owner]
+                    continue
                 name, said = ref.name(self.record.id), ref.size
             self.used.add(name)
-            rows = mine & self._outside(name, said, entries)
-            if not rows.all() and self._unread(piece, name, frames):
-                rows |= await self._read(piece, entries, mine & ~rows)
-            elif name in self._bad_frames:
-                offsets = np.array(sorted(self._bad_frames[name]), np.uint64)
-                rows |= mine & np.isin(entries.offset, offsets)
-            if rows.any():
-                self._bad_frames.setdefault(name, set()).update(entries.offset[rows].tolist())
-                bad[self.problem(name, self._message(name, said))] = rows
+            outside = mine & self._outside(name, said, entries)
+            pages = outside[owner] | await self._damaged(
+                piece, entries, np.flatnonzero(mine & ~outside), owner, name
+            )
+            if pages.any():
+                self._remember(name, entries, owner, pages)
+                problem = self.problem(name, self._message(name, said))
+                bad[problem] = pages | bad.get(problem, False)
         return bad
+
+    async def _damaged(
+        self, piece: Piece, entries: Entries, rows: I64, owner: I64, name: str
+    ) -> Bools:
+        """Return which pages of some entries of one object are bad: read, or known to be."""
+        pages = np.zeros(len(entries.sums), np.bool_)
+        if len(rows) and self._is_read_here(piece, name):
+            part = entries.rows(rows)
+            found, read = await find_bad_pages(self.store, await locate(piece, part), self._limiter)
+            self.report.read_bytes += read
+            pages[np.isin(owner, rows)] = found
+        elif name in self._bad:
+            known = self._bad[name]
+            pageno, _ = entries.pages()
+            for row in rows.tolist():
+                wrong = known.get(int(entries.offset[row]))
+                if wrong is not None:
+                    mine = owner == row
+                    pages[mine] = np.isin(pageno[mine], wrong)
+        return pages
+
+    def _remember(self, name: str, entries: Entries, owner: I64, pages: Bools) -> None:
+        pageno, _ = entries.pages()
+        known = self._bad.setdefault(name, {})
+        for row in np.unique(owner[pages]).tolist():
+            offset = int(entries.offset[row])
+            wrong = pageno[pages & (owner == row)]
+            known[offset] = np.union1d(known.get(offset, wrong), wrong)
 
     def _outside(self, name: str, said: int, entries: Entries) -> Bools:
         """Return which entries end beyond what is there of their object."""
@@ -164,17 +135,15 @@ class Inspection:
             return "is missing"
         return f"{size} bytes where {said} were stored" if size != said else "frames are damaged"
 
-    def _unread(self, piece: Piece, name: str, frames: bool) -> bool:
-        """Return whether frames are to be read here: those of slots, and what they could not."""
-        if not self.read_data or not frames:
+    def _is_read_here(self, piece: Piece, name: str) -> bool:
+        """Return whether frames are to be read: for slots, and where no slot could say."""
+        if not self.read_data:
             return False
-        return piece.head.kind is Kind.SLOT or name in self._problems
+        return piece.head.kind is Kind.SLOT or (name in self._problems and name not in self._bad)
 
-    async def _read(self, piece: Piece, entries: Entries, rows: Bools) -> Bools:
-        numbers = np.flatnonzero(rows)
-        part = entries.rows(numbers)
-        found, read = await find_bad_frames(self.store, await locate(piece, part), self._limiter)
-        self.report.read_bytes += read
-        bad = np.zeros(len(entries), np.bool_)
-        bad[numbers[found]] = True
-        return bad
+
+def bare(error: VdiskfsError, name: str) -> str:
+    """Return what an error says, without the object's name in front."""
+    if isinstance(error, NotFoundError):
+        return "is missing" if error.message.startswith(name) else error.message
+    return error.message.removeprefix(f"{name}: ")

@@ -91,13 +91,10 @@ class Line:
             self.cover[inside[0] : inside[-1] + 1] = [info]
 
     async def dissolve(self, info: PieceInfo) -> None:
-        """Do without a joined delta that is damaged: put what it joins in its place.
-
-        Raises:
-            FormatError: a slot is missing there.
-        """
+        """Do without a joined delta that is damaged: put what it joins in its place."""
         self.bad.add(info.name)
-        pieces = await self.within((info.from_epoch, info.to_epoch))
+        pieces, missing = await self._lead((info.from_epoch, info.to_epoch), frozenset())
+        self.holes += missing
         if info in self.cover:
             index = self.cover.index(info)
             self.cover[index : index + 1] = pieces
@@ -108,10 +105,16 @@ class Line:
         Raises:
             FormatError: a slot is missing.
         """
-        return await self.within((self.base, epoch), without)
+        pieces, missing = await self._lead((self.base, epoch), without)
+        if missing:
+            name = slot_name(self.disk_id, self.generation, missing[0][0])
+            raise FormatError("the delta is missing", where=name)
+        return pieces
 
-    async def within(self, wanted: Span, without: frozenset[str] = frozenset()) -> list[PieceInfo]:
-        """Return the longest deltas that together lead from one epoch to another."""
+    async def _lead(
+        self, wanted: Span, without: frozenset[str]
+    ) -> tuple[list[PieceInfo], list[Span]]:
+        """Return the longest deltas from one epoch to another, in order, and what is missing."""
         without |= self.bad
         found: list[PieceInfo] = []
         spans = [wanted] if wanted[0] < wanted[1] else []
@@ -122,10 +125,7 @@ class Line:
                 found += pieces
                 rest += uncovered(span, pieces)
             spans = rest
-        if spans:
-            name = slot_name(self.disk_id, self.generation, spans[0][0])
-            raise FormatError("the delta is missing", where=name)
-        return sorted(found, key=lambda piece: piece.from_epoch)
+        return sorted(found, key=lambda piece: piece.from_epoch), spans
 
     async def listed(self, level: int, span: Span) -> list[PieceInfo]:
         """List the deltas of a level that lie inside a finite span, without overlap."""

@@ -103,9 +103,8 @@ class DiskLog:
 
     async def _tip(self) -> Tip:
         line = self.line
-        missing = [*line.holes, *([line.gap] if line.gap else [])]
-        if missing:
-            name = slot_name(self.record.id, line.generation, missing[0][0])
+        if line.gap is not None:
+            name = slot_name(self.record.id, line.generation, line.gap[0])
             raise DamagedError(f"{name}: the delta is missing, and later ones are there")
         fenced = line.fence is not None
         if line.cover:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vdiskfs.catalog.damage import Hurt, Tracker, pages_of_state
-from vdiskfs.catalog.inspection import Inspection
+from vdiskfs.catalog.damage import Hurt, Tracker, pages_hurt
+from vdiskfs.catalog.inspection import Inspection, bare
+from vdiskfs.catalog.look import look
 from vdiskfs.catalog.tables import check_table
 from vdiskfs.delta.blocks import POINTS
 from vdiskfs.delta.digest import epoch_digest
@@ -92,13 +93,15 @@ class LineWalk:
         try:
             piece = await work.open(piece_info)
             self._check_link(piece.head)
-            change = await work.look(piece, pages_of_state(self._tracker.state))
+            change = await look(work, piece, pages_hurt(self._tracker.state))
         except VdiskfsError as error:
             if not is_damage(error):
                 raise
-            said = listed.to_epoch if listed is not None else start + 1
-            end = after if after is not None else max(said, start + 1)
-            await self._lose(start, end, error.message.removeprefix(f"{info.name}: "))
+            end = listed.to_epoch if listed is not None else start + 1
+            if after is not None:
+                end = min(end, after)
+            end = max(end, start + 1)
+            await self._lose(start, end, bare(error, info.name))
             return True
         head = piece.head
         if head.is_fence:
@@ -130,7 +133,8 @@ class LineWalk:
         """Arrive at an epoch: joined deltas that end here may lead past damage."""
         self._position = epoch
         self._digests[epoch] = self._digest
-        for info in self._ending.get(epoch, []):
+        # The coarsest comes last: it is the one that readers take.
+        for info in sorted(self._ending.get(epoch, []), key=lambda info: info.level):
             await self._joined(info)
         self._tracker.remember(epoch)
         self._count(epoch)
@@ -170,11 +174,14 @@ class LineWalk:
         try:
             piece = await self._work.open(info)
             self._check_joined(piece)
-            change = await self._work.look(piece, pages_of_state(state))
+            change = await look(self._work, piece, pages_hurt(state))
         except VdiskfsError as error:
             self._report_joined(info, error)
             return
-        self._tracker.rescue(info.from_epoch, change)
+        if self._work.known_problem(info.name) is not None:
+            # Whoever meets its damaged blocks goes round all of it.
+            return
+        self._tracker.reroute(info.from_epoch, change)
         if self._digest is None:
             # The chain is known again: what follows has to hang on this digest.
             self._digest, self._size = piece.head.to_digest, piece.head.size
@@ -195,8 +202,7 @@ class LineWalk:
     def _report_joined(self, info: PieceInfo, error: VdiskfsError) -> None:
         if not is_damage(error):
             raise error
-        message = error.message.removeprefix(f"{info.name}: ")
-        self._work.problem(info.name, f"{message} (points are read without it)")
+        self._work.problem(info.name, bare(error, info.name))
 
 
 def is_damage(error: VdiskfsError) -> bool:

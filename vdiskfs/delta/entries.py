@@ -24,6 +24,7 @@ Bools = npt.NDArray[np.bool_]
 ZSTD = 1
 _SHIFT = np.uint64(4)
 _LOW = np.uint64(PAGES_PER_CHUNK - 1)
+_NO_END = (1 << 64) - 1
 
 
 @dataclass(slots=True)
@@ -190,6 +191,22 @@ class Extents:
             np.maximum(self.start[low:high], np.uint64(first)),
             np.minimum(self.end[low:high], np.uint64(last)),
         )
+
+    def without(self, other: Extents) -> Extents:
+        """Return the runs without those of another."""
+        if not len(self) or not len(other):
+            return self
+        # What is left lies between the other's runs: each gap is clipped against each run.
+        gap_start = np.concatenate([np.zeros(1, np.uint64), other.end])
+        gap_end = np.concatenate([other.start, np.array([_NO_END], np.uint64)])
+        low = np.searchsorted(gap_end, self.start, side="right")
+        high = np.searchsorted(gap_start, self.end, side="left")
+        counts = np.maximum(high - low, 0)
+        run = np.repeat(np.arange(len(self)), counts)
+        gap = np.repeat(low - np.r_[0, np.cumsum(counts)[:-1]], counts) + np.arange(len(run))
+        start = np.maximum(self.start[run], gap_start[gap])
+        end = np.minimum(self.end[run], gap_end[gap])
+        return make_extents(start, end)
 
     def without_pages(self, pageno: U64) -> Extents:
         """Return the runs without these pages (sorted)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from vdiskfs.delta.layout import OBJECT_MAX
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.point.piece import Piece
 from vdiskfs.store import Store
-from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK
+from vdiskfs.units import PAGE_SIZE
 
 View = npt.NDArray[np.uint8]
 
@@ -101,34 +101,54 @@ async def fetch_pages(
         raise first_error(group) from None
 
 
-async def find_bad_frames(
+async def find_bad_pages(
     store: Store, found: Found, limiter: trio.CapacityLimiter
 ) -> tuple[Bools, int]:
-    """Read all frames of the entries; return which are bad, and how many bytes were read."""
+    """Read all frames of the entries; return which pages (by their sums) cannot be read.
+
+    The second number is the bytes that were read.
+    """
     entries = found.entries
-    bad = np.zeros(len(entries), np.bool_)
-    first = int(entries.chunkno[0]) * PAGES_PER_CHUNK if len(entries) else 0
+    bad = np.zeros(len(entries.sums), np.bool_)
+    starts = entries.sum_starts()
     read = 0
-
-    async def one(run: _Run) -> None:
-        nonlocal read
-        async with limiter:
-            stored = run.held
-            try:
-                if stored is None:
-                    stored = await store.read_range(run.name, run.start, run.end - run.start)
-                await trio.to_thread.run_sync(_decode_run, run, stored, first, None)
-            except (DamagedError, NotFoundError):
-                bad[run.rows] = True
-        read += run.end - run.start
-
     for run in _runs(found):
-        await one(run)
-    for row in np.flatnonzero(bad).tolist() if len(entries) > 1 else []:
-        # A request failed as a whole: which of its frames are bad is seen one by one.
-        single = Found(found.piece, entries.slice(row, row + 1), found.objects)
-        bad[row] = (await find_bad_frames(store, single, limiter))[0][0]
+        async with limiter:
+            try:
+                await _verify(store, run)
+            except (DamagedError, NotFoundError):
+                # Which pages of the request are bad is seen frame by frame.
+                for row in run.rows.tolist():
+                    bad[starts[row] : starts[row + 1]] = await _bad_in_frame(store, found, row)
+        read += run.end - run.start
     return bad, read
+
+
+async def _verify(store: Store, run: _Run) -> None:
+    stored = run.held
+    if stored is None:
+        stored = await store.read_range(run.name, run.start, run.end - run.start)
+    await trio.to_thread.run_sync(_decode_run, run, stored, 0, None)
+
+
+async def _bad_in_frame(store: Store, found: Found, row: int) -> list[bool]:
+    """Return for each page that an entry supplies whether it is bad."""
+    entry = found.entries.slice(row, row + 1)
+    bad: list[bool] = []
+    for page in range(16):
+        bit = np.uint16(1 << page)
+        if not entry.mask[0] & bit:
+            continue
+        part = replace(
+            entry, mask=np.array([bit], np.uint16), sums=entry.sums[len(bad) : len(bad) + 1]
+        )
+        try:
+            await _verify(store, _runs(Found(found.piece, part, found.objects))[0])
+        except (DamagedError, NotFoundError):
+            bad.append(True)
+        else:
+            bad.append(False)
+    return bad
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vdiskfs.delta.blocks import BLOCK_RAW_MAX, DATA, OBJECTS, PAGE, ZEROS, Rows
+from vdiskfs.delta.blocks import BLOCK_RAW_MAX, DATA, OBJECTS, PAGE, Rows
 from vdiskfs.delta.columns import decode_data, decode_objects, decode_zeros
 from vdiskfs.delta.entries import Entries, Extents
 from vdiskfs.delta.index import (
@@ -39,6 +39,8 @@ WHOLE = 32 * 1024
 TAIL = 256 * 1024
 
 T = TypeVar("T", bound=Block)
+# needed(first, last): whether anything in pages [first, last] is asked for.
+Needed = Callable[[int, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +106,25 @@ class Piece:
         part = self._tail[start : start + length]
         return part if len(part) == length else None
 
-    async def rows(self, kind: int, first: int, last: int) -> Rows:
-        """Return the rows of a kind whose keys meet [first, last]."""
+    async def rows(self, kind: int, first: int, last: int, needed: Needed | None = None) -> Rows:
+        """Return the rows of a kind whose keys meet [first, last].
+
+        With ``needed`` only those (and only those pages of rows are read) whose keys it
+        says are needed.
+        """
         parts: list[Rows] = []
         for row in find_rows(self.root, kind, first, last):
+            if needed is not None and not needed(int(row["first"]), int(row["last"])):
+                continue
             if int(row["kind"]) & PAGE:
                 page = await self._block(row, lambda row, stored: decode_page(
                     row, stored, self.head, where=self.name
                 ), 4)  # fmt: skip
-                parts.append(find_rows(page, kind, first, last))
+                found = find_rows(page, kind, first, last)
+                if needed is not None:
+                    keep = [needed(int(item["first"]), int(item["last"])) for item in found]
+                    found = found[np.array(keep, np.bool_)]
+                parts.append(found)
             else:
                 parts.append(row.reshape(1))
         if not parts:
@@ -138,15 +150,11 @@ class Piece:
 
         return await self._block(row, decode, 1)
 
-    async def zeros(self, first: int, last: int) -> list[Extents]:
-        """Return the blocks of zeros that meet pages [first, last]."""
-        rows = await self.rows(ZEROS, first, last)
-        return [
-            await self._block(
-                row, lambda row, stored: decode_zeros(row, stored, where=self.name), 1
-            )
-            for row in rows
-        ]
+    async def zeros(self, row: np.void) -> Extents:
+        """Return a block of runs of zeros."""
+        return await self._block(
+            row, lambda row, stored: decode_zeros(row, stored, where=self.name), 1
+        )
 
     async def object_ref(self, number: int) -> ObjectRef:
         """Return what an object number means."""

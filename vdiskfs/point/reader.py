@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 import trio
 
-from vdiskfs.delta.blocks import DATA
+from vdiskfs.delta.blocks import DATA, ZEROS
 from vdiskfs.delta.entries import U8, U64, Bools, Extents, select_pages
 from vdiskfs.delta.layout import Kind
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
@@ -235,10 +235,17 @@ async def _resolve(pieces: Sequence[Piece], first: int, end: int, *, places: boo
 async def _apply(
     piece: Piece, result: Resolved, waiting: Bools, limit: int, *, places: bool
 ) -> None:
-    """Let a piece decide the pages that still wait, below ``limit``."""
+    """Let a piece decide the pages that still wait, below ``limit`` (pages)."""
     first = result.first
-    zero = _zero_mask(await piece.zeros(first, limit - 1), first, limit, len(waiting))
-    for row in await piece.rows(DATA, first, limit - 1):
+
+    def needed(low: int, high: int) -> bool:
+        # What newer deltas have decided already is not read: damage there hurts nobody.
+        return bool(waiting[max(0, low - first) : max(0, min(high + 1, limit) - first)].any())
+
+    zero_rows = await piece.rows(ZEROS, first, limit - 1, needed)
+    zeros = [await piece.zeros(row) for row in zero_rows]
+    zero = _zero_mask(zeros, first, limit, len(waiting))
+    for row in await piece.rows(DATA, first, limit - 1, needed):
         entries = (await piece.entries(row)).within(first, limit)
         pageno, owner = entries.pages()
         rows = np.flatnonzero((pageno >= np.uint64(first)) & (pageno < np.uint64(limit)))

@@ -1,24 +1,17 @@
-"""What a blob service answers, and what it means. No I/O."""
+"""What a refusal or failure of a blob service means. No I/O."""
 
 from __future__ import annotations
 
 import time
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from vdiskfs.errors import (
-    DamagedError,
     NotFoundError,
     RefusedError,
     VaultUnreachableError,
     VdiskfsError,
 )
-from vdiskfs.store.object import ObjectInfo, Page
-from vdiskfs.units import NS
-
-METADATA = "x-ms-meta-"
-"""What the headers of an object's metadata begin with."""
 
 _SKEW_S = 300
 _TEMPORARY_CONFLICTS = frozenset({"ContainerBeingDeleted", "ContainerDisabled"})
@@ -33,12 +26,10 @@ _TAKEN = frozenset(
 
 @dataclass
 class Answer:
-    """One answer. ``headers`` have lower case names; ``body`` is as long as was announced."""
+    """An answer that was not hoped for. ``headers`` have lower case names."""
 
     status: int
     headers: dict[str, str]
-    body: bytes = b""
-    sent: int = 0
 
     @property
     def code(self) -> str:
@@ -51,35 +42,12 @@ class Answer:
         return (self.status, self.code) in _TAKEN
 
     @property
-    def etag(self) -> str:
-        """The version of the object, without quotes."""
-        etag = self.headers.get("etag", "").strip('"')
-        if not etag:
-            raise VaultUnreachableError("the vault answered without an ETag")
-        return etag
-
-    @property
     def retry_after_s(self) -> float | None:
         """What the service asks to wait, given as seconds or as a date."""
         text = self.headers.get("retry-after", "")
         if text.isdecimal():
             return float(text[:9])
         return max(0.0, _seconds(text) - time.time()) if text else None
-
-    def info(self, name: str) -> ObjectInfo:
-        """Read what an object is from the headers of GET or HEAD."""
-        size = self.headers.get("content-length", "")
-        return ObjectInfo(
-            name=name,
-            size=int(size) if size.isdecimal() else len(self.body),
-            etag=self.etag,
-            modified_ns=int(_seconds(self.headers.get("last-modified", ""))) * NS,
-            metadata={
-                key.removeprefix(METADATA): value
-                for key, value in self.headers.items()
-                if key.startswith(METADATA)
-            },
-        )
 
     def error(self, what: str, *, account: str, container: str) -> VdiskfsError:
         """Say what an answer means that is not the one hoped for."""
@@ -117,36 +85,3 @@ def _seconds(date: str) -> float:
         return parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError):
         return time.time()
-
-
-def parse_page(body: bytes, skip: int) -> Page:
-    """Parse the answer to List Blobs.
-
-    Args:
-        body: XML; expat bounds what entities may expand to.
-        skip: the length of the vault's own prefix, which names lose.
-
-    Raises:
-        DamagedError: it is not a listing.
-    """
-    try:
-        root = ET.fromstring(body)  # noqa: S314 - bounded, see above
-        objects = [_parse_blob(blob, skip) for blob in root.iterfind("Blobs/Blob")]
-    except (ET.ParseError, ValueError, TypeError) as error:
-        raise DamagedError("the vault sent a listing that cannot be read") from error
-    return objects, root.findtext("NextMarker") or None
-
-
-def _parse_blob(blob: ET.Element, skip: int) -> ObjectInfo:
-    properties = blob.find("Properties")
-    name = blob.findtext("Name")
-    if properties is None or name is None:
-        raise ValueError("a blob without a name or properties")
-    moment = parsedate_to_datetime(properties.findtext("Last-Modified") or "")
-    return ObjectInfo(
-        name=name[skip:],
-        size=int(properties.findtext("Content-Length") or ""),
-        etag=(properties.findtext("Etag") or "").strip('"'),
-        modified_ns=int(moment.timestamp()) * NS,
-        metadata={item.tag.lower(): item.text or "" for item in blob.iterfind("Metadata/*")},
-    )

@@ -47,6 +47,8 @@ def fill_from(path: Path, check: Callable[[], None]) -> Fill:
         except OSError as error:
             raise LocalError(f"{path}: {os.strerror(error.errno or 0)}") from error
         try:
+            if not stat.S_ISREG(os.fstat(source).st_mode):
+                raise LocalError(f"{path} is not a file")
             _copy(source, file, check)
         finally:
             os.close(source)
@@ -72,14 +74,14 @@ def _copy(source: int, target: int, check: Callable[[], None]) -> None:
 
 def seal(file: int, after_ns: int) -> os.stat_result:
     """Give the file a modification time later than ``after_ns`` and make it durable."""
+    moment = max(time.time_ns(), after_ns + 1)
     step = 1
-    moment = max(time.time_ns(), after_ns + step)
     os.utime(file, ns=(moment, moment))
     while (info := os.fstat(file)).st_mtime_ns <= after_ns:
         step *= 16
         if step > _LARGEST_STEP_NS:
             raise OSError(errno.EIO, "the file system keeps no times")
-        os.utime(file, ns=(moment, after_ns + step))
+        os.utime(file, ns=(after_ns + step, after_ns + step))
     os.fsync(file)
     return info
 

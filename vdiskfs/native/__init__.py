@@ -14,17 +14,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from vdiskfs._native import ffi, lib
+from vdiskfs.native.pages import (
+    Buffer,
+    as_u8,
+    as_u64,
+    pages_sum,
+    pages_verify,
+    pages_zero,
+)
+from vdiskfs.native.records import (
+    Batch,
+    BoolArray,
+    CoreCounts,
+    FileIdentity,
+    Seal,
+    TrackCounts,
+    U64Array,
+)
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 
-U64Array: TypeAlias = npt.NDArray[np.uint64]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-Buffer: TypeAlias = bytes | bytearray | memoryview
+__all__ = [
+    "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event", "EventKind",
+    "FileIdentity", "Image", "ImageFlags", "MountFlags", "PageReader", "Seal", "Track",
+    "TrackCounts", "U64Array", "background", "file_identity", "mount", "pages_sum",
+    "pages_verify", "pages_zero", "rename", "seal", "unmount",
+]  # fmt: skip
+
 
 REQUEST_MAX: int = lib.VDF_REQUEST_MAX
 
@@ -75,121 +95,10 @@ class Event:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What tells one file from another; ``birth_ns`` is 0 where the file system keeps none."""
-
-    device: int
-    inode: int
-    birth_ns: int
-    change_ns: int
-    modify_ns: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class CoreCounts:
-    """Requests answered in C, requests passed on, requests parked now, bytes moved."""
-
-    reads: int
-    writes: int
-    syncs: int
-    discards: int
-    seeks: int
-    names: int
-    parked: int
-    read_bytes: int
-    write_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrackCounts:
-    """What a track holds, in pages; see ``vdf_track_counts``."""
-
-    epoch: int
-    dirty_pages: int
-    frozen_pages: int
-    suspect_pages: int
-    preserved_pages: int
-    frozen: bool
-    changed: bool
-    overflow: bool
-    abandoned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """The end of one epoch: its number, the wall clock (ns), size, cut and low in bytes."""
-
-    epoch: int
-    time_ns: int
-    size: int
-    cut: int
-    low: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Pages in ascending order; ``data`` holds those that are not zero, back to back.
-
-    The arrays are views of the reader's buffers: valid until its next call.
-    """
-
-    pageno: U64Array
-    sum: U64Array
-    zero: BoolArray
-    data: memoryview
-
-
 def _check(result: int, what: str) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result), what)
     return int(result)
-
-
-# ---- pages ----------------------------------------------------------------------
-
-
-def pages_sum(data: Buffer) -> U64Array:
-    """Return the XXH3-64 of each page of 4 KiB; the length must be whole pages."""
-    source = ffi.from_buffer(data)
-    count = _whole_pages(len(source))
-    sums = np.empty(count, np.uint64)
-    lib.vdf_pages_sum(ffi.cast("uint8_t *", source), count, _u64(sums))
-    return sums
-
-
-def pages_zero(data: Buffer) -> BoolArray:
-    """Return for each page of 4 KiB whether it holds only zeros."""
-    source = ffi.from_buffer(data)
-    count = _whole_pages(len(source))
-    zero = np.empty(count, np.bool_)
-    lib.vdf_pages_zero(ffi.cast("uint8_t *", source), count, _u8(zero))
-    return zero
-
-
-def pages_verify(data: Buffer, sums: U64Array) -> int:
-    """Return the number of the first page whose sum is not the given one, or -1."""
-    source = ffi.from_buffer(data)
-    count = _whole_pages(len(source))
-    if count != len(sums):
-        raise ValueError(f"{count} pages, {len(sums)} sums")
-    wanted = np.ascontiguousarray(sums, np.uint64)
-    return int(lib.vdf_pages_verify(ffi.cast("uint8_t *", source), count, _u64(wanted)))
-
-
-def _whole_pages(length: int) -> int:
-    if length % PAGE_SIZE:
-        raise ValueError(f"{length} bytes are not whole pages")
-    return length // PAGE_SIZE
-
-
-def _u64(array: U64Array) -> Any:
-    return ffi.cast("uint64_t *", array.ctypes.data)
-
-
-def _u8(array: npt.NDArray[Any]) -> Any:
-    return ffi.cast("uint8_t *", array.ctypes.data)
 
 
 # ---- files and mounts -------------------------------------------------------------
@@ -406,7 +315,7 @@ class Image(_Closing):
         if len(data) != count * PAGES_PER_REGION:
             raise ValueError(f"{len(data)} pages for {count} regions")
         words = np.packbits(data, bitorder="little").view(np.uint64)
-        _check(lib.vdf_image_map(self.handle, first_region, count, _u64(words)), "map")
+        _check(lib.vdf_image_map(self.handle, first_region, count, as_u64(words)), "map")
 
     def is_mapped(self, region: int) -> bool:
         """Say whether it is known what the region holds."""
@@ -470,7 +379,7 @@ class Image(_Closing):
     def suspect_clear(self, pages: U64Array) -> None:
         """Take the suspect marks of these pages away."""
         wanted = np.ascontiguousarray(pages, np.uint64)
-        _check(lib.vdf_suspect_clear(self.handle, _u64(wanted), len(wanted)), "suspect")
+        _check(lib.vdf_suspect_clear(self.handle, as_u64(wanted), len(wanted)), "suspect")
 
     def suspect_clear_from(self, page: int) -> None:
         """Take the suspect marks of all pages from this one on away."""
@@ -546,10 +455,10 @@ class PageReader:
         self._zero = np.empty(pages, np.bool_)
         self._data = np.empty(pages * PAGE_SIZE, np.uint8)
         self._batch = ffi.new("vdf_batch *")
-        self._batch.pageno = _u64(self._pageno)
-        self._batch.sum = _u64(self._sum)
-        self._batch.zero = _u8(self._zero)
-        self._batch.data = _u8(self._data)
+        self._batch.pageno = as_u64(self._pageno)
+        self._batch.sum = as_u64(self._sum)
+        self._batch.zero = as_u8(self._zero)
+        self._batch.data = as_u8(self._data)
         self._batch.capacity = pages
 
     @property

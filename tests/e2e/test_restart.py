@@ -1,0 +1,265 @@
+"""Ends of every kind, and the next mount: nothing is missed, nothing is sent twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gauges import (
+    added,
+    assert_same,
+    data_objects,
+    overwrite_pages,
+    total,
+    write_at,
+)
+from tests.e2e.mounted import MountedSite
+from tests.e2e.workload import Mix, Workload
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
+
+MIB = 1 << 20
+SIZE = 32 * MIB
+FAST = "epoch_interval_s = 0.1\nheartbeat_s = 1\n"
+PAGE = 4096
+# Of one delta beyond its data: head, index, footer.
+OVERHEAD = 64 << 10
+
+
+def began(root: Path, size: int = SIZE) -> MountedSite:
+    """Return a site with one disk of random bytes; not mounted yet."""
+    site = MountedSite(root, options=FAST)
+    site.add_image("web01", size, os.urandom(size))
+    return site.init()
+
+
+def end_daemon(site: MountedSite) -> None:
+    """Kill the daemon, and clear the dead mount away as an administrator does."""
+    process = os.pidfd_open(site.pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    finally:
+        os.close(process)
+    site.wait("the daemon is gone", lambda pid=site.pid: is_gone(pid))  # type: ignore[misc]
+    site.run("umount", site.mountpoint)
+    site.pid = 0
+
+
+def is_gone(pid: int) -> bool:
+    """Say whether the process runs no more; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "ZX"
+
+
+def as_after_a_power_cut(site: MountedSite) -> None:
+    """Leave the notes that a host leaves which died with its daemon running."""
+    (site.state / "clean").unlink(missing_ok=True)
+    (site.state / "running").write_text("00000000-0000-4000-8000-000000000000\n")
+
+
+def wait_latest(site: MountedSite, after: int) -> None:
+    """Wait for a point newer than an epoch, and until everything is shipped."""
+    site.wait("a new point", lambda: site.disk("web01")["epoch"] > after)
+    site.wait_shipped("web01")
+
+
+def assert_latest_is_live(site: MountedSite) -> None:
+    assert_same(site.point("web01"), site.image("web01"))
+
+
+def epochs(site: MountedSite) -> list[int]:
+    return [point["epoch"] for point in site.points("web01")]
+
+
+def test_after_an_orderly_end_nothing_is_sent_again_and_the_points_go_on(tmp_path: Path) -> None:
+    with began(tmp_path) as site:
+        vault = tmp_path / "vault"
+        site.mount().wait_shipped("web01")
+        overwrite_pages(site.image("web01"), 20, seed=1)
+        wait_latest(site, 1)
+        disk, points = site.disk("web01"), site.points("web01")
+        site.umount("--drain")
+        before = data_objects(vault)
+        site.mount().wait_shipped("web01")
+        again = site.disk("web01")
+        for key in ("id", "name", "generation", "epoch", "size"):
+            assert again[key] == disk[key]
+        assert site.points("web01") == points
+        assert_latest_is_live(site)
+        assert data_objects(vault) == before
+        overwrite_pages(site.image("web01"), 20, seed=2)
+        wait_latest(site, disk["epoch"])
+        assert_latest_is_live(site)
+        assert total(added(before, data_objects(vault))) <= 20 * PAGE + OVERHEAD
+        assert {point["generation"] for point in site.points("web01")} == {1}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_daemon_killed_under_load_misses_nothing_and_reuses_no_epoch(
+    tmp_path: Path, seed: int
+) -> None:
+    with began(tmp_path, 8 * MIB) as site:
+        site.mount().wait_shipped("web01")
+        used = 0
+        mix = Mix(max_size=12 * MIB, min_size=2 * MIB, truncate=0.01, extend=0.03, zero=0.08)
+        for turn in range(2):
+            with Workload(site.image("web01"), seed=10 * seed + turn, writers=4, mix=mix) as load:
+                load.wait_operations(300)
+                used = max(used, site.json("disk", "show", "web01")["captured_epoch"])
+                load.wait_operations(600)
+                end_daemon(site)
+            on_disk = (site.source / "web01.img").read_bytes()
+            site.mount()
+            wait_latest(site, used)
+            assert site.image("web01").read_bytes() == on_disk
+            assert_latest_is_live(site)
+        found = epochs(site)
+        assert found == sorted(set(found))
+        assert {point["generation"] for point in site.points("web01")} == {1}
+        site.run("vault", "check", "--read-data", "--vault", site.vault)
+
+
+def test_what_changed_behind_the_mount_is_found_and_only_that_is_sent(tmp_path: Path) -> None:
+    with began(tmp_path) as site:
+        vault = tmp_path / "vault"
+        site.mount().wait_shipped("web01")
+        last = site.disk("web01")["epoch"]
+        site.umount()
+        before = data_objects(vault)
+        image = site.source / "web01.img"
+        overwrite_pages(image, 40, seed=3)
+        write_at(image, 3 * MIB + 17, b"short")
+        write_at(image, 8 * MIB, bytes(MIB))
+        os.truncate(image, SIZE + MIB + 5)
+        expected = image.read_bytes()
+        site.mount()
+        wait_latest(site, last)
+        assert site.point("web01").read_bytes() == expected
+        assert_latest_is_live(site)
+        assert total(added(before, data_objects(vault))) <= 41 * PAGE + OVERHEAD
+        assert "was changed behind the mount" in (site.state / "daemon.log").read_text()
+
+
+def test_a_first_replication_killed_again_and_again_goes_on(tmp_path: Path) -> None:
+    size = 300 * MIB
+    with began(tmp_path, size) as site:
+        vault = tmp_path / "vault"
+
+        def progress() -> int:
+            shown = site.json("disk", "show", "web01")["progress"]
+            return int(shown["done_bytes"]) if shown else size
+
+        def stored() -> int:
+            return total(data_objects(vault))
+
+        moments = [
+            lambda: True,
+            lambda: any((site.state / "disks").glob("*/pass/*")),
+            lambda: any((site.state / "disks").glob("*/pass/*.part")),
+            lambda: stored() > 100 * MIB,
+        ]
+        for number, moment in enumerate(moments):
+            site.mount()
+            site.wait(f"moment {number}", moment)
+            reached = (number, progress() // MIB, stored() // MIB)
+            print(f"killed at moment {reached[0]}: {reached[1]} MiB read, {reached[2]} MiB stored")
+            end_daemon(site)
+        site.mount().wait_shipped("web01")
+        assert_latest_is_live(site)
+        site.run("vault", "check", "--vault", site.vault)
+        assert len(site.points("web01")) >= 1
+        print(f"{stored() // MIB} MiB stored in the end")
+
+
+def test_a_spool_left_behind_is_shipped_after_the_next_mount(tmp_path: Path) -> None:
+    with began(tmp_path) as site:
+        vault, away = tmp_path / "vault", tmp_path / "away"
+        site.mount().wait_shipped("web01")
+        last = site.disk("web01")["epoch"]
+        vault.rename(away)
+        overwrite_pages(site.image("web01"), 50, seed=4)
+        site.wait("the spool holds it", lambda: site.disk("web01")["spooled_bytes"] > 50 * PAGE)
+        overwrite_pages(site.image("web01"), 50, seed=5)
+        row = site.disk("web01")
+        assert row["health"] != "Normal"
+        assert row["last_error"]
+        assert row["epoch"] == last
+        site.umount()
+        expected = (site.source / "web01.img").read_bytes()
+        assert not vault.exists()
+        away.rename(vault)
+        before = data_objects(vault)
+        site.mount()
+        wait_latest(site, last)
+        assert site.point("web01").read_bytes() == expected
+        assert total(added(before, data_objects(vault))) <= 100 * PAGE + 4 * OVERHEAD
+
+
+def test_after_a_power_cut_all_is_compared_and_only_differences_are_sent(tmp_path: Path) -> None:
+    with began(tmp_path) as site:
+        vault = tmp_path / "vault"
+        site.mount().wait_shipped("web01")
+        last = site.disk("web01")["epoch"]
+        end_daemon(site)
+        before = data_objects(vault)
+        overwrite_pages(site.source / "web01.img", 30, seed=6)
+        as_after_a_power_cut(site)
+        site.mount()
+        wait_latest(site, last)
+        assert_latest_is_live(site)
+        assert total(added(before, data_objects(vault))) <= 30 * PAGE + OVERHEAD
+        assert site.disk("web01")["generation"] == 1
+
+
+def test_after_a_power_cut_that_lost_nothing_nothing_is_sent(tmp_path: Path) -> None:
+    with began(tmp_path) as site:
+        vault = tmp_path / "vault"
+        site.mount().wait_shipped("web01")
+        last = site.disk("web01")["epoch"]
+        end_daemon(site)
+        before = data_objects(vault)
+        as_after_a_power_cut(site)
+        site.mount().wait_shipped("web01")
+        assert data_objects(vault) == before
+        assert site.disk("web01")["state"] == "Protected"
+        write_at(site.image("web01"), 5 * PAGE, b"z" * PAGE)
+        wait_latest(site, last)
+        assert_latest_is_live(site)
+
+
+def test_an_older_state_directory_never_continues_the_line(tmp_path: Path) -> None:
+    with began(tmp_path) as site:
+        older = tmp_path / "older"
+        site.mount().wait_shipped("web01")
+        site.umount()
+        shutil.copytree(site.state, older)
+        site.mount()
+        contents = {}
+        for seed in range(3):
+            last = site.disk("web01")["epoch"]
+            overwrite_pages(site.image("web01"), 30, seed)
+            wait_latest(site, last)
+            contents[site.disk("web01")["epoch"]] = site.image("web01").read_bytes()
+        last = site.disk("web01")["epoch"]
+        site.umount("--drain")
+        shutil.rmtree(site.state)
+        older.rename(site.state)
+        site.mount()
+        site.wait("a new generation", lambda: site.disk("web01")["generation"] == 2)
+        overwrite_pages(site.image("web01"), 30, seed=9)
+        wait_latest(site, last)
+        assert_latest_is_live(site)
+        points = {point["epoch"]: point for point in site.points("web01")}
+        assert min(e for e, point in points.items() if point["generation"] == 2) > last
+        for epoch, content in contents.items():
+            copy = tmp_path / f"{epoch}.img"
+            site.run("-m", site.mountpoint, "point", "restore", f"web01@{epoch}", copy)
+            assert copy.read_bytes() == content
+        site.run("vault", "check", "--read-data", "--vault", site.vault)

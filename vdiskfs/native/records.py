@@ -1,0 +1,78 @@
+"""What the C core answers with: plain records, no cffi."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+U64Array: TypeAlias = npt.NDArray[np.uint64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells one file from another; ``birth_ns`` is 0 where the file system keeps none."""
+
+    device: int
+    inode: int
+    birth_ns: int
+    change_ns: int
+    modify_ns: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoreCounts:
+    """Requests answered in C, requests passed on, requests parked now, bytes moved."""
+
+    reads: int
+    writes: int
+    syncs: int
+    discards: int
+    seeks: int
+    names: int
+    parked: int
+    read_bytes: int
+    write_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrackCounts:
+    """What a track holds, in pages; see ``vdf_track_counts``."""
+
+    epoch: int
+    dirty_pages: int
+    frozen_pages: int
+    suspect_pages: int
+    preserved_pages: int
+    frozen: bool
+    changed: bool
+    overflow: bool
+    abandoned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The end of one epoch: its number, the wall clock (ns), size, cut and low in bytes."""
+
+    epoch: int
+    time_ns: int
+    size: int
+    cut: int
+    low: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pages in ascending order; ``data`` holds those that are not zero, back to back.
+
+    The arrays are views of the reader's buffers: valid until its next call.
+    """
+
+    pageno: U64Array
+    sum: U64Array
+    zero: BoolArray
+    data: memoryview
