@@ -58,8 +58,13 @@ class Replicator:
 
         Args:
             name: the disk's, for messages.
+            live: tracked already.
+            points: where deltas are published.
             end: the newest epoch that the vault holds; deltas in the spool follow it.
             directory: holds ``spool/`` and ``pass/``.
+            make_writer: makes writers of this disk's deltas.
+            pace: how often, how much.
+            health: is told of errors, and waits for the next try.
             published: is told of each delta that the vault holds, before it leaves the spool.
         """
         self.name = name

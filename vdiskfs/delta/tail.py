@@ -33,7 +33,7 @@ def write_tail(
     """
     rows = rows.copy()
     own = rows["object"] == 0
-    rows["offset"][own] += np.uint64(position) - np.uint64(skip)
+    rows["offset"][own] = rows["offset"][own] - np.uint64(skip) + np.uint64(position)
     out.seek(position)
     for start in range(skip, builder.size, _COPY):
         out.write(builder.read(start, min(_COPY, builder.size - start)))

@@ -94,9 +94,9 @@ class DeltaWriter:
         self._encoder = FrameEncoder(level, threads)
         self._segment_limit = segment_limit
         self._inline_limit = segment_limit if inline_limit is None else inline_limit
-        self._builder = IndexBuilder(directory)
         self._temporary = directory / f"{uuid.uuid4().hex}.tmp"
         self._file: IO[bytes] = self._temporary.open("xb")
+        self._builder = IndexBuilder(directory)
         self._file.write(bytes(HEAD_SIZE))
         self._inline = HEAD_SIZE
         self._segment: SegmentFile | None = None

@@ -74,8 +74,10 @@ class Answer:
             if skew > _SKEW_S:
                 return f"this host's clock and the vault's differ by {skew:.0f} s"
             return "check AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN: wrong, or expired"
+        if self.code == "AuthorizationFailure":
+            return "check AZURE_STORAGE_KEY; or this network is not let in"
         if self.code.startswith("Authorization"):
-            return "the credential lacks a permission, or this network is not let in"
+            return "the credential lacks a permission"
         return "check the credential and its permissions"
 
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import trio
 from azure.core import MatchConditions
@@ -30,6 +31,7 @@ from azure.core.exceptions import (
     ServiceRequestTimeoutError,
     ServiceResponseTimeoutError,
 )
+from azure.core.pipeline import PipelineRequest
 from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient, ContentSettings
 
 from vdiskfs.errors import (
@@ -61,7 +63,8 @@ from vdiskfs.units import NS
 T = TypeVar("T")
 
 _CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-_CONCURRENCY = 16
+# As many connections as the SDK's transport keeps; one more would be closed after each use.
+_CONCURRENCY = 10
 _PAGE_OBJECTS = 5000
 # The largest single Put Blob: nothing is ever cut into blocks, however large it is.
 _SINGLE_PUT = 5000 * 1024 * 1024
@@ -129,6 +132,8 @@ class AzureStore:
             read_timeout=self._timeouts.read_s,
             max_single_put_size=_SINGLE_PUT,
             max_single_get_size=READ_LIMIT,
+            # A redirection would carry the signature, or the SAS token, elsewhere.
+            permit_redirects=False,
             user_agent="vdiskfs",
         )
         self._client = self._service.get_container_client(container)
@@ -149,8 +154,9 @@ class AzureStore:
             except AlreadyExistsError:
                 return
         except RefusedError as error:
-            # A signature for blobs alone may not look at the container: the next call tells.
-            if "AuthenticationFailed" in error.message:
+            # "...PermissionMismatch" and the like: a signature for blobs alone may not look
+            # at the container. The next call tells whether it is there.
+            if "Mismatch" not in error.message:
                 raise
 
     async def create(self, name: str, data: Bytes, *, metadata: Mapping[str, str] = {}) -> str:
@@ -160,7 +166,7 @@ class AzureStore:
     async def create_from_file(
         self, name: str, path: Path, *, metadata: Mapping[str, str] = {}
     ) -> str:
-        """See `Store`. The SDK holds the body of one Put Blob in memory while it is sent."""
+        """See `Store`: sent in pieces."""
         return await self._create(name, path, metadata)
 
     async def replace(
@@ -263,12 +269,16 @@ class AzureStore:
         length = _size_of(body) if isinstance(body, Path) else body.nbytes
 
         def put() -> Mapping[str, Any]:
-            data = _content_of(body) if isinstance(body, Path) else bytes(body)
-            if len(data) != length:
-                raise LocalError(f"{name}: its file changed while it was sent")
+            if not isinstance(body, Path):
+                return upload(bytes(body))
+            with _Pieces(body, length) as pieces:
+                # The SDK would read the whole body of a single Put Blob into memory.
+                return upload(b"", raw_request_hook=pieces.replace_body)
+
+        def upload(data: bytes, **more: Any) -> Mapping[str, Any]:
             return blob.upload_blob(
-                data, length=length, metadata=checked, overwrite=True, max_concurrency=1,
-                content_settings=_CONTENT, **condition,
+                data, length=len(data), metadata=checked, overwrite=True, max_concurrency=1,
+                content_settings=_CONTENT, **condition, **more,
             )  # fmt: skip
 
         answer = await self._call(name, put, length=length)
@@ -383,14 +393,49 @@ def _no_answer(endpoint: str, error: AzureError) -> VdiskfsError:
 
 
 def _size_of(path: Path) -> int:
-    try:
+    with _reading(path):
         return path.stat().st_size
-    except OSError as error:
-        raise LocalError(f"{path}: {error.strerror}") from error
 
 
-def _content_of(path: Path) -> bytes:
+class _Pieces:
+    """A file as the body of a request, read while it is sent; stops when nobody waits."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        self._path = path
+        self._length = length
+        self._missing = length
+
+    def __enter__(self) -> Self:
+        with _reading(self._path):
+            self._file = self._path.open("rb", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        """Return the length of the body; requests asks for it."""
+        return self._length
+
+    def read(self, size: int) -> bytes:
+        """Return the next piece."""
+        trio.from_thread.check_cancelled()
+        with _reading(self._path):
+            data = self._file.read(min(size, self._missing))
+        if not data and self._missing:
+            raise LocalError(f"{self._path} became shorter while it was sent")
+        self._missing -= len(data)
+        return data
+
+    def replace_body(self, request: PipelineRequest[Any]) -> None:
+        """Be the body of a request that has none; called before it is signed."""
+        request.http_request.headers["Content-Length"] = str(self._length)
+        request.http_request.data = self
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
         raise LocalError(f"{path}: {error.strerror}") from error
