@@ -22,7 +22,7 @@ from vdiskfs.delta.layout import (
     hash_bytes,
     head_from_metadata,
 )
-from vdiskfs.delta.local import LocalDelta, open_bytes, open_tail
+from vdiskfs.delta.local import LocalDelta, open_tail
 from vdiskfs.delta.names import parse_joined, parse_slot
 from vdiskfs.delta.segments import decode_segment_head
 from vdiskfs.errors import FormatError
@@ -42,7 +42,7 @@ def bounded() -> Iterator[None]:
 
 
 def read_all(data: bytes) -> None:
-    found = open_bytes(data, where="x")
+    found = open_tail(data, where="x")
     found.zeros(), found.objects(), found.points()
     list(found.entries())
 
@@ -232,7 +232,7 @@ def test_objects_that_lie_are_refused(kind: bytes, extra: bytes) -> None:
 def test_a_reference_cannot_be_a_path() -> None:
     """An object is a number or 16 bytes: whatever they are, the name is hex of this disk."""
     raw = struct.pack("<II", 1, 1) + b"\x01" + bytes(20) + b"../../etc/passwd"
-    found = open_bytes(delta([seal_block(OBJECTS, 1, 1, 1, raw)]))
+    found = open_tail(delta([seal_block(OBJECTS, 1, 1, 1, raw)]), where="x")
     name = found.objects().ref(0).name(found.head.disk_id)
     assert name == f"segments/{found.head.disk_id}/" + b"../../etc/passwd".hex()
 

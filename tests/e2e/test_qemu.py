@@ -236,7 +236,7 @@ def acknowledged(guest: Guest) -> int:
 @pytest.mark.guest
 def test_points_have_every_block_that_a_guest_was_told_is_durable(tmp_path: Path) -> None:
     """Points cut under a running guest hold a prefix of its writes, with all acknowledged ones."""
-    with MountedSite(tmp_path, options=FAST) as site:
+    with MountedSite(tmp_path, options="epoch_interval_s = 0.4\n") as site:
         site.add_image("web01", MIB)
         site.init().mount()
         site.wait_shipped("web01")

@@ -193,3 +193,32 @@ async def test_a_point_that_is_not_there_is_not_found() -> None:
         await test.churn(3)
         with pytest.raises(NotFoundError, match="no point 9"):
             await test.log.open(9)
+
+
+async def test_long_indexes_are_read_through_pages_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With blocks and pages made tiny, everything is found through two levels."""
+    monkeypatch.setattr("vdiskfs.delta.builder.BLOCK_RAW", 700)
+    monkeypatch.setattr("vdiskfs.delta.builder.DIRECT_ROWS", 2)
+    monkeypatch.setattr("vdiskfs.delta.builder.ROWS_PER_PAGE", 3)
+    monkeypatch.setattr("vdiskfs.delta.builder.ZEROS_PER_BLOCK", 2)
+    monkeypatch.setattr("vdiskfs.delta.builder.POINTS_PER_BLOCK", 2)
+    monkeypatch.setattr("vdiskfs.delta.builder.OBJECTS_PER_BLOCK", 2)
+    monkeypatch.setattr("vdiskfs.point.piece.WHOLE", 0)
+    monkeypatch.setattr("vdiskfs.point.piece.TAIL", 0)
+    async with bench() as test:
+        test.model.writer_options = {"inline_limit": 10_000, "segment_limit": 20_000}
+        rng = random.Random(1)
+        for _ in range(34):
+            for _ in range(8):
+                page = rng.randrange(600)
+                test.model.write(page * PAGE, rng.randbytes(PAGE * rng.randrange(1, 20)))
+                test.model.discard(rng.randrange(600) * PAGE, PAGE * 3)
+            await test.publish()
+            await test.log.publish_joins()
+        log = test.fresh_log()
+        assert [point.epoch for point in await log.points()] == list(range(1, 35))
+        for epoch in (1, 16, 17, 33, 34):
+            async with await log.open(epoch) as reader:
+                await assert_point(reader, test.model.states[epoch])
+        async with await log.open(34) as reader:
+            await assert_seeks(reader, test.model.states[34])

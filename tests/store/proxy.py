@@ -76,6 +76,14 @@ class FaultProxy:
         with self._lock:
             self._faults.clear()
 
+    def hang_up(self) -> None:
+        """End every connection, stalled ones too; new ones are served without faults."""
+        self.clear()
+        self.closing.set()
+        with self._lock:
+            for client in self._sockets:
+                client.shutdown(socket.SHUT_RDWR)
+
     def take(self, method: str, path: str) -> Fault | None:
         """Return the fault that this request meets, and count it."""
         with self._lock:
@@ -106,11 +114,8 @@ class FaultProxy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.closing.set()
         self._server.shutdown()
-        with self._lock:
-            for client in self._sockets:
-                client.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
         self._server.server_close()  # joins the threads of the connections
         self._thread.join()
 
@@ -160,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, data = self._forward(body)
             self._reply(kind, status, headers, data)
 
-    do_GET = do_HEAD = do_PUT = do_DELETE = _serve
+    do_GET = do_HEAD = do_PUT = do_DELETE = _serve  # noqa: N815 - http.server's names
 
     def _start(self) -> None:
         self.upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

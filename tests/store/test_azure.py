@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import gc
 import logging
 import time
 import traceback
@@ -55,7 +56,7 @@ async def make_store(
     azure_vault: AzureVault, proxy: FaultProxy, waits: list[float]
 ) -> AsyncIterator[Make]:
     """Give what opens the vault through the proxy."""
-    made: list[Store] = []
+    made: list[AzureStore] = []
 
     async def wait(delay: float) -> None:
         waits.append(delay)
@@ -69,12 +70,17 @@ async def make_store(
     ) -> RetryingStore:
         account = Account.from_environ(environ or azure_vault.azurite.environ(proxy.port))
         inner = AzureStore(account, azure_vault.container, azure_vault.prefix, **arguments)
-        made.append(RetryingStore(inner, RetryPolicy(sleep=sleep)))
-        return made[-1]  # type: ignore[return-value]
+        made.append(inner)
+        return RetryingStore(inner, RetryPolicy(sleep=sleep))
 
     yield make
+    proxy.hang_up()
     for store in made:
+        with trio.fail_after(10):
+            while store._threads.borrowed_tokens:  # of tasks that left: each ends by itself
+                await trio.sleep(0.01)
         await store.aclose()
+    gc.collect()
 
 
 @pytest.fixture
