@@ -123,7 +123,7 @@ class ProtectedDisk:
         # From here to the end without a wait: a change is either counted now or comes as an event.
         self._replicator = replicator
         counts = live.counts()
-        if counts.changed or counts.suspect_pages or end.epoch == 0 or not trusted:
+        if counts.changed or counts.suspect_pages or replicator.distrusted or end.epoch == 0:
             replicator.touched()
 
     async def _find_end(self, remote: DiskRecord, spool: Path) -> tuple[DiskLog, ChainEnd, bool]:

@@ -101,6 +101,11 @@ class Replicator:
                 self.live.image.suspect_mark_allocated()
                 break
 
+    @property
+    def distrusted(self) -> bool:
+        """Whether what the vault holds is still to be compared with what is here."""
+        return self._distrusted.exists()
+
     def distrust(self) -> None:
         """Nothing is known of any page: all that is allocated is suspect; in a thread.
 
@@ -176,13 +181,13 @@ class Replicator:
             self.health.local_works()
 
     async def _run_pass(self) -> None:
-        if not self.live.counts().suspect_pages and not self._distrusted.exists():
+        if not self.live.counts().suspect_pages and not self.distrusted:
             return
         self.health.pass_started(first=self.stored.epoch == 0)
         if self._waiting:
             # What is compared with must hold all that was captured before.
             await self.wait_shipped()
-        while self.live.counts().suspect_pages or self._distrusted.exists():
+        while self.live.counts().suspect_pages or self.distrusted:
             if self.stored.epoch == 0:
                 self._distrusted.unlink(missing_ok=True)
                 await self.pass_.run(None)
@@ -191,7 +196,7 @@ class Replicator:
                 "reading the newest point", partial(self.points.open, self.stored.epoch)
             )
             async with reader:
-                if self._distrusted.exists():
+                if self.distrusted:
                     await self._suspect_stored(reader)
                     self._distrusted.unlink()
                 await self.pass_.run(reader)

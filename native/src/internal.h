@@ -310,6 +310,11 @@ struct vdf_core {
     pthread_rwlock_t nodes_lock;
     vdf_node *node[VDF_NODE_BUCKETS];
 
+    pthread_mutex_t sleep_lock;
+    pthread_cond_t sleep_over;
+    unsigned wanted; /* sleepers that were called; under sleep_lock */
+    _Atomic unsigned sleeping, waiting;
+
     pthread_mutex_t pending_lock;
     vdf_pending *pending[VDF_PENDING_BUCKETS];
 

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.gauges import assert_same, resident_bytes, write_at
 from tests.e2e.loopdev import attached, make_fs, make_image, mounted
-from tests.e2e.mounted import MountedSite
+from tests.e2e.mounted import PROGRAM, CommandError, MountedSite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -128,71 +129,73 @@ def test_an_unmount_while_busy_names_who_and_changes_nothing(site: MountedSite) 
 # ---- damage in the vault -------------------------------------------------------------------
 
 
-class Damaged:
-    """A vault with three points of web01 and one of other, and what each point held."""
+@dataclass(frozen=True)
+class Whole:
+    """A vault with three points of web01 and one of other, and what each point holds."""
 
-    def __init__(self, site: MountedSite, vault: Path) -> None:
-        self.site = site
+    vault: Path
+    contents: dict[int, bytes]  # by epoch
+    other: bytes
+    slots: list[str]
+    alien: str
+
+
+@pytest.fixture(scope="module")
+def whole(marked_session: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    root = tmp_path_factory.mktemp("whole")
+    # Points are made when we ask, and only then.
+    with MountedSite(root, options="epoch_interval_s = 3600\n") as site:
         for disk in ("web01", "other"):
             site.add_image(disk, MIB, os.urandom(MIB))
         site.init().mount()
         for disk in ("web01", "other"):
             site.wait_shipped(disk)
-        self.contents = [site.image("web01").read_bytes()]
+        contents = [site.image("web01").read_bytes()]
         for number in (1, 2):
             write_at(site.image("web01"), number * 65536, os.urandom(32768))
-            done = json.loads(
-                site.run(
-                    "--json", "-m", site.mountpoint, "point", "create", "web01", "--wait"
-                ).stdout
-            )
-            assert done
-            site.wait_shipped("web01")
-            self.contents.append(site.image("web01").read_bytes())
-        self.other = site.image("other").read_bytes()
-        self.epochs = [point["epoch"] for point in site.points("web01")]
-        line = vault / "disks" / site.disk("web01")["id"] / "g00000001"
-        self.slots = sorted(line.iterdir())
-        self.alien = vault / "disks" / site.disk("other")["id"] / "g00000001" / self.slots[0].name
-        site.umount("--drain")
-        shutil.rmtree(site.state)
-
-    def damage(self, do: Callable[[Path, Damaged], None]) -> Path:
-        """Damage the delta of the second point."""
-        slot = self.slots[1]
-        slot.chmod(0o600)
-        do(slot, self)
-        return slot
+            site.run("-m", site.mountpoint, "point", "create", "web01", "--wait")
+            contents.append(site.image("web01").read_bytes())
+        epochs = [point["epoch"] for point in site.points("web01")]
+        line, alien = (
+            root / "vault" / "disks" / site.disk(disk)["id"] / "g00000001"
+            for disk in ("web01", "other")
+        )
+        vault = root / "vault"
+        slots = sorted(str(path.relative_to(vault)) for path in line.iterdir())
+        return Whole(
+            vault, dict(zip(epochs, contents, strict=True)), site.image("other").read_bytes(),
+            slots, str(next(alien.iterdir()).relative_to(vault)),
+        )  # fmt: skip
 
 
-def _truncate(slot: Path, _: Damaged) -> None:
+def _truncate(slot: Path, _: Whole) -> None:
     os.truncate(slot, slot.stat().st_size - 100)
 
 
-def _flip(slot: Path, _: Damaged) -> None:
+def _flip(slot: Path, _: Whole) -> None:
     data = bytearray(slot.read_bytes())
     data[len(data) // 2] ^= 1
     slot.write_bytes(data)
 
 
-def _replace(slot: Path, of: Damaged) -> None:
-    slot.write_bytes(of.alien.read_bytes())
+def _replace(slot: Path, of: Whole) -> None:
+    slot.write_bytes((of.vault / of.alien).read_bytes())
 
 
-def _older(slot: Path, of: Damaged) -> None:
-    slot.write_bytes(of.slots[0].read_bytes())
+def _older(slot: Path, of: Whole) -> None:
+    slot.write_bytes((of.vault / of.slots[0]).read_bytes())
 
 
-def _delete(slot: Path, _: Damaged) -> None:
+def _delete(slot: Path, _: Whole) -> None:
     slot.unlink()
 
 
-def _hostile(slot: Path, _: Damaged) -> None:
+def _hostile(slot: Path, _: Whole) -> None:
     data = slot.read_bytes()
     slot.write_bytes(data[:16] + b"\xff" * (len(data) - 32) + data[-16:])
 
 
-def _hostile_end(slot: Path, _: Damaged) -> None:
+def _hostile_end(slot: Path, _: Whole) -> None:
     data = slot.read_bytes()
     slot.write_bytes(data[:-80] + b"\xff\xff\xff\xff\xff\xff\xff\x7f" * 8 + data[-16:])
 
@@ -201,37 +204,38 @@ def _hostile_end(slot: Path, _: Damaged) -> None:
     "do", [_truncate, _flip, _replace, _older, _delete, _hostile, _hostile_end]
 )
 def test_a_damaged_delta_is_named_and_never_gives_other_bytes(
-    tmp_path: Path, do: Callable[[Path, Damaged], None]
+    tmp_path: Path, whole: Whole, do: Callable[[Path, Whole], None]
 ) -> None:
     vault = tmp_path / "vault"
-    with MountedSite(tmp_path, options=FAST) as site:
-        made = Damaged(site, vault)
-        slot = made.damage(do)
+    shutil.copytree(whole.vault, vault)
+    slot = vault / whole.slots[1]  # the second point's
+    slot.chmod(0o600)
+    do(slot, whole)
+    first, *later = whole.contents
+    with MountedSite(tmp_path) as site:
         checked = site.run("--json", "vault", "check", "--read-data", "--vault", site.vault, code=6)
         problems = json.loads(checked.stdout)["problems"]
-        assert [one["object"] for one in problems] == [str(slot.relative_to(vault))]
+        assert [one["object"] for one in problems] == [whole.slots[1]]
         hurt = {epoch for one in problems for hit in one["points"] for epoch in hit["epochs"]}
-        assert hurt == set(made.epochs[1:])
+        assert hurt == set(later)
         assert "Traceback" not in checked.stderr
         # A recovery site reads what is whole, and gets errors for what is not.
         site.run(
             "mount", site.mountpoint, "--vault", site.vault, "--site", "dr", "--state", site.state
         )
         site.pid = int(site.json("status")["pid"])
-        assert site.point("other").read_bytes() == made.other
-        for number, (epoch, content) in enumerate(zip(made.epochs, made.contents, strict=True)):
-            target = tmp_path / f"{epoch}.img"
-            command = ["restore", f"web01@{epoch}", target]
-            if number == 0:
-                site.run("-m", site.mountpoint, "point", *command)
-                assert target.read_bytes() == content
-            else:
-                with pytest.raises(AssertionError) as failed:
-                    site.run("-m", site.mountpoint, "point", *command)
-                assert failed.value.returncode in (3, 6)  # type: ignore[attr-defined]
-                assert not target.exists()
-        for image, content in zip(site.point_images("web01"), made.contents, strict=False):
-            _assert_right_or_error(image, content)
+        assert site.point("other").read_bytes() == whole.other
+        target = tmp_path / "restored.img"
+        this = ("-m", site.mountpoint, "point", "restore")
+        with pytest.raises(CommandError) as failed:
+            site.run(*this, f"web01@{later[-1]}", target)
+        assert failed.value.returncode in (3, 6)
+        assert not target.exists()
+        site.run(*this, f"web01@{first}", target)
+        assert target.read_bytes() == whole.contents[first]
+        for image in site.point_images("web01"):
+            facts = json.loads((image.parent / "point.json").read_text())
+            _assert_right_or_error(image, whole.contents[facts["epoch"]])
         assert resident_bytes(site.pid, "VmHWM") < 400 * MIB
 
 
@@ -321,33 +325,18 @@ def test_a_full_state_directory_stops_no_guest_and_loses_nothing(tmp_path: Path)
 # ---- rights --------------------------------------------------------------------------------
 
 
-def test_an_image_that_this_user_may_not_read(tmp_path: Path) -> None:
-    if shutil.which("fusermount3") is None or shutil.which("setpriv") is None:
-        pytest.skip("needs fusermount3 and setpriv")
-    user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    with MountedSite(tmp_path, options=FAST) as site:
-        site.add_image("web01", MIB).chmod(0)
-        for path in (site.mountpoint, tmp_path):
-            os.chown(path, 65534, 65534)
-        parents = [path for path in tmp_path.parents if path.stat().st_mode & 0o5 != 0o5]
-        modes = {path: path.stat().st_mode for path in parents}
-        try:
-            for path in parents:
-                path.chmod(0o755)
-            site.environ |= {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
-            program = str(Path(os.sys.executable).parent / "vdiskfs")  # type: ignore[attr-defined]
-            vault = f"file://{tmp_path}/own"
-            state = tmp_path / "state"
-            subprocess.run([*user, program, "vault", "init", vault], check=True, env=site.environ)
-            done = subprocess.run(
-                [*user, program, "mount", site.source, site.mountpoint, "--vault", vault,
-                 "--state", state, "--site", "u"],
-                capture_output=True, text=True, env=site.environ, check=False, timeout=60,
-            )  # fmt: skip
-        finally:
-            for path, mode in modes.items():
-                path.chmod(mode & 0o7777)
-        assert done.returncode == 7, done.stderr
-        assert "web01.img" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not os.path.ismount(site.mountpoint)
+def test_an_image_that_this_user_may_not_read(site: MountedSite) -> None:
+    (site.source / "web01.img").chmod(0)
+    # Without these we are a user as every other: the modes of our own files hold us too.
+    limited = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    command = [
+        *limited, PROGRAM, "mount", site.source, site.mountpoint, "--vault", site.vault,
+        "--state", site.state, "--site", "u",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=site.environ, check=False, timeout=60
+    )
+    assert done.returncode == 7, done.stderr
+    assert "web01.img" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not os.path.ismount(site.mountpoint)

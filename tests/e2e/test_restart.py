@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -163,29 +164,29 @@ def test_a_first_replication_killed_again_and_again_goes_on(tmp_path: Path) -> N
     with began(tmp_path, size) as site:
         vault = tmp_path / "vault"
 
-        def progress() -> int:
-            shown = site.json("disk", "show", "web01")["progress"]
-            return int(shown["done_bytes"]) if shown else size
-
         def stored() -> int:
             return total(data_objects(vault))
 
-        moments = [
+        def in_pass(pattern: str) -> bool:
+            # A machine that is faster than we look has shipped it all.
+            return any((site.state / "disks").glob(f"*/pass/{pattern}")) or stored() >= size
+
+        moments: list[Callable[[], bool]] = [
             lambda: True,
-            lambda: any((site.state / "disks").glob("*/pass/*")),
-            lambda: any((site.state / "disks").glob("*/pass/*.part")),
+            lambda: in_pass("*"),
+            lambda: in_pass("*.part"),
             lambda: stored() > 100 * MIB,
         ]
         for number, moment in enumerate(moments):
             site.mount()
             site.wait(f"moment {number}", moment)
-            reached = (number, progress() // MIB, stored() // MIB)
-            print(f"killed at moment {reached[0]}: {reached[1]} MiB read, {reached[2]} MiB stored")
-            end_daemon(site)
+            kill_daemon(site)
+            print(f"killed at moment {number}: {stored() // MIB} MiB stored")
+            site.run("umount", site.mountpoint)
+            site.pid = 0
         site.mount().wait_shipped("web01")
         assert_latest_is_live(site)
         site.run("vault", "check", "--vault", site.vault)
-        assert len(site.points("web01")) >= 1
         print(f"{stored() // MIB} MiB stored in the end")
 
 

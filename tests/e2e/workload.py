@@ -9,6 +9,7 @@ its range for ever, as nobody knows what it did.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -316,9 +317,12 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.buffered)
-        os.close(self._direct)
-        self._memory.close()
+        # Closing fails too where the mount was pulled away.
+        with contextlib.closing(self._memory):
+            try:
+                os.close(self.buffered)
+            finally:
+                os.close(self._direct)
 
     def load(self, data: bytes) -> None:
         """Put the bytes of the next write into the buffer."""

@@ -11,6 +11,7 @@ Key signatures pass, as they do not cover the host.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import socket
@@ -82,7 +83,8 @@ class FaultProxy:
         self.closing.set()
         with self._lock:
             for client in self._sockets:
-                client.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # the other end was faster
+                    client.shutdown(socket.SHUT_RDWR)
 
     def take(self, method: str, path: str) -> Fault | None:
         """Return the fault that this request meets, and count it."""

@@ -77,7 +77,8 @@ async def make_store(
     proxy.hang_up()
     for store in made:
         with trio.fail_after(10):
-            while store._threads.borrowed_tokens:  # of tasks that left: each ends by itself
+            # Of tasks that left: each ends by itself.
+            while store._threads.borrowed_tokens:  # noqa: ASYNC110 - threads set no event
                 await trio.sleep(0.01)
         await store.aclose()
     gc.collect()
@@ -164,7 +165,7 @@ CALLS: dict[str, tuple[str, Call]] = {
 @pytest.mark.parametrize("kind", ["reset", "drop-reply", "half-upload"])
 @pytest.mark.parametrize("name", list(CALLS))
 async def test_a_lost_connection_is_not_noticed(
-    make_store: Make, proxy: FaultProxy, direct: Store, tmp_path: Path, name: str, kind: Any
+    make_store: Make, proxy: FaultProxy, direct: Store, tmp_path: Path, *, name: str, kind: Any
 ) -> None:
     """Before it was applied, after it was, or with half of it sent."""
     (tmp_path / "file").write_bytes(DATA)
@@ -280,7 +281,7 @@ async def test_a_task_that_is_cancelled_leaves_at_once(
     async with trio.open_nursery() as nursery:
         for _ in range(4):
             nursery.start_soon(store.read, "a/b")
-        while fault.fired < 2:
+        while fault.fired < 2:  # noqa: ASYNC110 - counted in a thread
             await trio.sleep(0.01)
         started = trio.current_time()
         nursery.cancel_scope.cancel()
@@ -475,7 +476,7 @@ async def test_a_clock_that_is_wrong_is_named(
         "Date": formatdate(time.time() - 7200, usegmt=True),
     }
     proxy.add(Fault("answer", "GET", status=403, headers=headers))
-    with pytest.raises(RefusedError, match="clock and the vault's differ by 7[12]"):
+    with pytest.raises(RefusedError, match=r"clock and the vault's differ by 7[12]"):
         await make_store().read("a/b")
 
 
@@ -494,6 +495,7 @@ async def test_other_answers_are_not_taken_for_a_lost_race(
     make_store: Make,
     proxy: FaultProxy,
     direct: Store,
+    *,
     status: int,
     code: str,
     kind: type[VdiskfsError],

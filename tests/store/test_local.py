@@ -312,6 +312,7 @@ async def test_what_the_disk_says_is_passed_on_and_nothing_is_stored(
     store: LocalStore,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     number: int,
     kind: type[VdiskfsError],
     hint: str,
@@ -459,5 +460,5 @@ def test_a_network_file_system_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr("vdiskfs.store.local.file_system_of", lambda path, text: kind)
-    with pytest.raises(UsageError, match="network file system|mount of vdiskfs"):
+    with pytest.raises(UsageError, match=r"network file system|mount of vdiskfs"):
         LocalStore(tmp_path)

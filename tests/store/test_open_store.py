@@ -28,9 +28,21 @@ def test_a_container_describes_itself_with_its_endpoint() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "vault", "s3://bucket/x", "file:/srv/v", "file://host/srv/v", "file://", "file://srv"]
-    + ["file:///a%00b", "azure:/c", "://x", "azure://c?sv=1&sig=SECRET", "azure://SECRET@c/p"]
-    + ["file:///srv/v#x"],
+    [
+        "",
+        "vault",
+        "s3://bucket/x",
+        "file:/srv/v",
+        "file://host/srv/v",
+        "file://",
+        "file://srv",
+        "file:///a%00b",
+        "file:///srv/v#x",
+        "azure:/c",
+        "://x",
+        "azure://c?sv=1&sig=SECRET",
+        "azure://SECRET@c/p",
+    ],
 )
 def test_what_is_not_a_vault_url_is_refused_with_the_forms(url: str) -> None:
     with pytest.raises(UsageError) as raised:

@@ -154,7 +154,7 @@ async def test_a_listing_goes_on_where_it_failed() -> None:
     expected = [f"a/{index:04}" for index in range(250)]
     for name in expected:
         await store.create(name, b"")
-    found = []
+    found: list[str] = []
     faults = [inner.fail("list")]
     async for info in store.list("a/"):
         if len(found) in (50, 150):
