@@ -7,6 +7,7 @@ write is looked up again after a few seconds. Trio thread only.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,10 +16,12 @@ from pathlib import PurePath
 import trio
 
 from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
-from vdiskfs.errors import NotFoundError
+from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.hydration import OpenedPoint, PointImages
 from vdiskfs.tree import Access, DiskName, OpenPoint, PointFacts, PointKind, PointRef
 from vdiskfs.units import NS, format_time
+
+log = logging.getLogger(__name__)
 
 STALE_S = 3.0
 """How old a list of other sites' disks and points may be, in seconds."""
@@ -76,7 +79,11 @@ class Browser:
         if found is None:
             found = self._vault.log(record)
         if trio.current_time() >= until:
-            await found.refresh()
+            try:
+                await found.refresh()
+            except DamagedError as error:
+                # What is whole is listed; what is hurt says so when it is opened.
+                log.warning("disk %s: %s", disk, error)
             self._logs[key] = (found, trio.current_time() + STALE_S)
         return found
 

@@ -294,6 +294,9 @@ async def _finish_disk(replicator: Replicator) -> None:
         await replicator.wait_shipped()
     except (VdiskfsError, OSError) as error:
         log.warning("disk %s: what changed last is not captured yet: %s", replicator.name, error)
+    except Exception:
+        # The other disks end in order all the same.
+        log.exception("disk %s: what changed last is not captured yet", replicator.name)
 
 
 def _tell_disk(event: native.Event, protection: Protection) -> None:

@@ -28,7 +28,9 @@ class MemoryStore:
     async def prepare(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def create(self, name: str, data: bytes, *, metadata: Mapping[str, str] = {}) -> str:
+    async def create(
+        self, name: str, data: bytes | bytearray | memoryview, *, metadata: Mapping[str, str] = {}
+    ) -> str:
         await self._request()
         if name in self.objects:
             raise AlreadyExistsError(f"{name}: exists")
@@ -40,7 +42,12 @@ class MemoryStore:
         return await self.create(name, path.read_bytes(), metadata=metadata)
 
     async def replace(
-        self, name: str, data: bytes, *, etag: str | None, metadata: Mapping[str, str] = {}
+        self,
+        name: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        etag: str | None,
+        metadata: Mapping[str, str] = {},
     ) -> str:
         await self._request()
         found = self.objects.get(name)
@@ -48,7 +55,9 @@ class MemoryStore:
             raise ConflictError(f"{name}: changed")
         return self.put(name, data, metadata)
 
-    def put(self, name: str, data: bytes, metadata: Mapping[str, str] = {}) -> str:
+    def put(
+        self, name: str, data: bytes | bytearray | memoryview, metadata: Mapping[str, str] = {}
+    ) -> str:
         self._stamp += 1
         self.objects[name] = (bytes(data), dict(metadata), f"e{self._stamp}")
         self.bytes_sent += len(data)

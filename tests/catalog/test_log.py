@@ -453,7 +453,8 @@ async def test_a_slot_under_another_epochs_name_is_refused() -> None:
         data, metadata, _ = test.store.objects[names[0]]
         test.store.put(names[1], data, {**metadata, "to": "2"})
         with pytest.raises(DamagedError, match="not the object|another thing") as caught:
-            await test.fresh_log().tip() and await test.fresh_log().open(3)
+            await test.fresh_log().tip()
+            await test.fresh_log().open(3)
         assert names[1] in str(caught.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,8 @@ class DiskModel:
         )
 
     def writer(self, **options: int) -> DeltaWriter:
-        return DeltaWriter(self.spool, **self.ids, **{**self.writer_options, **options})
+        chosen: dict[str, Any] = {**self.ids, **self.writer_options, **options}
+        return DeltaWriter(self.spool, **chosen)
 
     def seal(self, *, per_batch: int = 64, **facts: object) -> Spooled:
         """Seal, write the delta, remember the state."""

@@ -139,7 +139,7 @@ def test_a_page_beyond_the_disk_is_refused(model: DiskModel) -> None:
     model.write(0, b"x" * PAGE * 4)
     for add in (lambda w: w.add(model.batch([3])), lambda w: w.add_zeros(2, 2)):
         writer = model.writer()
-        add(writer)
+        add(writer)  # type: ignore[no-untyped-call]
         with pytest.raises(ValueError, match="beyond the disk"):
             writer.finish(replace(model.facts(), size=3 * PAGE))
 

@@ -46,7 +46,7 @@ def stoppable_folder(directory: Path) -> Iterator[tuple[Path, Callable[[int], No
                 server.kill()
 
 
-def _mount(mountpoint: str, source: str, flags: native.MountFlags) -> int:
+def _mount(mountpoint: str, source: str, flags: native.MountFlags = native.MountFlags.NONE) -> int:
     """Mount as `native.mount` does as root, under another type."""
     connection = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     libc = ctypes.CDLL(None, use_errno=True)

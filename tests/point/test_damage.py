@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -107,9 +108,8 @@ async def test_an_object_of_an_older_state_is_found_out() -> None:
         objects = dict(test.store.objects)
         async with bench() as other:
             other.model.ids = test.model.ids
-            other.model.digest = type(test.model)(
-                test.model.spool, **test.model.ids
-            ).digest  # fmt: skip
+            ids: dict[str, Any] = dict(test.model.ids)
+            other.model.digest = type(test.model)(test.model.spool, **ids).digest
             for epoch in range(18):
                 other.model.write(0, bytes([99 - epoch]) * 4096)
                 spooled = other.model.seal()

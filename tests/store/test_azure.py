@@ -332,7 +332,7 @@ async def test_a_file_that_shrinks_while_it_is_sent_is_not_stored(
     make_store: Make, direct: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(DATA)
-    monkeypatch.setattr("vdiskfs.store.azure._size_of", lambda path: len(DATA) + 1)
+    monkeypatch.setattr("vdiskfs.store.azure.size_of", lambda path: len(DATA) + 1)
     with pytest.raises(VdiskfsError, match="became shorter"):
         await make_store().create_from_file("a/b", tmp_path / "file")
     with pytest.raises(NotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -16,6 +17,7 @@ class IndexCache:
         """Use a directory, which is made when something is put there."""
         self._directory = directory
         self._limit = limit
+        self._size: int | None = None
 
     def get(self, name: str) -> bytes | None:
         """Return the tail of the object of that name, or None."""
@@ -28,20 +30,36 @@ class IndexCache:
         """Keep a tail; what cannot be kept is left out."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._path(name)
-            path.write_bytes(tail)
-            self._shrink()
+            if self._size is None:
+                self._size = sum(path.stat().st_size for path in self._directory.iterdir())
+            self._path(name).write_bytes(tail)
+            self._size += len(tail)
+            if self._size > self._limit:
+                self._shrink()
         except OSError:
-            return
+            self._size = None
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget tails that are not needed again: they were joined."""
+        for name in names:
+            path = self._path(name)
+            try:
+                length = path.stat().st_size
+                path.unlink()
+            except OSError:
+                continue
+            if self._size is not None:
+                self._size -= length
 
     def _path(self, name: str) -> Path:
         return self._directory / hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def _shrink(self) -> None:
+        """Drop the oldest until a quarter of the limit is free."""
         files = [(path, path.stat()) for path in self._directory.iterdir()]
-        total = sum(status.st_size for _, status in files)
+        self._size = sum(status.st_size for _, status in files)
         for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
-            if total <= self._limit:
+            if self._size <= self._limit * 3 // 4:
                 break
             path.unlink(missing_ok=True)
-            total -= status.st_size
+            self._size -= status.st_size

@@ -96,6 +96,8 @@ async def _join(
                 await trio.to_thread.run_sync(_keep, cache, name, path, head)
     info = PieceInfo(name, line.generation, level, *epochs, head.object_size, listed_of(head))
     line.replace(info)
+    if cache is not None:
+        await trio.to_thread.run_sync(cache.drop, [piece.name for piece in run])
     tables.keep(info, table, [piece.name for piece in run])
 
 

@@ -14,7 +14,7 @@ import fcntl
 import os
 import struct
 
-from vdiskfs.errors import BusyError, LocalError
+from vdiskfs.errors import BusyError, LocalError, RefusedError
 
 PERM_BASE = 100
 SHARED_BASE = 200
@@ -40,6 +40,10 @@ class ImageLock:
     def __init__(self, fd: int, name: str) -> None:
         try:
             self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise RefusedError(
+                f"{name}: this user may not read the image", hint="check its owner and mode"
+            ) from error
         except OSError as error:
             raise LocalError(f"{name}: {error.strerror}") from error
         try:

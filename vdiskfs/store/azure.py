@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import trio
 from azure.core import MatchConditions
@@ -31,14 +30,12 @@ from azure.core.exceptions import (
     ServiceRequestTimeoutError,
     ServiceResponseTimeoutError,
 )
-from azure.core.pipeline import PipelineRequest
 from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient, ContentSettings
 
 from vdiskfs.errors import (
     AlreadyExistsError,
     ConflictError,
     DamagedError,
-    LocalError,
     NotFoundError,
     RefusedError,
     UsageError,
@@ -47,6 +44,7 @@ from vdiskfs.errors import (
 )
 from vdiskfs.store.account import Account
 from vdiskfs.store.answer import Answer
+from vdiskfs.store.body import Body, size_of
 from vdiskfs.store.object import (
     READ_LIMIT,
     Bytes,
@@ -266,14 +264,14 @@ class AzureStore:
     ) -> str:  # fmt: skip
         blob = self._blob(name)
         checked = check_metadata(metadata)
-        length = _size_of(body) if isinstance(body, Path) else body.nbytes
+        length = size_of(body) if isinstance(body, Path) else body.nbytes
 
         def put() -> Mapping[str, Any]:
             if not isinstance(body, Path):
                 return upload(bytes(body))
-            with _Pieces(body, length) as pieces:
+            with Body(body, length) as sent:
                 # The SDK would read the whole body of a single Put Blob into memory.
-                return upload(b"", raw_request_hook=pieces.replace_body)
+                return upload(b"", raw_request_hook=sent.replace_body)
 
         def upload(data: bytes, **more: Any) -> Mapping[str, Any]:
             return blob.upload_blob(
@@ -390,52 +388,3 @@ def _no_answer(endpoint: str, error: AzureError) -> VdiskfsError:
     else:
         reason = "the connection was lost"
     return VaultUnreachableError(f"{host}: {reason}")
-
-
-def _size_of(path: Path) -> int:
-    with _reading(path):
-        return path.stat().st_size
-
-
-class _Pieces:
-    """A file as the body of a request, read while it is sent; stops when nobody waits."""
-
-    def __init__(self, path: Path, length: int) -> None:
-        self._path = path
-        self._length = length
-        self._missing = length
-
-    def __enter__(self) -> Self:
-        with _reading(self._path):
-            self._file = self._path.open("rb", buffering=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __len__(self) -> int:
-        """Return the length of the body; requests asks for it."""
-        return self._length
-
-    def read(self, size: int) -> bytes:
-        """Return the next piece."""
-        trio.from_thread.check_cancelled()
-        with _reading(self._path):
-            data = self._file.read(min(size, self._missing))
-        if not data and self._missing:
-            raise LocalError(f"{self._path} became shorter while it was sent")
-        self._missing -= len(data)
-        return data
-
-    def replace_body(self, request: PipelineRequest[Any]) -> None:
-        """Be the body of a request that has none; called before it is signed."""
-        request.http_request.headers["Content-Length"] = str(self._length)
-        request.http_request.data = self
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LocalError(f"{path}: {error.strerror}") from error
