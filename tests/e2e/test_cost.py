@@ -35,7 +35,7 @@ GIB, TIB = 1 << 30, 1 << 40
 COUNT = 2560
 LIMIT = int(10.6 * (1 << 20))
 # All writes of one round are one epoch, however slow the machine is at the moment.
-ONE_EPOCH = "epoch_interval_s = 2\nheartbeat_s = 3600\n"
+ONE_EPOCH = "epoch_interval_s = 4\nheartbeat_s = 3600\n"
 
 
 def wait_for_data(site: MountedSite, vault: Path, disk: str, count: int) -> None:
@@ -80,7 +80,8 @@ def test_scattered_overwrites_cost_what_changed_whatever_the_size_of_the_disk(
             assert max(small[1], large[1]) <= LIMIT
             assert abs(large[1] - small[1]) <= 0.01 * small[1]
             assert large[2] == small[2]
-        spent = {disk: statistics.median(one[0] for one in done) for disk, done in rounds.items()}
+        # The cheapest round of each: what others do on the machine only ever adds.
+        spent = {disk: min(one[0] for one in done) for disk, done in rounds.items()}
         assert spent["large"] <= 1.5 * spent["small"], spent
 
 

@@ -87,14 +87,15 @@ async def _join(
         )
         epochs = (head.from_epoch, head.to_epoch)
         name = joined_name(line.disk_id, line.generation, level, epochs)
+        info = PieceInfo(name, line.generation, level, *epochs, head.object_size, listed_of(head))
         try:
             await tables.store.create_from_file(name, path, metadata=delta_metadata(head))
         except AlreadyExistsError:
-            pass  # made by an earlier try, or by another site from the same deltas
+            # Made by an earlier try, or by another site from the same deltas.
+            info = await line.described(name) or info
         else:
             if cache is not None:
                 await trio.to_thread.run_sync(_keep, cache, name, path, head)
-    info = PieceInfo(name, line.generation, level, *epochs, head.object_size, listed_of(head))
     line.replace(info)
     if cache is not None:
         await trio.to_thread.run_sync(cache.drop, [piece.name for piece in run])

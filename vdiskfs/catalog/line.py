@@ -127,6 +127,10 @@ class Line:
             spans = rest
         return sorted(found, key=lambda piece: piece.from_epoch), spans
 
+    async def described(self, name: str) -> PieceInfo | None:
+        """Return what the vault says of one delta."""
+        return await self._piece(await self.store.stat(name))
+
     async def listed(self, level: int, span: Span) -> list[PieceInfo]:
         """List the deltas of a level that lie inside a finite span, without overlap."""
         found: list[PieceInfo] = []

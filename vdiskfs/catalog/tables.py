@@ -53,6 +53,9 @@ class Tables:
 
     async def table(self, info: PieceInfo) -> PointTable:
         """Return the points inside, oldest first."""
+        if info.level == 0 and info.listed is not None:
+            # Made at once, and not kept: a watcher sees a slot every second.
+            return make_points([point_row(info.listed)])
         table = self._tables.get(info.name)
         if table is None:
             table = await self._read(info)
@@ -75,8 +78,6 @@ class Tables:
             self._pieces.pop(name, None)
 
     async def _read(self, info: PieceInfo) -> PointTable:
-        if info.level == 0 and info.listed is not None:
-            return make_points([point_row(info.listed)])
         piece = await self.piece(info)
         if info.level == 0:
             return make_points([point_row(piece.head)])
