@@ -200,7 +200,8 @@ def test_sixteen_reads_of_a_point_that_wait_for_the_vault_slow_nobody(tmp_path: 
             site.wait_shipped(disk)
         other = site.image("other")
         median_us(other)
-        alone = median_us(other)
+        # The best of several medians: what others do on the machine only ever adds.
+        alone = min(median_us(other) for _ in range(5))
         offsets = [number * (2 << 20) for number in range(16)]
         with readers(site.point("web01"), offsets) as waiting:
             signal_server(signal.SIGSTOP)
@@ -210,7 +211,7 @@ def test_sixteen_reads_of_a_point_that_wait_for_the_vault_slow_nobody(tmp_path: 
                     process.stdin.write("\n")
                     process.stdin.flush()
                 site.wait("all wait", lambda: all(map(is_waiting, waiting)))
-                beside = median_us(other)
+                beside = min(median_us(other) for _ in range(5))
                 print(f"median {alone:.1f} us alone, {beside:.1f} us beside sixteen that wait")
                 assert all(map(is_waiting, waiting))
                 assert beside <= 1.5 * alone

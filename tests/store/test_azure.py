@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime
 import gc
 import logging
 import time
@@ -16,10 +15,10 @@ from typing import Any
 
 import pytest
 import trio
-from azure.storage.blob import generate_container_sas
 
 from tests.azurite import ACCOUNT, KEY, AzureVault
 from tests.store.proxy import Fault, FaultProxy
+from tests.store.signatures import sas, sas_environ
 from vdiskfs.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -340,24 +339,6 @@ async def test_a_file_that_shrinks_while_it_is_sent_is_not_stored(
 
 
 # ---- who may -------------------------------------------------------------------------
-
-
-def sas(azure_vault: AzureVault, permissions: str, *, lives_s: int = 3600) -> str:
-    """Sign a token for the container."""
-    return generate_container_sas(
-        ACCOUNT,
-        azure_vault.container,
-        account_key=KEY,
-        permission=permissions,
-        expiry=datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=lives_s),
-    )
-
-
-def sas_environ(azure_vault: AzureVault, port: int, token: str) -> dict[str, str]:
-    return {
-        "AZURE_STORAGE_SAS_TOKEN": token,
-        "AZURE_STORAGE_BLOB_ENDPOINT": f"http://127.0.0.1:{port}/{ACCOUNT}",
-    }
 
 
 async def test_a_token_that_may_create_is_enough_to_replicate(
