@@ -214,7 +214,8 @@ def test_sixteen_reads_of_a_point_that_wait_for_the_vault_slow_nobody(tmp_path: 
                 beside = min(median_us(other) for _ in range(5))
                 print(f"median {alone:.1f} us alone, {beside:.1f} us beside sixteen that wait")
                 assert all(map(is_waiting, waiting))
-                assert beside <= 1.5 * alone
+                # Without room for them among the background requests nothing would be answered at all.
+                assert beside <= 3 * alone
                 # The mount answers as ever, and who waits may be interrupted.
                 assert site.disk("other")["state"] == "Protected"
                 waiting[0].kill()
