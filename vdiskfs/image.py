@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdiskfs import native
-from vdiskfs.delta import DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
+from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.errors import LocalError
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,11 @@ class ChainEnd:
     digest: bytes
     size: int
     time_ns: int
+
+    @staticmethod
+    def of(head: DeltaHead) -> ChainEnd:
+        """Return the end that a captured delta makes."""
+        return ChainEnd(head.generation, head.to_epoch, head.to_digest, head.size, head.time_ns)
 
 
 class LiveImage:

@@ -244,7 +244,7 @@ class Replicator:
         head = spooled.head
         self._waiting.append(spooled)
         self.spooled_bytes += head.stored_bytes
-        self.end = ChainEnd(head.generation, head.to_epoch, head.to_digest, head.size, head.time_ns)
+        self.end = ChainEnd.of(head)
 
     def _announce(self) -> None:
         """The spool has gained or lost a delta: whoever waits looks again."""
@@ -264,9 +264,7 @@ class Replicator:
 
     async def _shipped(self, spooled: Spooled) -> None:
         head = spooled.head
-        self.stored = ChainEnd(
-            head.generation, head.to_epoch, head.to_digest, head.size, head.time_ns
-        )
+        self.stored = ChainEnd.of(head)
         # Known durably before the spool lets go of it. A cancel must not come in between.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._published, spooled)
@@ -311,7 +309,7 @@ def spool_end(spool: Path, end: ChainEnd) -> ChainEnd:
         except FormatError:
             break
         if (head.from_epoch, head.from_digest) == (end.epoch, end.digest):
-            end = ChainEnd(head.generation, head.to_epoch, head.to_digest, head.size, head.time_ns)
+            end = ChainEnd.of(head)
     return end
 
 
