@@ -55,3 +55,9 @@ The way of one recovery point
     (``point.PointReader.read_pages``), fills them in (``native.Image.fill``) and lets the read
     run again (``native.Image.answer``).
 """
+
+import os
+
+# numpy's OpenBLAS starts a thread for each processor, which spins before it sleeps: a fifth of
+# the time of a short command. Nothing here multiplies matrices.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

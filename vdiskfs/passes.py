@@ -170,11 +170,9 @@ def _select(batch: native.Batch, wanted: native.BoolArray) -> PageBatch:
     """Return the wanted pages of a batch, their data back to back."""
     if wanted.all():
         return PageBatch(batch.pageno, batch.sum, batch.zero, batch.data)
-    pages = np.frombuffer(batch.data, np.uint8).reshape(-1, PAGE_SIZE)
-    data = pages[wanted[~batch.zero]]
-    return PageBatch(
-        batch.pageno[wanted],
-        batch.sum[wanted],
-        batch.zero[wanted],
-        memoryview(data.reshape(-1).data),
-    )
+    kept = wanted[~batch.zero]
+    data = batch.data
+    if not kept.all():
+        pages = np.frombuffer(batch.data, np.uint8).reshape(-1, PAGE_SIZE)
+        data = memoryview(pages[kept].reshape(-1).data)
+    return PageBatch(batch.pageno[wanted], batch.sum[wanted], batch.zero[wanted], data)

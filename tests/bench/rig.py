@@ -60,21 +60,28 @@ class Mount:
         while time.monotonic() < end:
             if self.disk(name)["usable_point_age_s"] is not None:
                 return
-            time.sleep(0.1)
+            # Each question costs the daemon some milliseconds of what is measured.
+            time.sleep(0.5)
         raise TimeoutError(f"no recovery point of {name} within {timeout_s} s")
+
+
+def make_vault(root: Path) -> None:
+    """Make the folder vault that ``vdiskfs`` mounts with."""
+    root.mkdir(exist_ok=True)
+    call(VDISKFS, "--quiet", "vault", "init", f"file://{root / 'vault'}")
 
 
 @contextmanager
 def vdiskfs(
     root: Path, source: Path, settings: str = "", *, drain: bool = False
 ) -> Iterator[Mount]:
-    """Mount a source with a new folder vault under ``root``; unmounted at the end."""
-    root.mkdir()
+    """Mount a source with a folder vault under ``root``, made if absent; unmounted at the end."""
     vault, mountpoint = root / "vault", root / "mnt"
-    mountpoint.mkdir()
+    mountpoint.mkdir(parents=True)
     config = root / "vdiskfs.conf"
     config.write_text(settings, encoding="utf-8")
-    call(VDISKFS, "--quiet", "vault", "init", f"file://{vault}")
+    if not vault.exists():
+        make_vault(root)
     options: list[str | Path] = ["--state", root / "state", "--config", config, "--site", "bench"]
     call(VDISKFS, "--quiet", "mount", source, mountpoint, "--vault", f"file://{vault}", *options)
     try:

@@ -34,7 +34,8 @@ class Client:
         self._check_listens()
         self._http = httpx.Client(
             base_url="http://vdiskfs",
-            transport=httpx.HTTPTransport(uds=entry.socket),
+            # No TLS on a Unix socket: else httpx would read the host's certificates.
+            transport=httpx.HTTPTransport(uds=entry.socket, verify=False),
             timeout=httpx.Timeout(answer_s, connect=CONNECT_S),
             trust_env=False,
         )

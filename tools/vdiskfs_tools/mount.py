@@ -47,8 +47,9 @@ def mount(
     source, mountpoint = (None, *paths) if len(paths) == 1 else paths
     settings = _settings(call.vault, source, mountpoint, **wanted)
     _check(settings)
-    _check_vault(settings.vault)
     if dry_run:
+        # Else the daemon looks, before it mounts: once is enough.
+        _check_vault(settings.vault)
         _show(call, settings, {"dry_run": True})
         return
     from vdiskfs_tools import launch

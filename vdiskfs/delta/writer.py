@@ -86,12 +86,11 @@ class DeltaWriter:
         level: int = DEFAULT_LEVEL,
         segment_limit: int = SEGMENT_LIMIT,
         inline_limit: int | None = None,
-        threads: int = 0,
     ) -> None:
         """Create the files in ``directory``, which must exist."""
         self._directory = directory
         self._ids = (vault_id, disk_id, writer_id)
-        self._encoder = FrameEncoder(level, threads)
+        self._encoder = FrameEncoder(level)
         self._segment_limit = segment_limit
         self._inline_limit = segment_limit if inline_limit is None else inline_limit
         self._temporary = directory / f"{uuid.uuid4().hex}.tmp"

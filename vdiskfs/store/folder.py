@@ -104,6 +104,36 @@ class Folder:
             os.fsync(parent)
             return etag_of(info)
 
+    def adopt(self, name: str, path: Path, metadata: Mapping[str, str]) -> str | None:
+        """Make the file at ``path`` an object under a second name, durable, and return its etag.
+
+        None where it cannot be: on another file system, or one that links no file of ours.
+        """
+        with self._reported(name), self._parent(name, create=True) as (parent, base):
+            if exists(parent, base):
+                raise AlreadyExistsError(f"{name} exists already")
+            try:
+                file = os.open(path, os.O_RDWR | _FILE)
+            except OSError:
+                return None
+            try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    return None
+                set_metadata(file, metadata)
+                info = seal(file, 0)
+                # By descriptor: what was sealed is what gets the name.
+                os.link(f"/proc/self/fd/{file}", base, dst_dir_fd=parent, follow_symlinks=True)
+            except FileExistsError:
+                raise AlreadyExistsError(f"{name} exists already") from None
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT):
+                    return None
+                raise
+            finally:
+                os.close(file)
+            os.fsync(parent)
+            return etag_of(info)
+
     def replace(self, name: str, fill: Fill, etag: str, metadata: Mapping[str, str]) -> str:
         """Swap an object if its etag is ``etag``; durable on return. Raises LockedError."""
         with self._reported(name), self._lock():

@@ -84,12 +84,14 @@ class LocalStore:
     async def create_from_file(
         self, name: str, path: Path, *, metadata: Mapping[str, str] = {}
     ) -> str:
-        """See `Store`: the kernel copies."""
+        """See `Store`: a second name of the file where it can have one, else the kernel copies."""
         check_name(name)
         kept = check_metadata(metadata)
         await self._clean()
         fill = fill_from(path, trio.from_thread.check_cancelled)
-        etag = await self._run(lambda: self._folder.create(name, fill, kept))
+        etag = await self._run(lambda: self._folder.adopt(name, path, kept))
+        if etag is None:
+            etag = await self._run(lambda: self._folder.create(name, fill, kept))
         self.bytes_sent += int(etag.rpartition("-")[2], 16)
         return etag
 

@@ -92,6 +92,8 @@ class Store(Protocol):
     ) -> str:
         """Store a file's bytes as a new object, memory bounded, and return its etag.
 
+        The file must not be changed afterwards: a folder may give it a second name.
+
         Raises:
             AlreadyExistsError: the name is taken.
             LocalError: the file cannot be read.
