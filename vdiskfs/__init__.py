@@ -31,6 +31,7 @@ The modules, from the top
     crypto        digests, and the place of encryption
     native        the C core (native/): data requests, tracking; the only file that touches ffi
     config, units, errors
+    crash         crash hooks, for tests
 
 The way of one write
     A guest's WRITE is read from /dev/fuse by a thread of the C core, which looks up the

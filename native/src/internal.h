@@ -136,6 +136,18 @@ void vdf_gate_release(vdf_gate *gate);
 uint64_t vdf_gate_flip(vdf_gate *gate, uint64_t epoch);
 void vdf_gate_wait(vdf_gate *gate, uint64_t phase);
 
+/* ---- crash ------------------------------------------------------------------ */
+
+extern bool vdf_crash_armed;
+void vdf_crash_at(const char *name);
+
+/* Passes a crash hook (crash.c): `name` says what is durable now. */
+static inline void vdf_crash(const char *name)
+{
+    if (__builtin_expect(vdf_crash_armed, 0))
+        vdf_crash_at(name);
+}
+
 /* ---- track ------------------------------------------------------------------ */
 
 typedef struct vdf_track_head {
