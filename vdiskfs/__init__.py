@@ -17,7 +17,7 @@ The modules, from the top
     protection    which files are disks
     disk          one protected disk, from start to stop
     tree          the names of the mount
-    replicator    when to seal, what waits, what was shipped
+    replicator    when to seal, what waits, what was shipped; stride: how long an epoch lasts
     passes        what suspect pages hold
     hydration     images of points, filled when they are read
     catalog       what the vault holds: disks, points; publishing, joining, checking

@@ -306,7 +306,8 @@ def _tell_disk(event: native.Event, protection: Protection) -> None:
     if event.kind is EventKind.DIRTY:
         disk.replicator.touched()
     elif event.kind is EventKind.ABANDONED:
-        log.warning("disk %s: an epoch is given up: %s", disk.name, os.strerror(event.error))
+        level = logging.INFO if event.error == errno.EFBIG else logging.WARNING
+        log.log(level, "disk %s: an epoch is given up: %s", disk.name, os.strerror(event.error))
     elif event.kind is EventKind.SYNC_FAILED:
         log.error("disk %s: syncing the image failed: %s", disk.name, os.strerror(event.error))
 

@@ -24,6 +24,10 @@ class EpochGivenUpError(LocalError):
     """The frozen epoch could not be kept; its pages count to the running one. No point."""
 
 
+class EpochOutrunError(EpochGivenUpError):
+    """The guest overwrote more of the frozen epoch than copying it is worth."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChainEnd:
     """The newest captured epoch of a disk: what the next delta starts from."""
@@ -75,6 +79,7 @@ class LiveImage:
         to the running epoch, and nothing is left in the spool.
 
         Raises:
+            EpochOutrunError: the guest overwrote more of the epoch than may be preserved.
             EpochGivenUpError: a change of the guest's could not be preserved, or reading the
                 image or writing the spool failed.
         """
@@ -84,14 +89,17 @@ class LiveImage:
         except BaseException as error:
             writer.abandon()
             self.image.abandon()
-            if isinstance(error, OSError):
-                reason = (
-                    "a request changed more than could be preserved"
-                    if error.errno == errno.ECANCELED
-                    else f"{error.strerror or error}"
-                )
-                raise EpochGivenUpError(f"epoch {seal.epoch} was given up: {reason}") from error
-            raise
+            if not isinstance(error, OSError):
+                raise
+            given_up = f"epoch {seal.epoch} was given up"
+            if error.errno == errno.EFBIG:
+                raise EpochOutrunError(f"{given_up}: changes outran its capture") from error
+            reason = (
+                "what a request overwrote could not be preserved"
+                if error.errno == errno.ECANCELED
+                else f"{error.strerror or error}"
+            )
+            raise EpochGivenUpError(f"{given_up}: {reason}") from error
         self.image.forget()
         return spooled
 

@@ -28,10 +28,11 @@ from vdiskfs.catalog.publish import upload_segments
 from vdiskfs.delta import Spooled, open_spooled, remove_spooled
 from vdiskfs.errors import FormatError, LocalError, StateError
 from vdiskfs.health import Health, State
-from vdiskfs.image import ChainEnd, EpochGivenUpError, LiveImage
+from vdiskfs.image import ChainEnd, EpochGivenUpError, EpochOutrunError, LiveImage
 from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.point import PointReader
 from vdiskfs.state import sync_directory
+from vdiskfs.stride import Stride
 from vdiskfs.units import NS, PAGE_SIZE, REGION_SIZE
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Replicator:
         self.stored = end
         self.end = end
         self.pace = pace
+        self.stride = Stride(pace.epoch_interval_s)
         self.health = health
         self.pass_ = SuspectPass(live, directory / "pass", make_writer, self._upload_part)
         self._spool = directory / "spool"
@@ -153,15 +155,29 @@ class Replicator:
         while True:
             await self._dirty.wait()
             if not self.live.counts().suspect_pages:
-                await trio.sleep(self.pace.epoch_interval_s)
+                await trio.sleep(self.stride.interval_s)
             await self._wait_room()
             try:
-                await self.seal_if_changed()
+                await self._seal_in_stride()
+            except EpochOutrunError as error:
+                self.stride.outrun()
+                log.info("disk %s: %s; next in %.0f s", self.name, error, self.stride.interval_s)
+                self._dirty.set()
             except (LocalError, OSError) as error:
                 # The local disk failed or is full: nothing is lost, the pages stay marked.
                 self.health.local_failed(str(error))
                 self._dirty.set()
                 await trio.sleep(max(1.0, self.pace.epoch_interval_s))
+
+    async def _seal_in_stride(self) -> None:
+        track = self.live.track
+        track.set_budget(self.stride.budget_pages)
+        try:
+            await self.seal_if_changed()
+        finally:
+            # Points that somebody asked for are made whatever they cost.
+            track.set_budget(None)
+        self.stride.kept()
 
     async def _wait_room(self) -> None:
         """Wait until the spool takes another epoch; meanwhile epochs merge."""

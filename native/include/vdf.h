@@ -251,6 +251,12 @@ uint64_t vdf_track_epoch(const vdf_track *track);
  */
 int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size);
 
+/*
+ * Sets how many pages of one frozen epoch are preserved before it is given up; from now
+ * on, the epoch that is frozen now included. Without it there is no such bound.
+ */
+void vdf_track_set_budget(vdf_track *track, uint64_t pages);
+
 typedef struct vdf_track_counts {
     uint64_t epoch;        /* the running one */
     uint64_t dirty_pages;  /* changed in the running epoch */
@@ -295,7 +301,8 @@ typedef struct vdf_batch {
  * The next frozen pages from *cursor (a page number) on, in order, as they were
  * at the seal; moves *cursor. A chunk is never split between two batches. The
  * last page is padded with zeros. Pages at or beyond the sealed size are left
- * out. count 0: no more. -ECANCELED: the epoch was given up.
+ * out. count 0: no more. -ECANCELED: the epoch was given up; -EFBIG: it was because
+ * changes outran the capture (vdf_track_set_budget, or one request of more than 16 MiB).
  */
 int vdf_capture_next(vdf_image *image, uint64_t *cursor, vdf_batch *batch);
 

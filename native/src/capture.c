@@ -134,8 +134,9 @@ int vdf_capture_next(vdf_image *image, uint64_t *cursor, vdf_batch *batch)
     source from = {.image = image, .track = track, .frozen = true, .size = track->sealed_size};
     int error = fill(&from, &track->dirty[frozen & 1], cursor, batch);
     /* A change gives the epoch up before it overwrites: seen here, or it came later. */
-    if (error == 0 && atomic_load(&track->abandoned) != 0)
-        return -ECANCELED;
+    uint32_t abandoned = atomic_load(&track->abandoned);
+    if (error == 0 && abandoned != 0)
+        return abandoned == EFBIG ? -EFBIG : -ECANCELED;
     return error;
 }
 

@@ -26,7 +26,9 @@ void vdf_track_notify(vdf_image *image, vdf_track *track)
 
 void vdf_track_give_up(vdf_image *image, vdf_track *track, int error)
 {
-    if (atomic_exchange(&track->abandoned, 1) == 0)
+    uint32_t none = 0;
+
+    if (atomic_compare_exchange_strong(&track->abandoned, &none, (uint32_t)-error))
         vdf_event_post(image->core, VDF_EVENT_ABANDONED, -error, image->cookie, 0, 0);
 }
 
@@ -51,13 +53,16 @@ void vdf_change_end(vdf_change *change)
     vdf_gate_leave(&change->image->gate, change->ticket);
 }
 
+/* Pages copied at a time: on the stack, and in the processor's cache. */
+#define COPY_PAGES 64
+
 /* Copies count pages to `preserve`; what lies beyond the end of the file stays a hole there. */
 static int copy_pages(const vdf_change *change, uint64_t page, uint64_t count)
 {
-    uint8_t block[16 * VDF_PAGE_SIZE];
+    uint8_t block[COPY_PAGES * VDF_PAGE_SIZE];
 
     while (count > 0) {
-        uint64_t step = vdf_min(count, 16);
+        uint64_t step = vdf_min(count, COPY_PAGES);
         int64_t got = vdf_file_read(change->image->inner_fd, page * VDF_PAGE_SIZE,
                                     step * VDF_PAGE_SIZE, block);
         if (got < 0)
@@ -103,7 +108,9 @@ static void preserve(vdf_change *change, uint64_t frozen_epoch, uint64_t page, u
     while (atomic_load(&track->abandoned) == 0 &&
            (count = next_needed(track, frozen, all, &page, end)) != 0) {
         copied += count;
-        int error = copied > VDF_PRESERVE_BOUND ? -EFBIG : copy_pages(change, page, count);
+        uint64_t held = atomic_load(&track->preserved.set) + count;
+        bool outrun = copied > VDF_PRESERVE_BOUND || held > atomic_load(&track->budget);
+        int error = outrun ? -EFBIG : copy_pages(change, page, count);
         if (error != 0) {
             vdf_track_give_up(change->image, track, error);
             return;

@@ -174,7 +174,8 @@ struct vdf_track {
     _Atomic uint64_t epoch;
     _Atomic uint64_t frozen_epoch; /* 0: none. Set before the flip, reset before the clean-up */
     _Atomic uint32_t drained;      /* the frozen epoch's tickets are all back */
-    _Atomic uint32_t abandoned;
+    _Atomic uint32_t abandoned;    /* 0, or the errno for which the frozen epoch was given up */
+    _Atomic uint64_t budget;       /* pages that one frozen epoch may have preserved */
     _Atomic uint32_t notified;
     _Atomic uint32_t overflow;
     uint32_t sealed_known; /* under size_lock */

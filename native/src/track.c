@@ -158,6 +158,7 @@ int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_tra
     if (track == NULL)
         return -ENOMEM;
     track->preserve = -1;
+    atomic_store(&track->budget, UINT64_MAX);
     track->dirty[0].fd = track->dirty[1].fd = track->preserved.fd = track->suspect.fd = -1;
     pthread_mutex_init(&track->admin, NULL);
     pthread_mutex_init(&track->grow_lock, NULL);
@@ -206,6 +207,11 @@ void vdf_track_close(vdf_track *track)
 uint64_t vdf_track_epoch(const vdf_track *track)
 {
     return atomic_load(&track->epoch);
+}
+
+void vdf_track_set_budget(vdf_track *track, uint64_t pages)
+{
+    atomic_store(&track->budget, pages);
 }
 
 int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size)
@@ -316,7 +322,7 @@ void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out)
     out->frozen = frozen != 0;
     out->changed = out->dirty_pages != 0 || vdf_load(&track->head->changed[epoch & 1]) != 0;
     out->overflow = atomic_load(&track->overflow);
-    out->abandoned = atomic_load(&track->abandoned);
+    out->abandoned = atomic_load(&track->abandoned) != 0;
 }
 
 int vdf_suspect_mark(vdf_image *image, uint64_t offset, uint64_t length)

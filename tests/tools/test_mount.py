@@ -141,10 +141,10 @@ REFUSALS: dict[str, Refusal] = {
     "site": (["{mp}", "--site", "A B", "--vault", "{vault}"], 2, "name of a site"),
     "config absent": (["{mp}", "--config", "{mp}/c", "--vault", "{vault}"], 3, "configuration"),
     "config wrong": (["{mp}", "--config", "{file}", "--vault", "{vault}"], 2, "not TOML"),
-    "vault malformed": (["{mp}", "--vault", "/srv/vault"], 2, "file:///"),
-    "vault unknown": (["{mp}", "--vault", "s3://x"], 2, "vault URL"),
-    "vault absent": (["{mp}", "--vault", "{vault}x"], 3, "vault init"),
-    "vault newer": (["{mp}", "--vault", "{newer}"], 6, "newer"),
+    "vault malformed": (["{mp}", "--dry-run", "--vault", "/srv/vault"], 2, "file:///"),
+    "vault unknown": (["{mp}", "--dry-run", "--vault", "s3://x"], 2, "vault URL"),
+    "vault absent": (["{mp}", "--dry-run", "--vault", "{vault}x"], 3, "vault init"),
+    "vault newer": (["{mp}", "--dry-run", "--vault", "{newer}"], 6, "newer"),
     "nul": (["{mp}\0", "--vault", "{vault}"], 2, "NUL"),
 }
 

@@ -418,6 +418,10 @@ class Track(_Closing):
         """Number the running epoch; ``base_size``: bytes of the disk at its start."""
         _check(lib.vdf_track_set_epoch(self.handle, epoch, base_size), "epoch")
 
+    def set_budget(self, pages: int | None) -> None:
+        """Say how many pages a frozen epoch may have preserved before it is given up."""
+        lib.vdf_track_set_budget(self.handle, 2**64 - 1 if pages is None else pages)
+
     def counts(self) -> TrackCounts:
         """Return what the track holds now."""
         out = ffi.new("vdf_track_counts *")
@@ -470,7 +474,8 @@ class PageReader:
         """Return the next pages, or None at the end. Valid until the next call.
 
         Raises:
-            OSError: ECANCELED, the epoch was given up; or reading failed.
+            OSError: ECANCELED, the epoch was given up; EFBIG, changes outran the capture; or
+                reading failed.
         """
         _check(self._next(self._image.handle, self._cursor, self._batch), "capture")
         count = self._batch.count
