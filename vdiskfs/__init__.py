@@ -12,6 +12,7 @@ The modules, from the top
     daemon        builds the objects, one nursery, shuts down in order
     control, api  what the control socket offers; HTTP over a Unix socket
     fs            pyfuse3's handlers: look-ups, errnos
+    takeover      a connection, from one daemon to the next
     browse        recovery points as the tree shows them
     monitor       the documents of status
     protection    which files are disks
@@ -32,6 +33,8 @@ The modules, from the top
     native        the C core (native/): data requests, tracking; the only file that touches ffi
     config, units, errors
     crash         crash hooks, for tests
+    fdstore       descriptors that outlive the daemon
+    keeper        the process that keeps them, and starts the daemon again
 
 The way of one write
     A guest's WRITE is read from /dev/fuse by a thread of the C core, which looks up the

@@ -77,6 +77,9 @@ class Control(Protocol):
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """Unmount; the daemon ends."""
 
+    async def upgrade(self) -> Document:
+        """Let a successor take the mount over; the daemon ends."""
+
 
 def application(control: Control) -> Starlette:  # noqa: C901 (a straight list of routes)
     """Return the routes over one daemon."""
@@ -128,6 +131,9 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
         body = await _body(request)
         return await control.unmount(drain=body.get("drain") is True, lazy=body.get("lazy") is True)
 
+    async def upgrade(_: Request) -> Document:
+        return await control.upgrade()
+
     get, post = ["GET"], ["POST"]
     return Starlette(
         routes=[
@@ -140,6 +146,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/disks/{name}/points", _route(points), methods=get),
             Route("/v1/disks/{name}/points/{point}", _route(point), methods=get),
             Route("/v1/points", _route(create_points), methods=post),
+            Route("/v1/upgrade", _route(upgrade), methods=post),
             Route("/v1/umount", _route(unmount), methods=post),
         ]
     )

@@ -27,6 +27,7 @@ class MountControl:
     def __init__(
         self, settings: MountSettings, protection: Protection, browser: Browser,
         unmount: Callable[..., Awaitable[Document]], vault_error: Callable[[], str | None],
+        hand_over: Callable[[], Awaitable[Document]],
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
         self._settings = settings
@@ -34,6 +35,7 @@ class MountControl:
         self._browser = browser
         self._unmount = unmount
         self._vault_error = vault_error
+        self._hand_over = hand_over
 
     async def status(self) -> Document:
         """Return the document of ``vdiskfs status --json``."""
@@ -111,6 +113,10 @@ class MountControl:
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """Unmount; the daemon ends."""
         return await self._unmount(drain=drain, lazy=lazy)
+
+    async def upgrade(self) -> Document:
+        """Let a successor take the mount over; the daemon ends."""
+        return await self._hand_over()
 
 
 def _time(what: str, text: str, now_ns: int) -> int | None:

@@ -2,7 +2,12 @@
 
     python -m vdiskfs.daemon --settings-fd N [--ready-fd M] [--foreground]
 
-Order of the start: state directory, vault, mount, disks (tracked before anybody can write
+A successor (of a daemon that died, or handed the mount over) finds descriptors that its
+predecessor gave away (vdiskfs.fdstore): it serves the same connection, and what it needs for
+that is on this host; the vault is asked afterwards. Whatever goes wrong from the moment the
+descriptors are kept ends the process and nothing else: the next one resumes.
+
+Order of the first start: state directory, vault, mount, disks (tracked before anybody can write
 through the mount), names, control socket. Order of the end: the mount is gone, so nobody
 writes; what changed is sealed and captured; what can be shipped soon is shipped; the images
 are synced; the clean end is noted last. What was not shipped is in the spool.
@@ -28,7 +33,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import pyfuse3
 import trio
@@ -39,8 +44,17 @@ from vdiskfs.browse import Browser
 from vdiskfs.catalog import SiteRecord, Vault
 from vdiskfs.config import MountSettings, vault_environ
 from vdiskfs.control import MountControl
+from vdiskfs.crash import hook
 from vdiskfs.disk import Site
-from vdiskfs.errors import BusyError, LocalError, RefusedError, UsageError, VdiskfsError
+from vdiskfs.errors import (
+    BusyError,
+    LocalError,
+    RefusedError,
+    StateError,
+    UsageError,
+    VdiskfsError,
+)
+from vdiskfs.fdstore import HANDED_OVER, FdStore, take_descriptors
 from vdiskfs.fs import MAX_TASKS, OPTIONS, Operations
 from vdiskfs.hydration import PointImages
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
@@ -49,7 +63,8 @@ from vdiskfs.registry import MountEntry, remove_entry, write_entry
 from vdiskfs.replicator import Pace, Replicator
 from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint, users_of
 from vdiskfs.store import open_store
-from vdiskfs.tree import Namespace, open_source
+from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
+from vdiskfs.tree import Handover, Namespace, Nodes, open_source
 from vdiskfs.units import format_time
 
 log = logging.getLogger(__name__)
@@ -67,6 +82,9 @@ FINAL_SHIP_S = 5.0
 
 ANSWER_S = 3.0
 """How long the end waits for the control socket to give its last answers."""
+
+HAND_OVER_MS = 5000
+"""How long a daemon that hands over waits for names to be answered; the rest is asked again."""
 
 RESTART_S = 5.0
 """Seconds before a task that failed is started again."""
@@ -86,6 +104,10 @@ class Daemon:
         self._vault_error: str | None = None
         self._cookies = itertools.count(1)
         self._started = format_time(time.time_ns())
+        self._store = FdStore.take()
+        self._kept = take_descriptors()
+        self._settled = False  # a successor could resume
+        self._leaving = trio.Event()
 
     async def run(self, ready: _Ready) -> None:
         """Mount, tell that it is ready, serve until unmounted.
@@ -95,24 +117,44 @@ class Daemon:
         """
         settings = self._settings
         async with contextlib.AsyncExitStack() as stack:
-            source = open_source(settings.source) if settings.source is not None else None
-            mountpoint = open_mountpoint(settings.mountpoint)
-            stack.callback(os.close, mountpoint)
+            kept = take_over(self._kept, self._store)
+            if kept is not None and settings.source is not None:
+                source: int | None = kept.source
+            else:
+                source = open_source(settings.source) if settings.source is not None else None
+            mountpoint = None if kept is not None else open_mountpoint(settings.mountpoint)
+            if mountpoint is not None:
+                stack.callback(os.close, mountpoint)
             state = await trio.to_thread.run_sync(StateDirectory.open, Path(settings.state))
             stack.callback(state.close)
-            vault = await stack.enter_async_context(_open_vault(settings, state))
-            fuse_fd = await trio.to_thread.run_sync(_mount, settings)
+            vault = await stack.enter_async_context(_open_vault(settings, state, kept))
+            if kept is not None:
+                fuse_fd = kept.connection
+                self._settled = True
+                self._over = settings.over
+            else:
+                fuse_fd = await trio.to_thread.run_sync(_mount, settings)
             stack.callback(_unmount_left, settings.mountpoint)
-            seal_mountpoint(mountpoint)
+            if mountpoint is not None:
+                seal_mountpoint(mountpoint)
             flags = CoreFlags.ALLOW_MMAP if settings.options.allow_mmap else CoreFlags.NONE
             core = native.Core(fuse_fd, settings.options.workers, flags)
             stack.callback(core.close)
-            await self._serve(core, source, state, vault, ready)
+            if kept is not None:
+                core.resume(kept.init)
+            try:
+                await self._serve(core, fuse_fd, source, state, vault, ready)
+            except BaseException as failure:
+                if self._settled and not self._ended.is_set():
+                    # Nothing is answered and nothing unmounted: a successor goes on.
+                    log.critical("the daemon failed", exc_info=failure)
+                    _leave(1)
+                raise
             state.end_clean()
 
     async def _serve(
-        self, core: native.Core, source: int | None, state: StateDirectory, vault: Vault,
-        ready: _Ready,
+        self, core: native.Core, fuse_fd: int, source: int | None, state: StateDirectory,
+        vault: Vault, ready: _Ready,
     ) -> None:  # fmt: skip
         options = self._settings.options
         images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
@@ -121,13 +163,19 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             protection = Protection(site, options.patterns, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
-            namespace = Namespace(core, source, protection, browser)
-            nursery.start_soon(self._watch_core, core, protection, images, nursery)
+            handover = Handover(self._store)
+            handover.load(self._kept)
+            namespace = Namespace(core, source, protection, browser, handover=handover)
+            resumed = self._settled
+            nursery.start_soon(self._watch_core, core, protection, images, namespace.nodes, nursery)
             if namespace.disks is not None:
-                await protection.start(namespace.disks, protect=self._settings.protect)
+                if resumed:
+                    await protection.resume(namespace.disks)
+                else:
+                    await protection.start(namespace.disks, protect=self._settings.protect)
             control = MountControl(
                 self._settings, protection, browser, self._unmount_for(protection),
-                lambda: self._vault_error,
+                lambda: self._vault_error, self._hand_over,
             )  # fmt: skip
             pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
             nursery.start_soon(self._names)
@@ -138,7 +186,13 @@ class Daemon:
             )  # fmt: skip
             nursery.start_soon(_keep, "the heartbeat", partial(self._heartbeat, vault, protection))
             nursery.start_soon(self._signals)
-            await self._announce(state, ready)
+            nursery.start_soon(self._leave_when_told, core)
+            if resumed and namespace.disks is not None:
+                nursery.start_soon(partial(
+                    protection.start, namespace.disks, protect=self._settings.protect, patient=True
+                ))  # fmt: skip
+            await self._announce(state, ready, resumed=resumed)
+            self._settle(core, fuse_fd, source, vault)
             await self._ended.wait()
             await self._finish(protection)
             self._finished.set()
@@ -155,23 +209,53 @@ class Daemon:
     def _next_cookie(self) -> int:
         return next(self._cookies)
 
-    async def _announce(self, state: StateDirectory, ready: _Ready) -> None:
+    def _settle(self, core: native.Core, fuse_fd: int, source: int | None, vault: Vault) -> None:
+        """Give a successor what it needs, and say that the mount serves."""
+        if self._store is None:
+            return
+        if not self._settled:
+            give_away(
+                self._store, fuse_fd, source, Session(core.init_request, vault.vault_id,
+                vault.created), can_resend=core.can_resend,
+            )  # fmt: skip
+            hook("connection.kept")
+            self._settled = True
+        self._store.ready(f"{self._settings.mountpoint} is served")
+
+    async def _hand_over(self) -> Mapping[str, object]:
+        """Let a successor take the mount over: `upgrade`."""
+        if self._store is None or not self._settled:
+            raise StateError(
+                f"{self._settings.mountpoint}: nobody keeps the mount while the daemon is replaced",
+                hint="unmount and mount again when no machine runs",
+            )
+        self._leaving.set()
+        return {"pid": os.getpid(), "version": version("vdiskfs")}
+
+    async def _leave_when_told(self, core: native.Core) -> None:
+        await self._leaving.wait()
+        left = await trio.to_thread.run_sync(core.pause, HAND_OVER_MS)
+        log.info("the mount is handed over; %d requests for names go with it", left)
+        _leave(HANDED_OVER)
+
+    async def _announce(self, state: StateDirectory, ready: _Ready, *, resumed: bool) -> None:
         """Wait until the mount answers, then tell everybody."""
         settings = self._settings
         await trio.to_thread.run_sync(os.stat, settings.mountpoint)
-        if settings.over:
+        if settings.over and not resumed:
             await trio.to_thread.run_sync(_bind_over, settings)
             self._over = True
         entry = MountEntry(
             mountpoint=settings.mountpoint, pid=os.getpid(), socket=str(state.control),
             state=settings.state, vault=settings.vault, site=settings.site,
-            source=settings.source,
+            source=settings.source, keeper=0 if self._store is None else self._store.keeper,
         )  # fmt: skip
         write_entry(entry)
         while not state.control.exists():  # noqa: ASYNC110 (the server tells nobody)
             await trio.sleep(0.01)
         ready.tell({"ok": True, "pid": os.getpid()})
-        log.info("%s: mounted, vault %s", settings.mountpoint, settings.vault)
+        log.info("%s: %s, vault %s", settings.mountpoint, "taken over" if resumed else "mounted",
+                 settings.vault)  # fmt: skip
 
     # ---- tasks -------------------------------------------------------------------------
 
@@ -186,7 +270,7 @@ class Daemon:
             self._ended.set()
 
     async def _watch_core(
-        self, core: native.Core, protection: Protection, images: PointImages,
+        self, core: native.Core, protection: Protection, images: PointImages, nodes: Nodes,
         nursery: trio.Nursery,
     ) -> None:  # fmt: skip
         while True:
@@ -198,6 +282,8 @@ class Daemon:
                     pyfuse3.terminate()
                 elif event.kind in (EventKind.WANT, EventKind.SEEK):
                     nursery.start_soon(images.answer, event)
+                elif event.kind is EventKind.NODE:
+                    nursery.start_soon(serve_node, core, nodes, event.offset)
                 else:
                     _tell_disk(event, protection)
 
@@ -340,6 +426,12 @@ def _bind_over(settings: MountSettings) -> None:
         raise LocalError(f"{source}: --over failed: {result.stderr.strip()}")
 
 
+def _leave(status: int) -> NoReturn:
+    """End now: whatever is not answered is the successor's."""
+    logging.shutdown()
+    os._exit(status)
+
+
 def _busy(mountpoint: str, places: list[str]) -> BusyError:
     users = users_of(*places)
     who = ", ".join(str(user) for user in users[:5]) or "somebody that cannot be seen"
@@ -348,9 +440,15 @@ def _busy(mountpoint: str, places: list[str]) -> BusyError:
 
 
 @contextlib.asynccontextmanager
-async def _open_vault(settings: MountSettings, state: StateDirectory) -> AsyncIterator[Vault]:
+async def _open_vault(
+    settings: MountSettings, state: StateDirectory, kept: Kept | None
+) -> AsyncIterator[Vault]:
     store = open_store(settings.vault, environ=vault_environ(settings.options))
     try:
+        if kept is not None:
+            # It was opened by the predecessor, and may be away now: guests do not wait for it.
+            yield Vault(store, kept.session.vault_id, kept.session.vault_created)
+            return
         vault = await Vault.open(store)
         other = [one for one in state.records() if one.vault_id != vault.vault_id]
         if other:

@@ -48,13 +48,17 @@ class Site:
 class ProtectedDisk:
     """A disk from `start` to `stop`. Only the trio thread uses it."""
 
-    def __init__(self, site: Site, file: SourceFile, record: LocalRecord, image: native.Image):
-        """Take over the file (held by the caller) and the image over it."""
+    def __init__(
+        self, site: Site, file: SourceFile, record: LocalRecord, image: native.Image,
+        track: native.Track | None = None,
+    ) -> None:  # fmt: skip
+        """Take over the file (held by the caller), the image over it, and the track it may have."""
         self.site = site
         self.file = file
         self.record = record
         self.image = image
         self.health = Health(record.name)
+        self._track = track
         self.scope = trio.CancelScope()
         self._replicator: Replicator | None = None
 
@@ -99,10 +103,17 @@ class ProtectedDisk:
         if last_end is LastEnd.HOST_DIED:
             # Bits that were only in the page cache are gone: none of them says anything.
             _clear(paths.track)
-        track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        new = False
+        if self._track is not None:
+            track = self._track
+        else:
+            track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
         trusted = known and not new and self._is_unchanged(last_end)
         if not known:
             _clear(paths.spool)
+        if self._track is not None and not known:
+            # What is written until it is tracked again is allocated, and so suspect below.
+            await trio.to_thread.run_sync(self.image.set_track, None)
         if new or not known:
             _clear(paths.pass_)
             # Numbers go on above all that the vault and the spool have seen.

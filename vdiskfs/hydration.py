@@ -144,9 +144,6 @@ class PointImages:
         except Exception:
             log.exception("point %s@%d: a read failed", opened.key[0], opened.key[2])
             error = errno.EIO
-        except trio.Cancelled:
-            opened.image.answer(event.offset, event.length, errno.EIO)
-            raise
         opened.image.answer(event.offset, event.length, error)
 
     async def _try(self, opened: OpenedPoint, action: Callable[[], object]) -> None:

@@ -51,7 +51,8 @@ class LiveImage:
         """Start tracking; on return every later change is marked."""
         self.image = image
         self.track = track
-        image.set_track(track)
+        if image.track is not track:
+            image.set_track(track)
 
     def close(self) -> None:
         """End tracking. The bitmaps stay on disk as they are."""

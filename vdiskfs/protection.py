@@ -8,6 +8,7 @@ the vault in the name of a guest: what needs the vault runs in tasks.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 import os
@@ -23,15 +24,18 @@ from vdiskfs import native
 from vdiskfs.catalog import DiskLog
 from vdiskfs.catalog import DiskRecord as VaultRecord
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
+from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.native import ImageFlags
-from vdiskfs.state import DiskRecord, ImageLock, LastEnd, find_record
+from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Access, Disks, SourceFile
 
 log = logging.getLogger(__name__)
 
 STARTS_AT_ONCE = 8
+
+TAKE_UP_S = 5.0
+"""Seconds between two tries to take a disk up of which guests go on already."""
 
 
 class Protection:
@@ -46,6 +50,7 @@ class Protection:
         self._disks: dict[SourceFile, ProtectedDisk] = {}
         self._plain: dict[SourceFile, native.Image] = {}
         self._locks: dict[SourceFile, ImageLock] = {}
+        self._early: dict[SourceFile, tuple[native.Image, DiskRecord]] = {}
         self._fresh: set[SourceFile] = set()
         self._starting: set[SourceFile] = set()
         self._retiring: set[ProtectedDisk] = set()
@@ -91,8 +96,44 @@ class Protection:
 
     # ---- start and end -------------------------------------------------------------------
 
-    async def start(self, files: Disks, *, protect: bool) -> None:
+    async def resume(self, files: Disks) -> None:
+        """Track every known disk as a predecessor did, by what is on this host alone.
+
+        So machines go on at once, whether the vault answers or not; `start` does the rest. A
+        disk that cannot be tracked yet is logged.
+        """
+        self._files = files
+        records = await trio.to_thread.run_sync(self._site.state.records)
+        known = {record.file for record in records if not record.retired}
+        for file in [*files.scan(lambda path: path in known or self.matches(path)),
+                     *files.unnamed()]:  # fmt: skip
+            record = find_record(records, file.identity(), file.path)
+            if record is None or file in self._early:
+                file.drop()
+                continue
+            try:
+                self._resume_disk(file, record)  # nobody is served yet
+            except (VdiskfsError, OSError) as error:
+                log.error("disk %s: cannot be tracked yet: %s", record.name, error)
+                file.drop()
+
+    def _resume_disk(self, file: SourceFile, record: DiskRecord) -> None:
+        with contextlib.suppress(BusyError):  # `start` says it, and what to do
+            self._locks[file] = ImageLock(file.descriptor, file.path)
+        image = self._open_image(file, writable=True)
+        try:
+            paths = self._site.state.disk(record.disk_id)
+            image.set_track(native.Track(paths.track, image.size()))
+        except BaseException:
+            image.close()
+            raise
+        self._early[file] = image, record
+
+    async def start(self, files: Disks, *, protect: bool, patient: bool = False) -> None:
         """Take up every disk that is known, and with ``protect`` all files that match.
+
+        With ``patient`` (after `resume`: guests write already) a disk that cannot be started is
+        tried again until it can.
 
         Raises:
             VdiskfsError: the first disk that cannot be started says why.
@@ -110,16 +151,36 @@ class Protection:
                 record = find_record(records, file.identity(), file.path)
                 ended = _unprotected(records, file) is not None
                 if record is not None or (protect and not ended):
-                    await self._protect(file, record, self._site.state.last_end)
+                    take_up = self._take_up if patient else self._protect
+                    await take_up(file, record, self._site.state.last_end)
                 else:
                     file.drop()
 
+        unnamed = files.unnamed() if patient else []
         async with trio.open_nursery() as nursery:
-            for file in files.scan(wanted):
+            for file in [*files.scan(wanted), *unnamed]:
                 if file in self._disks:
                     file.drop()
                 else:
                     nursery.start_soon(take, file)
+
+    async def _take_up(
+        self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
+    ) -> None:  # fmt: skip
+        """Protect a held file; a disk that guests use waits for the vault, not they for it."""
+        while not (self.closing or file in self._disks or file in self._starting):
+            file.hold()
+            try:
+                await self._protect(file, record, last_end)
+                break
+            except VdiskfsError as error:
+                known = file in self._early
+                log.log(logging.WARNING if known else logging.ERROR,
+                        "%s: is not replicated yet: %s", file.path, error)  # fmt: skip
+                if not known:
+                    break
+            await trio.sleep(TAKE_UP_S)
+        file.drop()
 
     async def _protect(
         self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
@@ -130,13 +191,13 @@ class Protection:
             raise StateError(f"{file.path}: is protected already")
         self._starting.add(file)
         try:
-            lock = ImageLock(file.descriptor, file.path)
+            lock = self._locks.pop(file, None) or ImageLock(file.descriptor, file.path)
             try:
                 if record is None:
                     record = await self._enroll(file)
                     last_end = LastEnd.NONE
                 image = self._writable_image(file)
-                disk = ProtectedDisk(self._site, file, record, image)
+                disk = ProtectedDisk(self._site, file, record, image, image.track)
                 self._disks[file] = disk
                 self._by_cookie[image.cookie] = disk
                 try:
@@ -145,9 +206,14 @@ class Protection:
                     self._forget(disk)
                     raise
             except BaseException:
-                lock.close()
+                if file in self._early:
+                    self._locks[file] = lock
+                else:
+                    lock.close()
                 raise
             self._locks[file] = lock
+            if self._early.pop(file, None) is not None:
+                file.drop()  # the hold of `resume`
         except BaseException:
             file.drop()
             raise
@@ -182,6 +248,9 @@ class Protection:
 
     def _writable_image(self, file: SourceFile) -> native.Image:
         """Return the image that guests have open already, if it can be written, or a new one."""
+        early = self._early.get(file)
+        if early is not None:
+            return early[0]
         plain = self._plain.pop(file, None)
         if plain is not None:
             if not plain.flags & ImageFlags.READONLY:
@@ -202,6 +271,8 @@ class Protection:
     def _forget(self, disk: ProtectedDisk) -> None:
         self._disks.pop(disk.file, None)
         self._by_cookie.pop(disk.image.cookie, None)
+        if disk.file in self._early:
+            return  # guests go on with it, tracked, while it is tried again
         lock = self._locks.pop(disk.file, None)
         if lock is not None:
             lock.close()
@@ -220,6 +291,19 @@ class Protection:
         for image in self._plain.values():
             image.close()
         self._plain.clear()
+        for file, (image, record) in self._early.items():
+            # Never taken up again: what its bitmaps say holds until the next mount.
+            track = image.track
+            if clean:
+                await trio.to_thread.run_sync(image.sync_internal)
+                stamp = FileStamp.of(file.identity())
+                self._site.state.write_disk(replace(record, end=stamp, file=file.path))
+            image.set_track(None)
+            image.close()
+            if track is not None:
+                track.close()
+            file.drop()
+        self._early.clear()
 
     # ---- what the user asks ----------------------------------------------------------------
 
@@ -297,6 +381,9 @@ class Protection:
         disk = self._disks.get(file)
         if disk is not None:
             return disk.image
+        early = self._early.get(file)
+        if early is not None:
+            return early[0]
         plain = self._plain.get(file)
         if plain is not None and not (writable and plain.flags & ImageFlags.READONLY):
             return plain

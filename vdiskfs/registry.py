@@ -21,7 +21,10 @@ from vdiskfs.errors import RefusedError
 
 @dataclass(frozen=True)
 class MountEntry:
-    """One running mount. ``pid_start`` tells the process from a later one with its number."""
+    """One running mount. ``pid_start`` tells the process from a later one with its number.
+
+    ``keeper`` is the process that starts the daemon again, 0: none of ours.
+    """
 
     mountpoint: str
     pid: int
@@ -31,6 +34,8 @@ class MountEntry:
     site: str
     source: str | None
     pid_start: int = 0
+    keeper: int = 0
+    keeper_start: int = 0
 
 
 def registry_directory(environ: Mapping[str, str] = os.environ) -> Path:
@@ -60,7 +65,10 @@ def write_entry(entry: MountEntry, directory: Path | None = None) -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(directory)
     path = entry_path(entry.mountpoint, directory)
-    whole = replace(entry, pid_start=entry.pid_start or process_start(entry.pid))
+    whole = replace(
+        entry, pid_start=entry.pid_start or process_start(entry.pid),
+        keeper_start=entry.keeper_start or process_start(entry.keeper),
+    )  # fmt: skip
     partial = path.with_suffix(f".{os.getpid()}.new")
     partial.write_text(json.dumps(asdict(whole)), encoding="ascii")
     partial.rename(path)
@@ -86,7 +94,7 @@ def mount_entries(directory: Path | None = None) -> list[MountEntry]:
     found = []
     for path in directory.glob("*.json"):
         entry = _read_entry(path)
-        if entry is None or not is_alive(entry.pid, entry.pid_start):
+        if entry is None or not (is_serving(entry) or is_alive(entry.keeper, entry.keeper_start)):
             path.unlink(missing_ok=True)
         else:
             found.append(entry)
@@ -110,11 +118,18 @@ def is_alive(pid: int, started: int = 0) -> bool:
     return now != 0 and started in (0, now)
 
 
+def is_serving(entry: MountEntry) -> bool:
+    """Tell whether the daemon lives; its keeper may be about to start the next one."""
+    return is_alive(entry.pid, entry.pid_start)
+
+
 def _read_entry(path: Path) -> MountEntry | None:
     """Return one entry, or None where the file is not (or no longer) one."""
     kinds: dict[str, type | tuple[type, ...]] = {
         "pid": int,
         "pid_start": int,
+        "keeper": int,
+        "keeper_start": int,
         "source": (str, type(None)),
     }
     try:

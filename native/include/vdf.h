@@ -83,7 +83,8 @@ enum {
     VDF_EVENT_DIRTY = 3,       /* the first change of a new epoch */
     VDF_EVENT_ABANDONED = 4,   /* the frozen epoch was given up; error says why */
     VDF_EVENT_SYNC_FAILED = 5, /* an fdatasync of the image failed; error says why */
-    VDF_EVENT_ENDED = 6        /* the mount is gone (unmounted or aborted) */
+    VDF_EVENT_ENDED = 6,       /* the mount is gone (unmounted or aborted) */
+    VDF_EVENT_NODE = 7         /* data is asked of node `offset`, which has no image: see resume */
 };
 
 typedef struct vdf_event {
@@ -119,6 +120,34 @@ int vdf_core_event_fd(const vdf_core *core);
 
 /* Starts the threads. */
 int vdf_core_start(vdf_core *core);
+
+/*
+ * A successor takes a connection over. `init` is the FUSE_INIT request that a
+ * predecessor got (vdf_core_init_request): it initializes libfuse, and its reply
+ * goes nowhere. vdf_core_start then has the kernel send again what the
+ * predecessor had read and not answered. Before start, and only when the
+ * predecessor is reaped: two servers must never hold the same request.
+ *
+ * From here on a data request for a node without an image is kept, and posts
+ * VDF_EVENT_NODE: the kernel holds files open that only the predecessor knew.
+ */
+int vdf_core_resume(vdf_core *core, const uint8_t *init, uint64_t length);
+
+/* Copies the FUSE_INIT request; its length, 0: none came yet, -ENOSPC: `room` is too small. */
+int64_t vdf_core_init_request(vdf_core *core, uint8_t *data, uint64_t room);
+
+/* 1 if the kernel can send requests again (6.9 and later); known once INIT came. */
+int vdf_core_can_resend(vdf_core *core);
+
+/* Runs the data requests kept for the node again; with error > 0 they get that errno. */
+int vdf_core_retry(vdf_core *core, uint64_t nodeid, int error);
+
+/*
+ * Reads no further request, and waits until those that were read are answered,
+ * for names at most `limit_ms`. Parked ones stay unanswered: a successor gets
+ * them. Returns how many names are not answered. Afterwards only stop or exit.
+ */
+int64_t vdf_core_pause(vdf_core *core, uint64_t limit_ms);
 
 /* Takes the oldest event. Returns 1, or 0: none waits. */
 int vdf_core_next_event(vdf_core *core, vdf_event *out);

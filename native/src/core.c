@@ -3,7 +3,9 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -160,6 +162,12 @@ static void *work(void *argument)
     prctl(PR_SET_NAME, "vdf-worker");
     if (posix_memalign((void **)&buffer, VDF_PAGE_SIZE, VDF_BUFFER_SIZE) != 0)
         buffer = NULL;
+    if (buffer != NULL) {
+        /* A request copied to a page that is not here, by a thread that is being killed, fails
+         * for its caller with EIO: every page is here before the first request is read. */
+        memset(buffer, 0, VDF_BUFFER_SIZE);
+        mlock(buffer, VDF_BUFFER_SIZE);
+    }
     while (buffer != NULL && !atomic_load(&core->stopped)) {
         ssize_t length = wait_request(core, buffer);
         if (length < 0)
@@ -215,6 +223,8 @@ int vdf_core_start(vdf_core *core)
     sigemptyset(&stop.sa_mask);
     if (sigaction(STOP_SIGNAL, &stop, NULL) != 0)
         return -errno;
+    if (core->resumed)
+        error = vdf_resume_begin(core);
     for (unsigned i = 0; i < core->workers && error == 0; i++)
         error = start_thread(core, work);
     if (error == 0)
@@ -253,6 +263,7 @@ static void nudge_names(vdf_core *core, unsigned number)
 {
     (void)number;
     vdf_park_clear(core);
+    vdf_strand_clear(core);
 }
 
 /* Again and again: one that was just about to read has not seen the first. */
@@ -260,6 +271,14 @@ static void nudge_worker(vdf_core *core, unsigned number)
 {
     pthread_kill(core->thread[number], STOP_SIGNAL);
     wake_all_workers(core);
+}
+
+void vdf_core_join_workers(vdf_core *core)
+{
+    atomic_store(&core->stopped, true);
+    for (unsigned i = 0; i < core->workers && i < core->threads && !core->workers_joined; i++)
+        join(core, i, nudge_worker);
+    core->workers_joined = true;
 }
 
 void vdf_core_stop(vdf_core *core)
@@ -273,11 +292,10 @@ void vdf_core_stop(vdf_core *core)
     /* The workers last: a notification under way may need their answers. */
     for (unsigned i = core->workers; i < core->threads; i++)
         join(core, i, nudge_names);
-    atomic_store(&core->stopped, true);
-    for (unsigned i = 0; i < core->workers && i < core->threads; i++)
-        join(core, i, nudge_worker);
+    vdf_core_join_workers(core);
     core->threads = 0;
     vdf_park_clear(core);
+    vdf_strand_clear(core);
     end(core);
 }
 
@@ -292,6 +310,7 @@ void vdf_core_free(vdf_core *core)
     if (core == NULL)
         return;
     vdf_park_clear(core);
+    vdf_strand_clear(core);
     vdf_nodes_clear(core);
     vdf_names_clear(core);
     vdf_queue_destroy(&core->to_names);

@@ -264,6 +264,13 @@ typedef struct vdf_parked {
     uint64_t length;
 } vdf_parked;
 
+/* A request for a node without an image, kept whole. */
+typedef struct vdf_stranded {
+    struct vdf_stranded *next;
+    size_t length;
+    uint8_t data[];
+} vdf_stranded;
+
 typedef struct vdf_node {
     struct vdf_node *next;
     uint64_t nodeid;
@@ -313,6 +320,12 @@ struct vdf_core {
     unsigned flags;
     uint32_t init_flags2; /* what the kernel offered */
     uint32_t init_flags;
+    uint8_t init[256]; /* the FUSE_INIT request */
+    _Atomic size_t init_length;
+    bool resumed;             /* taken over from a predecessor */
+    _Atomic bool init_answer; /* libfuse's reply to the INIT that the kernel did not send is due */
+    bool workers_joined;
+    _Atomic int64_t names_out; /* requests that libfuse has not answered */
     _Atomic bool started, stopping, stopped, ended;
 
     pthread_t *thread;
@@ -333,6 +346,7 @@ struct vdf_core {
 
     pthread_mutex_t park_lock;
     vdf_parked *parked;
+    vdf_stranded *stranded;
 
     pthread_mutex_t event_lock;
     vdf_event *event;
@@ -363,7 +377,20 @@ void vdf_request_handle(vdf_core *core, uint8_t *buffer, size_t length);
 void vdf_request_resume(vdf_core *core, const vdf_parked *parked, uint8_t *buffer);
 void vdf_reply_error(vdf_core *core, uint64_t unique, int error);
 
+/* resume: taking a connection over. */
+#define VDF_FUSE_HAS_RESEND (1u << (39 - 32)) /* in flags2 of INIT; Linux 6.9 */
+
+/* Keeps a data request whose node has no image; false: it cannot be. */
+bool vdf_strand(vdf_core *core, const uint8_t *request, size_t length);
+/* Answers EINTR to a stranded request; false: none has this id. */
+bool vdf_strand_interrupt(vdf_core *core, uint64_t unique);
+void vdf_strand_clear(vdf_core *core);
+/* Before the workers start: initializes libfuse, has the kernel send again what is open. */
+int vdf_resume_begin(vdf_core *core);
+void vdf_core_join_workers(vdf_core *core);
+
 /* names: the way to libfuse and back. */
+void vdf_names_note_init(vdf_core *core, const uint8_t *request, size_t length);
 void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length);
 void *vdf_names_send_loop(void *core);
 void *vdf_names_reply_loop(void *core);

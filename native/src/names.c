@@ -14,6 +14,8 @@
 
 /* Newer than the headers of some supported systems. */
 #define VDF_FUSE_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+#define VDF_UNIQUE_RESENT (UINT64_C(1) << 63)
+#define VDF_UNIQUE_INTERRUPT UINT64_C(1)
 #define VDF_FOPEN_PARALLEL_DIRECT_WRITES (1u << 6)
 
 /* An ordinary user's socket buffer does not take more than this in one message. */
@@ -58,19 +60,25 @@ static vdf_pending *recall(vdf_core *core, uint64_t unique)
     return found;
 }
 
+static bool is_answered(const struct fuse_in_header *in)
+{
+    return in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET &&
+           in->opcode != FUSE_INTERRUPT;
+}
+
 /* Answers a request that cannot be passed on. */
 static void refuse(vdf_core *core, const uint8_t *request, int error)
 {
     const struct fuse_in_header *in = (const void *)request;
 
-    if (in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ||
-        in->opcode == FUSE_INTERRUPT)
+    if (!is_answered(in))
         return;
     free(recall(core, in->unique));
+    atomic_fetch_sub(&core->names_out, 1);
     vdf_reply_error(core, in->unique, error);
 }
 
-static void note_init(vdf_core *core, const uint8_t *request, size_t length)
+void vdf_names_note_init(vdf_core *core, const uint8_t *request, size_t length)
 {
     const struct fuse_init_in *init = (const void *)(request + sizeof(struct fuse_in_header));
 
@@ -80,6 +88,23 @@ static void note_init(vdf_core *core, const uint8_t *request, size_t length)
     core->init_flags2 = 0;
     if (length >= sizeof(struct fuse_in_header) + sizeof *init && (init->flags & FUSE_INIT_EXT))
         core->init_flags2 = init->flags2;
+    if (length <= sizeof core->init) {
+        memcpy(core->init, request, length);
+        atomic_store(&core->init_length, length);
+    }
+}
+
+/*
+ * The kernel's number of a request reaches Python in the place of the caller's process id,
+ * which nobody there asks for: 30 bits of the number, and whether it was sent again.
+ */
+static void put_number(uint8_t *request)
+{
+    struct fuse_in_header *in = (void *)request;
+
+    in->pid = (uint32_t)((in->unique >> 1) & ((1u << 30) - 1));
+    if (in->unique & VDF_UNIQUE_RESENT)
+        in->pid |= 1u << 30;
 }
 
 static void limit_readdir(uint8_t *request, size_t length)
@@ -93,6 +118,8 @@ static void limit_readdir(uint8_t *request, size_t length)
 /* Never waits: what the socket does not take at once goes to a thread that may. */
 static void pass_on(vdf_core *core, const uint8_t *request, size_t length)
 {
+    if (is_answered((const void *)request))
+        atomic_fetch_add(&core->names_out, 1);
     if (vdf_queue_idle(&core->to_names) &&
         send(core->names_core, request, length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
         return;
@@ -134,7 +161,7 @@ void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length)
     atomic_fetch_add(&core->names, 1);
     switch (in->opcode) {
     case FUSE_INIT:
-        note_init(core, request, length);
+        vdf_names_note_init(core, request, length);
         remember(core, in);
         break;
     case FUSE_OPEN:
@@ -151,6 +178,7 @@ void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length)
     default:
         break;
     }
+    put_number(request);
     pass_on(core, request, length);
 }
 
@@ -190,6 +218,10 @@ static void rewrite_init(const vdf_core *core, struct fuse_init_out *out)
         (core->init_flags2 & VDF_FUSE_DIRECT_IO_ALLOW_MMAP)) {
         out->flags |= FUSE_INIT_EXT;
         out->flags2 |= VDF_FUSE_DIRECT_IO_ALLOW_MMAP;
+    }
+    if (core->init_flags2 & VDF_FUSE_HAS_RESEND) {
+        out->flags |= FUSE_INIT_EXT;
+        out->flags2 |= VDF_FUSE_HAS_RESEND;
     }
 }
 
@@ -250,10 +282,14 @@ void *vdf_names_reply_loop(void *argument)
             vdf_queue_put(&core->to_notify, buffer, length);
             continue;
         }
+        if (atomic_exchange(&core->init_answer, false))
+            continue; /* libfuse answers in order: this is the INIT that we sent */
         rewrite(core, buffer, length);
         /* ENOENT: the request was interrupted meanwhile; ENODEV: unmounted. */
         if (write(core->fuse_fd, buffer, length) < 0 && errno == EINVAL)
             vdf_reply_error(core, out->unique, -EIO);
+        if (!(out->unique & VDF_UNIQUE_INTERRUPT))
+            atomic_fetch_sub(&core->names_out, 1);
     }
     free(buffer);
     return NULL;

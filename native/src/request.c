@@ -194,7 +194,7 @@ static void handle_interrupt(vdf_core *core, uint8_t *buffer, size_t length)
 
     if (length < sizeof(struct fuse_in_header) + sizeof *wanted)
         return;
-    if (!vdf_park_interrupt(core, wanted->unique))
+    if (!vdf_park_interrupt(core, wanted->unique) && !vdf_strand_interrupt(core, wanted->unique))
         vdf_names_forward(core, buffer, length);
 }
 
@@ -210,6 +210,9 @@ void vdf_request_handle(vdf_core *core, uint8_t *buffer, size_t length)
         vdf_image *image = vdf_nodes_find(core, in->nodeid);
         if (length < sizeof *in + body)
             vdf_reply_error(core, unique, -EINVAL);
+        else if (image == NULL && core->resumed && in->opcode != FUSE_FLUSH &&
+                 vdf_strand(core, buffer, length))
+            ; /* it runs when the node has its image */
         else if (image == NULL)
             vdf_reply_error(core, unique, in->opcode == FUSE_FLUSH ? 0 : -EBADF);
         else

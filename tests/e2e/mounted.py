@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -118,6 +119,36 @@ class MountedSite:
         except CommandError:
             if check:
                 raise
+
+    # ---- the daemon is replaced ----------------------------------------------------------
+
+    def kill_daemon(self, number: int = signal.SIGKILL, *, wait_s: float = 60) -> float:
+        """Kill the daemon, and wait until its successor answers; return the pause in seconds.
+
+        The pause is what a program in the mount sees: from the signal until a name that
+        nobody has cached is answered again. `status` lists all disks again on return.
+        """
+        disks = {row["name"] for row in self.json("status")["disks"]}
+        began = time.monotonic()
+        os.kill(self.pid, number)
+        with contextlib.suppress(FileNotFoundError):
+            (self.mountpoint / "disks" / f"absent-{time.monotonic_ns()}").stat()
+        pause = time.monotonic() - began
+        self.wait_successor(self.pid, disks, wait_s)
+        return pause
+
+    def wait_successor(self, before: int, disks: set[str], wait_s: float = 60) -> None:
+        """Wait until another daemon than ``before`` answers, and lists these disks."""
+
+        def answers() -> bool:
+            try:
+                status = self.json("status")
+            except CommandError:
+                return False
+            self.pid = int(status["pid"])
+            return self.pid != before and disks <= {row["name"] for row in status["disks"]}
+
+        self.wait("a successor of the daemon", answers, wait_s)
 
     # ---- disks and points ----------------------------------------------------------------
 

@@ -110,7 +110,7 @@ def _read_answer(
 
 
 def _command(descriptor: int) -> list[str]:
-    return [sys.executable, "-m", "vdiskfs.daemon", "--settings-fd", str(descriptor)]
+    return [sys.executable, "-m", "vdiskfs.keeper", "--settings-fd", str(descriptor)]
 
 
 def _settings_descriptor(settings: MountSettings) -> int:

@@ -1,7 +1,8 @@
 """The FUSE side of names: pyfuse3's handlers, look-up counts, errnos. Nothing else.
 
 Each handler finds the node and asks it; READ, WRITE, FSYNC and FLUSH never come here,
-because the data plane answers them on every regular file. A handle is the id of its node.
+because the data plane answers them on every regular file. A handle is the id of its node. The
+process id of a request is its number instead (native/src/names.c).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pyfuse3 import (
 )
 
 from vdiskfs.fs.guard import handler
-from vdiskfs.tree import Attributes, Caller, Changes, Namespace, Node
+from vdiskfs.tree import REQUEST, RESENT, Attributes, Caller, Changes, Namespace, Node
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Operations(pyfuse3.Operations):
     async def _entry(self, node: Node) -> EntryAttributes:
         """Give a node to the kernel: the look-up counts from here, before anything waits."""
         node.lookups += 1
+        self._nodes.named(node)
         try:
             return _entry_attributes(node, await node.getattr())
         except BaseException:
@@ -105,6 +107,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make and open a regular file."""
+        REQUEST.set(ctx.pid)
         directory = self._nodes.get(parent_inode)
         with directory.pinned():
             node = await directory.create(name, mode, flags, _caller(ctx))
@@ -119,6 +122,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """Make a file."""
+        REQUEST.set(ctx.pid)
         directory = self._nodes.get(parent_inode)
         with directory.pinned():
             return await self._entry(await directory.mknod(name, mode, _caller(ctx)))
@@ -128,6 +132,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         """Make a directory."""
+        REQUEST.set(ctx.pid)
         directory = self._nodes.get(parent_inode)
         with directory.pinned():
             return await self._entry(await directory.mkdir(name, mode, _caller(ctx)))
@@ -137,6 +142,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Make a symbolic link."""
+        REQUEST.set(ctx.pid)
         directory = self._nodes.get(parent_inode)
         with directory.pinned():
             return await self._entry(await directory.symlink(name, target, _caller(ctx)))
@@ -146,6 +152,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Give a file one more name."""
+        REQUEST.set(ctx.pid)
         node, directory = self._nodes.get(inode), self._nodes.get(new_parent_inode)
         with node.pinned(), directory.pinned():
             await directory.link(node, new_name)
@@ -154,6 +161,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Take a name away."""
+        REQUEST.set(ctx.pid)
         directory = self._nodes.get(parent_inode)
         with directory.pinned():
             await directory.unlink(name)
@@ -161,6 +169,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Take an empty directory away."""
+        REQUEST.set(ctx.pid)
         directory = self._nodes.get(parent_inode)
         with directory.pinned():
             await directory.rmdir(name)
@@ -171,6 +180,7 @@ class Operations(pyfuse3.Operations):
         flags: int, ctx: RequestContext,
     ) -> None:  # fmt: skip
         """Move a name."""
+        REQUEST.set(ctx.pid)
         old, new = self._nodes.get(parent_inode_old), self._nodes.get(parent_inode_new)
         with old.pinned(), new.pinned():
             await old.rename(name_old, new, name_new, flags)
@@ -231,6 +241,7 @@ class Operations(pyfuse3.Operations):
             if found is None:  # gone meanwhile
                 continue
             node, attributes = found
+            self._nodes.named(node)
             reply = _entry_attributes(node, attributes)
             if not pyfuse3.readdir_reply(token, entry.name, reply, entry.cookie):
                 self._nodes.settle(node)
@@ -286,7 +297,11 @@ class Operations(pyfuse3.Operations):
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Take an extended attribute away."""
-        self._nodes.get(inode).removexattr(name)
+        try:
+            self._nodes.get(inode).removexattr(name)
+        except OSError as error:
+            if error.errno != errno.ENODATA or not ctx.pid & RESENT:
+                raise
 
 
 def _misrouted(what: str, number: int) -> NoReturn:

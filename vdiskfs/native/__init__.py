@@ -82,11 +82,15 @@ class EventKind(IntEnum):
     ABANDONED = lib.VDF_EVENT_ABANDONED
     SYNC_FAILED = lib.VDF_EVENT_SYNC_FAILED
     ENDED = lib.VDF_EVENT_ENDED
+    NODE = lib.VDF_EVENT_NODE
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; ``cookie`` is the image's, ``error`` an errno or 0, offsets are bytes."""
+    """One event; ``cookie`` is the image's, ``error`` an errno or 0, offsets are bytes.
+
+    Of a NODE event ``offset`` is the node's id.
+    """
 
     kind: EventKind
     error: int
@@ -192,6 +196,35 @@ class Core(_Closing):
         """Start the threads."""
         _check(lib.vdf_core_start(self.handle), "core")
 
+    def resume(self, init: bytes) -> None:
+        """Take a predecessor's connection over; before `start`, when that one is reaped.
+
+        ``init`` is its `init_request`. From `start` on requests that it left open come again, and
+        those for nodes without an image wait, each with a NODE event, for `retry`.
+        """
+        data = ffi.from_buffer("uint8_t[]", init)
+        _check(lib.vdf_core_resume(self.handle, data, len(init)), "resume")
+
+    @property
+    def init_request(self) -> bytes:
+        """The FUSE_INIT request of the kernel; empty while none came."""
+        data = ffi.new("uint8_t[]", 256)
+        length = _check(lib.vdf_core_init_request(self.handle, data, 256), "init")
+        return bytes(ffi.buffer(data, length))
+
+    @property
+    def can_resend(self) -> bool:
+        """Whether the kernel gives a successor what was read and not answered (6.9 and later)."""
+        return bool(lib.vdf_core_can_resend(self.handle))
+
+    def retry(self, node: int, error: int = 0) -> None:
+        """Run the requests that wait for the node's image again, or answer them with an errno."""
+        _check(lib.vdf_core_retry(self.handle, node, error), "retry")
+
+    def pause(self, limit_ms: int) -> int:
+        """Read nothing more; return how many names are unanswered after the limit at most."""
+        return _check(lib.vdf_core_pause(self.handle, limit_ms), "pause")
+
     def next_event(self) -> Event | None:
         """Take the oldest event, or None."""
         event = self._event
@@ -240,6 +273,7 @@ class Image(_Closing):
         self._image = out[0]
         self.cookie = cookie
         self.flags = flags
+        self.track: Track | None = None
 
     @property
     def handle(self) -> Any:
@@ -351,6 +385,7 @@ class Image(_Closing):
         """Start, or with None end, tracking; waits for writes under way."""
         handle = ffi.NULL if track is None else track.handle
         _check(lib.vdf_image_set_track(self.handle, handle), "track")
+        self.track = track
 
     def forget(self) -> None:
         """The frozen epoch is safe elsewhere: free what it holds."""

@@ -6,6 +6,7 @@
     source, sourcefile, directory, disks        `disks/`, the source directory passed through
     pointnames, pointnode, points               `recovery-points/`
     hooks      what is asked of the daemon
+    handover   what a successor of the daemon must know of it
     namespace  all of it
 
 Bytes of files never come here (the data plane has them), nor do FUSE's own terms (``fs``
@@ -15,6 +16,7 @@ has those). Everything runs in the trio thread.
 from __future__ import annotations
 
 from vdiskfs.tree.disks import Disks, open_source
+from vdiskfs.tree.handover import REQUEST, RESENT, Handover
 from vdiskfs.tree.hooks import (
     Access,
     DiskHooks,
@@ -30,7 +32,7 @@ from vdiskfs.tree.node import Attributes, Caller, Changes, Node, Nodes
 from vdiskfs.tree.sourcefile import SourceFile
 
 __all__ = [
-    "Access", "Attributes", "Caller", "Changes", "DiskHooks", "DiskName", "Disks", "Namespace",
-    "Node", "Nodes", "OpenPoint", "PointFacts", "PointKind", "PointRef", "PointSource",
-    "SourceFile", "open_source",
+    "REQUEST", "RESENT", "Access", "Attributes", "Caller", "Changes", "DiskHooks", "DiskName",
+    "Disks", "Handover", "Namespace", "Node", "Nodes", "OpenPoint", "PointFacts", "PointKind",
+    "PointRef", "PointSource", "SourceFile", "open_source",
 ]  # fmt: skip

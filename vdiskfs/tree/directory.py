@@ -14,13 +14,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from vdiskfs import native
+from vdiskfs.crash import hook
+from vdiskfs.tree.handover import Act, Identity
 from vdiskfs.tree.listing import Found, NameListing
 from vdiskfs.tree.node import Attributes, Caller, Node, refusal
-from vdiskfs.tree.source import Source, SourceNode, key_of
+from vdiskfs.tree.source import Source, SourceNode, key_of, source_identity
 from vdiskfs.tree.sourcefile import SourceFile
 
 RENAME_EXCHANGE = 2
@@ -49,13 +52,32 @@ class SourceDirectory(SourceNode):
         return self._node(name, os.stat(name, dir_fd=self.descriptor, follow_symlinks=False))
 
     def _node(self, name: bytes, status: os.stat_result) -> SourceNode:
-        key, kind = key_of(status), stat.S_IFMT(status.st_mode)
-        node = self.source.known(key, kind)
-        if node is None:
-            node = node_of(self.source, key, kind)
-            self.source.enter(node)
-        node.place(self, name)
+        node = self.source.node(key_of(status), stat.S_IFMT(status.st_mode))
+        node.settle_at(self, name)
         return node
+
+    def _act(
+        self, kind: str, name: bytes, more: tuple[Any, ...] = ()
+    ) -> tuple[Act | None, Identity | None]:
+        """Log a change of names before it is made.
+
+        Returns:
+            The act as a predecessor logged it, if this request is sent again, and what the
+            name leads to now. Neither, where no successor would read it.
+        """
+        handover = self.nodes.handover
+        if not handover.active:
+            return None, None
+        now = self._identity(name)
+        self.nodes.named(self)
+        return handover.act(kind, self.id, name, now, more), now
+
+    def _identity(self, name: bytes) -> Identity | None:
+        try:
+            status = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return source_identity(key_of(status), stat.S_IFMT(status.st_mode))
 
     async def listing(self) -> NameListing:
         """Return the names as the host gives them now; their attributes are read one by one."""
@@ -91,8 +113,12 @@ class SourceDirectory(SourceNode):
     async def create(self, name: bytes, mode: int, flags: int, caller: Caller) -> SourceNode:
         """Make a regular file and open it; without O_EXCL one that is there is opened."""
         async with self.source.changing():
+            earlier, now = self._act("create", name)
+            if _is_made(earlier, now):
+                return await self._finish_file(name, mode, flags, caller)
             try:
                 os.close(self._make_file(name))
+                hook("create.made")
             except FileExistsError:
                 if flags & os.O_EXCL:
                     raise
@@ -163,7 +189,10 @@ class SourceDirectory(SourceNode):
         self, name: bytes, make: Callable[[], None], mode: int, caller: Caller
     ) -> SourceNode:
         async with self.source.changing():
-            make()
+            earlier, now = self._act("make", name)
+            if not _is_made(earlier, now):
+                make()
+                hook("make.made")
             node = self.find(name)
             try:
                 self._give(node, mode, caller)
@@ -182,8 +211,11 @@ class SourceDirectory(SourceNode):
         if not isinstance(node, SourceNode):
             raise refusal(errno.EXDEV)
         async with self.source.changing():
-            os.link(node.proc_path, name, dst_dir_fd=self.descriptor, follow_symlinks=True)
-            node.place(self, name)
+            earlier, now = self._act("link", name)
+            if not (_is_made(earlier, now) and now == node.known_by):
+                os.link(node.proc_path, name, dst_dir_fd=self.descriptor, follow_symlinks=True)
+                hook("link.made")
+            node.settle_at(self, name)
             if isinstance(node, SourceFile):
                 await self.source.hooks.linked(node, node.path)
 
@@ -192,11 +224,16 @@ class SourceDirectory(SourceNode):
     async def unlink(self, name: bytes) -> None:
         """Take away a file's name; a disk's history stays."""
         async with self.source.changing():
+            earlier, now = self._act("unlink", name)
+            if earlier is not None and earlier.before != now:
+                return
             node = self.find(name)
+            node.keep_for_successor()
             with node.pinned(), self.pinned():
                 path = node.path
                 directory, _ = self.descriptor, node.descriptor  # both open, and both stay
                 await trio.to_thread.run_sync(partial(os.unlink, name, dir_fd=directory))
+                hook("unlink.made")
                 node.has_name = False
                 if isinstance(node, SourceFile):
                     await self.source.hooks.unlinked(node, path, last=_is_unlinked(node))
@@ -204,18 +241,26 @@ class SourceDirectory(SourceNode):
     async def rmdir(self, name: bytes) -> None:
         """Take away an empty directory."""
         async with self.source.changing():
+            earlier, now = self._act("rmdir", name)
+            if earlier is not None and earlier.before != now:
+                return
             node = self.find(name)
             with node.pinned():
                 _ = node.descriptor
                 os.rmdir(name, dir_fd=self.descriptor)
+                hook("rmdir.made")
 
     async def rename(self, name: bytes, directory: Node, new_name: bytes, flags: int) -> None:
         """Move a name; hooks hear of the file that lost its name before the one that took it."""
         if not isinstance(directory, SourceDirectory):
             raise refusal(errno.EROFS)
         async with self.source.changing():
+            if self._is_moved(name, directory, new_name, flags):
+                return
             moved, target = self.find(name), directory.find_or_none(new_name)
             old_path = moved.path
+            if target is not None and target is not moved and not flags & RENAME_EXCHANGE:
+                target.keep_for_successor()
             with ExitStack() as pins:
                 for node in (self, directory, moved, target):
                     if node is not None:
@@ -225,11 +270,33 @@ class SourceDirectory(SourceNode):
                     native.rename, self.descriptor, os.fsdecode(name),
                     directory.descriptor, os.fsdecode(new_name), flags,
                 )  # fmt: skip
+                hook("rename.made")
                 if target is moved:  # two names of one file: POSIX leaves both
                     return
-                moved.place(directory, new_name)
+                moved.settle_at(directory, new_name)
                 await self._tell_target(target, name, old_path, moved.path, flags)
                 await self._tell_moved(moved, old_path, moved.path)
+
+    def _is_moved(
+        self, name: bytes, directory: SourceDirectory, new_name: bytes, flags: int
+    ) -> bool:
+        """Log a rename, with both places of what moves; True: a predecessor has made it."""
+        handover = self.nodes.handover
+        if not handover.active:
+            return False
+        self.nodes.named(directory)
+        there = directory._identity(new_name)
+        earlier, here = self._act("rename", name, (directory.id, os.fsdecode(new_name), there))
+        if earlier is not None:
+            return earlier.before == there and (here, there) != (earlier.before, earlier.more[2])
+        places = [(here, directory.id, new_name)]
+        if flags & RENAME_EXCHANGE:
+            places.append((there, self.id, name))
+        for identity, above, last in places:
+            node = None if identity is None else self.source.known(identity[1:3], identity[3])
+            if node is not None and node.is_logged:
+                handover.named(node.id, node.known_by, (above, os.fsdecode(last)))
+        return False
 
     def find_or_none(self, name: bytes) -> SourceNode | None:
         """Return the node that the name leads to, or None."""
@@ -244,7 +311,7 @@ class SourceDirectory(SourceNode):
         if target is None:
             return
         if flags & RENAME_EXCHANGE:
-            target.place(self, name)
+            target.settle_at(self, name)
             await self._tell_moved(target, new_path, old_path)
             return
         target.has_name = False
@@ -265,6 +332,11 @@ def node_of(source: Source, key: tuple[int, int], kind: int) -> SourceNode:
     if kind == stat.S_IFDIR:
         return SourceDirectory(source, key, kind)
     return SourceNode(source, key, kind)
+
+
+def _is_made(earlier: Act | None, now: Identity | None) -> bool:
+    """A predecessor found nothing under the name, and there is something: it made it."""
+    return earlier is not None and earlier.before is None and now is not None
 
 
 def _is_unlinked(node: SourceNode) -> bool:

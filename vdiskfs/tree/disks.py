@@ -6,16 +6,18 @@ how full its file system is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from vdiskfs import native
 from vdiskfs.errors import LocalError, NotFoundError, RefusedError, UsageError
-from vdiskfs.tree.directory import SourceDirectory
+from vdiskfs.tree.directory import SourceDirectory, node_of
 from vdiskfs.tree.hooks import DiskHooks
-from vdiskfs.tree.node import Nodes
+from vdiskfs.tree.node import DISKS_ID, Nodes
 from vdiskfs.tree.source import Source, SourceNode, key_of
 from vdiskfs.tree.sourcefile import SourceFile
 
@@ -53,7 +55,8 @@ class Disks:
         self, nodes: Nodes, core: native.Core, hooks: DiskHooks, fd: int, *, descriptors: int = 0
     ) -> None:
         self._source = Source(nodes, core, hooks, descriptors=descriptors)
-        self.root = SourceDirectory(self._source, key_of(os.fstat(fd)), stat.S_IFDIR)
+        self._source.build = partial(node_of, self._source)
+        self.root = SourceDirectory(self._source, key_of(os.fstat(fd)), stat.S_IFDIR, DISKS_ID)
         self.root.adopt(fd)
         self._source.enter(self.root)
 
@@ -124,6 +127,16 @@ class Disks:
         file.hold()
         _ = file.descriptor  # opened now: the inode cannot be used again while it is held
         return file
+
+    def unnamed(self) -> list[SourceFile]:
+        """Return the files without a name that a predecessor kept; the caller drops each."""
+        found = []
+        for number in self.root.nodes.handover.files:
+            with contextlib.suppress(OSError):
+                node = self.root.nodes.get(number)
+                if isinstance(node, SourceFile) and not node.has_name:
+                    found.append(self._held(node))
+        return found
 
     def statfs(self) -> os.statvfs_result:
         """Return how full the source's file system is."""

@@ -14,15 +14,25 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vdiskfs.tree.handover import Handover, Identity, Known
 
 if TYPE_CHECKING:
     from vdiskfs.tree.listing import Listing
 
+NodeT = TypeVar("NodeT", bound="Node")
+
 ROOT_ID = 1
+DISKS_ID = 2
+POINTS_ID = 3
+FAILOVERS_ID = 4
+FIRST_ID = 16
+"""Ids below it are given once for all; a successor gives the same."""
+
 # The source can change behind the mount and live images grow in C: nothing is believed longer.
 TIMEOUT_S = 1.0
 
@@ -91,12 +101,14 @@ class Node:
         self.users = 0  # open handles
         self.pins = 0  # whoever else needs it
         self.cached: Listing | None = None
+        self.is_logged = False  # with its place
+        self.is_inherited = False  # a predecessor named it: how often, is not known
         self.id = nodes.add(self, number)
 
     @property
     def is_idle(self) -> bool:
         """Nobody needs the node any more."""
-        return not (self.lookups or self.users or self.pins)
+        return not (self.lookups or self.users or self.pins or self.is_inherited)
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -110,6 +122,24 @@ class Node:
 
     def gone(self) -> None:
         """The table dropped the node: free what it holds."""
+
+    @property
+    def known_by(self) -> Identity:
+        """What tells the node from every other, for a successor."""
+        raise NotImplementedError
+
+    def place(self) -> tuple[int, Any]:
+        """Return where it is found: an id that is logged already, and what JSON can say."""
+        raise NotImplementedError
+
+    @property
+    def holder(self) -> Node | None:
+        """The node that `place` is told by, if it is looked for there."""
+        return None
+
+    async def serve(self) -> None:
+        """Let the data plane answer for the node, which the kernel has open from a predecessor."""
+        raise refusal(errno.EBADF)
 
     async def getattr(self) -> Attributes:
         """Return the attributes as they are now."""
@@ -146,7 +176,8 @@ class Node:
 
     async def releasedir(self) -> None:
         """Count one reader less."""
-        self.users -= 1
+        # Of what a predecessor opened nobody counted the handles here.
+        self.users = max(0, self.users - 1)
         if self.users == 0:
             self.cached = None
 
@@ -220,11 +251,18 @@ class Node:
 
 
 class Nodes:
-    """The nodes that somebody needs, by id. Ids count up and are never given twice."""
+    """The nodes that somebody needs, by id. Ids count up and are never given twice.
 
-    def __init__(self) -> None:
+    What a predecessor named keeps its id (`make`), and is made when it is asked for (`get`)
+    by the one of ``revive`` for its kind.
+    """
+
+    def __init__(self, handover: Handover | None = None) -> None:
+        self.handover = handover or Handover()
+        self.revive: dict[str, Callable[[int, Known], Node]] = {}
         self._by_id: dict[int, Node] = {}
-        self._last = ROOT_ID
+        self._last = max(FIRST_ID - 1, self.handover.highest)
+        self._given: int | None = None
 
     def __len__(self) -> int:
         """How many nodes there are."""
@@ -233,22 +271,56 @@ class Nodes:
     def add(self, node: Node, number: int | None) -> int:
         """Enter a node, under its fixed number or the next free one, and return the id."""
         if number is None:
+            number, self._given = self._given, None
+        if number is None:
             self._last += 1
             number = self._last
         self._by_id[number] = node
         return number
 
+    def make(self, identity: Identity, build: Callable[[], NodeT]) -> NodeT:
+        """Build one node; under the id that a predecessor gave it, where one has."""
+        number = self.handover.number_of(identity)
+        if number is None or number in self._by_id:
+            return build()
+        self._given = number
+        node = build()
+        node.is_inherited = True
+        return node
+
+    def named(self, node: Node) -> None:
+        """The kernel is about to be told of the node: it is in the log on return."""
+        if node.id >= FIRST_ID and not node.is_logged and self.handover.active:
+            self.handover.named(node.id, node.known_by, node.place())
+            node.is_logged = True
+
+    def records(self) -> Iterator[list[Any]]:
+        """Give the log's records of all nodes that are in it."""
+        given = set()
+        for one in list(self._by_id.values()):
+            node: Node | None = one
+            # Directories above may be forgotten by the kernel, and still be the way to it.
+            while node is not None and node.is_logged and node.id not in given:
+                given.add(node.id)
+                yield ["node", node.id, node.known_by, node.place()]
+                node = node.holder
+
     def get(self, number: int) -> Node:
         """Return the node; `ESTALE` if there is none."""
         node = self._by_id.get(number)
-        if node is None:
+        if node is not None:
+            return node
+        known = self.handover.known(number)
+        if known is None:
             raise refusal(errno.ESTALE)
-        return node
+        return self.revive[known.identity[0]](number, known)
 
     def forget(self, number: int, count: int) -> None:
         """The kernel gave back ``count`` of the look-ups it was told of."""
         node = self._by_id.get(number)
         if node is not None:
+            # More than this daemon has told of: also all that its predecessor had.
+            node.is_inherited = node.is_inherited and count <= node.lookups
             node.lookups = max(0, node.lookups - count)
             self.settle(node)
 
@@ -260,7 +332,7 @@ class Nodes:
     async def forget_all(self) -> None:
         """The mount is gone: end what is open, and drop every node that nobody else holds."""
         for node in list(self._by_id.values()):
-            node.lookups = 0
+            node.lookups, node.is_inherited = 0, False
             while node.users:
                 await (node.releasedir() if node.is_directory else node.release())
             self.settle(node)

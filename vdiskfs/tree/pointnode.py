@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import trio
 
 from vdiskfs import native
 from vdiskfs.errors import VaultUnreachableError
+from vdiskfs.tree.handover import Identity
 from vdiskfs.tree.hooks import Access, OpenPoint, PointFacts, PointRef, PointSource
 from vdiskfs.tree.listing import Found, NameListing
 from vdiskfs.tree.node import TIMEOUT_S, Attributes, Node, Nodes, refusal
@@ -30,6 +31,11 @@ T = TypeVar("T")
 NodeT = TypeVar("NodeT", bound="PointNode")
 
 
+def point_key(kind: str, disk: str, point: PointRef) -> Identity:
+    """Return what identifies a node of a point."""
+    return (kind, disk, point.time_ns, point.epoch, point.generation)
+
+
 class Points:
     """What all nodes of `recovery-points/` share: where points come from, and who is known."""
 
@@ -38,17 +44,25 @@ class Points:
         self.core = core
         self.source = source
         self.owner = owner
-        self._by_key: dict[Hashable, PointNode] = {}
+        self._by_key: dict[Identity, PointNode] = {}
 
-    def node(self, key: Hashable, make: Callable[[], NodeT]) -> NodeT:
+    def node(self, key: Identity, make: Callable[[], NodeT]) -> NodeT:
         """Return the node of the key, made if it is not known. A key belongs to one class."""
         found = self._by_key.get(key)
         if found is not None:
             return cast("NodeT", found)
-        node = make()
+        node = self.nodes.make(key, make)
         node.key = key
         self._by_key[key] = node
         return node
+
+    def image(self, disk: str, point: PointRef) -> PointImage:
+        """Return the node of a point's image."""
+        return self.node(point_key("image", disk, point), partial(PointImage, self, disk, point))
+
+    def text(self, disk: str, point: PointRef) -> PointText:
+        """Return the node of a point's point.json."""
+        return self.node(point_key("text", disk, point), partial(PointText, self, disk, point))
 
     def dropped(self, node: PointNode) -> None:
         """The node is gone."""
@@ -77,14 +91,23 @@ class Points:
 class PointNode(Node):
     """A node of `recovery-points/`."""
 
-    def __init__(self, points: Points) -> None:
-        super().__init__(points.nodes)
+    def __init__(self, points: Points, number: int | None = None) -> None:
+        super().__init__(points.nodes, number)
         self.points = points
-        self.key: Hashable = None
+        self.key: Identity = ()
 
     def gone(self) -> None:
         """Nobody needs the node: it is made anew when somebody does."""
         self.points.dropped(self)
+
+    @property
+    def known_by(self) -> Identity:
+        """What the node shows."""
+        return self.key
+
+    def place(self) -> tuple[int, Any]:
+        """Return the directory above, and what `revive` needs besides the identity."""
+        return (self.parent_id, None)
 
 
 class Link(PointNode):
@@ -93,6 +116,7 @@ class Link(PointNode):
     def __init__(self, points: Points, target: str, time_ns: int) -> None:
         super().__init__(points)
         self.target = os.fsencode(target)
+        self.above = 0
         self._time_ns = time_ns
 
     def attributes(self) -> Attributes:
@@ -103,9 +127,18 @@ class Link(PointNode):
             ctime_ns=self._time_ns, entry_timeout_s=0,
         )  # fmt: skip
 
+    @property
+    def parent_id(self) -> int:
+        """The id of the disk's directory."""
+        return self.above or super().parent_id
+
     async def getattr(self) -> Attributes:
         """Return the attributes."""
         return self.attributes()
+
+    def place(self) -> tuple[int, Any]:
+        """Return its time too."""
+        return (self.parent_id, self._time_ns)
 
     async def readlink(self) -> bytes:
         """Return the target."""
@@ -120,6 +153,7 @@ class PointFile(PointNode):
         self.disk = disk
         self.point = point
         self._turn = trio.Lock()
+        self._attached = False
 
     async def getattr(self) -> Attributes:
         """Return the attributes; may read the vault."""
@@ -154,16 +188,27 @@ class PointFile(PointNode):
             raise refusal(errno.EROFS)
         with self.pinned():
             async with self._turn:
-                if self.users == 0:
-                    self.points.core.attach(self.id, await self.image())
+                await self._attach()
                 self.users += 1
+
+    async def serve(self) -> None:
+        """Attach the image for handles that a predecessor opened."""
+        with self.pinned():
+            async with self._turn:
+                await self._attach()
+
+    async def _attach(self) -> None:
+        if not self._attached:
+            self.points.core.attach(self.id, await self.image())
+            self._attached = True
 
     async def release(self) -> None:
         """Count one handle less; the last one detaches the image."""
         with self.pinned():
             async with self._turn:
-                self.users -= 1
-                if self.users == 0:
+                self.users = max(0, self.users - 1)  # as SourceFile.release
+                if self.users == 0 and self._attached:
+                    self._attached = False
                     self.points.core.detach(self.id)
                     await self.close_image()
 
@@ -251,6 +296,10 @@ class PointDirectory(PointNode):
         """The id of the day's directory."""
         return self.above or super().parent_id
 
+    def place(self) -> tuple[int, Any]:
+        """Return the image's name too."""
+        return (self.parent_id, os.fsdecode(self.file))
+
     def attributes(self) -> Attributes:
         """Return the attributes: the times are the point's."""
         return self.points.owner.directory(self.point.time_ns)
@@ -280,9 +329,7 @@ class PointDirectory(PointNode):
         return text, text.attributes(None)
 
     def _image(self) -> PointImage:
-        make = partial(PointImage, self.points, self.disk, self.point)
-        return self.points.node(("image", self.disk, self.point), make)
+        return self.points.image(self.disk, self.point)
 
     def _text(self) -> PointText:
-        make = partial(PointText, self.points, self.disk, self.point)
-        return self.points.node(("text", self.disk, self.point), make)
+        return self.points.text(self.disk, self.point)

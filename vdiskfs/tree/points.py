@@ -16,8 +16,10 @@ import errno
 import os
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from vdiskfs.errors import NotFoundError, UsageError
+from vdiskfs.tree.handover import Known
 from vdiskfs.tree.hooks import DiskName, PointKind, PointRef
 from vdiskfs.tree.listing import Found, Listing, NameListing
 from vdiskfs.tree.node import Attributes, refusal
@@ -30,7 +32,14 @@ from vdiskfs.tree.pointnames import (
     parse_point_name,
     point_name,
 )  # fmt: skip
-from vdiskfs.tree.pointnode import POINT_JSON, Link, PointDirectory, PointNode, Points
+from vdiskfs.tree.pointnode import (
+    POINT_JSON,
+    Link,
+    PointDirectory,
+    PointNode,
+    Points,
+    point_key,
+)  # fmt: skip
 
 LINKS: dict[bytes, PointKind] = {
     b"latest": "any",
@@ -45,6 +54,33 @@ class PointsDirectory(PointNode):
     """`recovery-points/`: the disks of the vault."""
 
     is_directory = True
+
+    def __init__(self, points: Points, number: int | None = None) -> None:
+        super().__init__(points, number)
+        for kind in ("disk", "day", "link", "point", "image", "text"):
+            self.nodes.revive[kind] = self._revive
+
+    def _revive(self, _: int, known: Known) -> PointNode:
+        """Return the node that a predecessor named; asks nobody."""
+        kind, name, *rest = known.identity
+        disk = self._disk_node(name)
+        if kind == "disk":
+            disk.file = os.fsencode(known.places[-1][1])
+            return disk
+        if kind == "day":
+            return disk.day(rest[0])
+        if kind == "link":
+            return disk.link_to(os.fsencode(rest[0]), known.places[-1][1], rest[1])
+        above, more = known.places[-1]
+        point = PointRef(*rest)
+        if kind == "image":
+            return self.points.image(name, point)
+        if kind == "text":
+            return self.points.text(name, point)
+        make = partial(PointDirectory, self.points, name, os.fsencode(more), point)
+        node = self.points.node(known.identity, make)
+        node.above = above
+        return node
 
     async def getattr(self) -> Attributes:
         """Return the attributes."""
@@ -71,10 +107,13 @@ class PointsDirectory(PointNode):
         return self._disk(disk), self.points.owner.directory()
 
     def _disk(self, disk: DiskName) -> DiskDirectory:
-        make = partial(DiskDirectory, self.points, disk.name, self.id)
-        node = self.points.node(("disk", disk.name), make)
+        node = self._disk_node(disk.name)
         node.file = _image_name(disk)
         return node
+
+    def _disk_node(self, name: str) -> DiskDirectory:
+        make = partial(DiskDirectory, self.points, name, self.id)
+        return self.points.node(("disk", name), make)
 
 
 class DiskDirectory(PointNode):
@@ -93,6 +132,10 @@ class DiskDirectory(PointNode):
         """The id of `recovery-points/`."""
         return self._above
 
+    def place(self) -> tuple[int, Any]:
+        """Return the image's name too."""
+        return (self._above, os.fsdecode(self.file))
+
     async def getattr(self) -> Attributes:
         """Return the attributes."""
         return self.points.owner.directory()
@@ -108,7 +151,7 @@ class DiskDirectory(PointNode):
             return await self._link(name, await self._find(name[1:]))
         start_ns = day_start(name)
         if start_ns is not None and name.decode() in await self._days():
-            return self._day(start_ns)
+            return self.day(start_ns)
         raise refusal(errno.ENOENT)
 
     async def listing(self) -> NameListing:
@@ -142,7 +185,7 @@ class DiskDirectory(PointNode):
         return await self.points.ask(self.points.source.latest(self.disk, kind))
 
     async def _link(self, name: bytes, point: PointRef) -> Link:
-        return self._link_to(name, point, await self._target(point))
+        return self.link_to(name, point.time_ns, await self._target(point))
 
     async def _target(self, point: PointRef) -> str:
         """The way to the point from here; its epoch is named only where others share its name."""
@@ -153,18 +196,22 @@ class DiskDirectory(PointNode):
         shared = bool(beside) and beside[0] != point
         return f"{day_of(point.time_ns)}/{point_name(point, with_epoch=shared)}"
 
-    def _link_to(self, name: bytes, point: PointRef, target: str) -> Link:
-        make = partial(Link, self.points, target, point.time_ns)
-        return self.points.node(("link", self.disk, name, target), make)
+    def link_to(self, name: bytes, time_ns: int, target: str) -> Link:
+        """Return the node of a link to the point of that time."""
+        make = partial(Link, self.points, target, time_ns)
+        node = self.points.node(("link", self.disk, os.fsdecode(name), target), make)
+        node.above = self.id
+        return node
 
     def _link_found(self, name: bytes, point: PointRef, target: str) -> Found:
-        link = self._link_to(name, point, target)
+        link = self.link_to(name, point.time_ns, target)
         return link, link.attributes()
 
     def _found(self, start_ns: int) -> Found:
-        return self._day(start_ns), self.points.owner.directory(start_ns)
+        return self.day(start_ns), self.points.owner.directory(start_ns)
 
-    def _day(self, start_ns: int) -> DayDirectory:
+    def day(self, start_ns: int) -> DayDirectory:
+        """Return the node of a day."""
         make = partial(DayDirectory, self.points, self, start_ns)
         return self.points.node(("day", self.disk, start_ns), make)
 
@@ -216,7 +263,7 @@ class DayDirectory(PointNode):
     def _point(self, point: PointRef) -> PointDirectory:
         disk = self._disk
         make = partial(PointDirectory, self.points, disk.disk, disk.file, point)
-        node = self.points.node(("point", disk.disk, point), make)
+        node = self.points.node(point_key("point", disk.disk, point), make)
         node.file, node.above = disk.file, self.id
         return node
 

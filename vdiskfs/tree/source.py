@@ -17,16 +17,17 @@ import os
 import resource
 import stat
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from vdiskfs import native
-from vdiskfs.tree.node import Attributes, Changes, Node, Nodes, refusal
+from vdiskfs.tree.handover import Identity, Known
+from vdiskfs.tree.node import ROOT_ID, Attributes, Changes, Node, Nodes, refusal
 
 if TYPE_CHECKING:
     from vdiskfs.tree.hooks import DiskHooks
@@ -40,6 +41,11 @@ Key = tuple[int, int]
 def key_of(status: os.stat_result) -> Key:
     """Return what tells one file of the source from another."""
     return (status.st_dev, status.st_ino)
+
+
+def source_identity(key: Key, kind: int) -> Identity:
+    """Return what a successor knows a file of the source by."""
+    return ("source", *key, kind)
 
 
 class SourceNode(Node):
@@ -70,9 +76,35 @@ class SourceNode(Node):
             node = node.directory
         return os.fsdecode(b"/".join(reversed(parts)))
 
-    def place(self, directory: SourceNode, name: bytes) -> None:
+    def settle_at(self, directory: SourceNode, name: bytes) -> None:
         """Note a name that leads to the node."""
+        moved = self.directory is not directory or self.name != name
         self.directory, self.name, self.has_name = directory, name, True
+        if moved and self.is_logged:
+            self.is_logged = False
+            self.nodes.named(self)
+
+    @property
+    def known_by(self) -> Identity:
+        """Device, inode and kind."""
+        return source_identity(self.key, self.kind)
+
+    @property
+    def holder(self) -> Node | None:
+        """The directory."""
+        return self.directory
+
+    def place(self) -> tuple[int, Any]:
+        """Return the directory's id, and the name there."""
+        if self.directory is None:
+            return (ROOT_ID, "")
+        self.nodes.named(self.directory)
+        return (self.directory.id, os.fsdecode(self.name))
+
+    def keep_for_successor(self) -> None:
+        """The node is about to lose its name: a successor needs its descriptor if it is in use."""
+        if stat.S_ISREG(self.kind) and (self.users or self.pins or self.is_inherited):
+            self.nodes.handover.keep_file(self.id, self.descriptor)
 
     @property
     def descriptor(self) -> int:
@@ -124,10 +156,12 @@ class SourceNode(Node):
         Of a file without a name it may be the last one: freeing its blocks can take long.
         """
         self.source.dropped(self)
+        self.nodes.handover.drop_file(self.id)
         fd, self._fd = self._fd, None
         if fd is None:
             return
         if os.fstat(fd).st_nlink == 0:
+            self.nodes.handover.forget(self.known_by)
             trio.lowlevel.start_thread_soon(partial(os.close, fd), lambda _: None)
         else:
             os.close(fd)
@@ -205,6 +239,8 @@ class Source:
         self.descriptors = descriptors or max(16, min(DESCRIPTORS, soft // 4))
         self._by_key: dict[Key, SourceNode] = {}
         self._open: OrderedDict[int, SourceNode] = OrderedDict()  # longest unused first
+        self.build: Callable[[Key, int], SourceNode] = lambda key, kind: SourceNode(self, key, kind)
+        nodes.revive["source"] = self._revive
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
@@ -227,6 +263,48 @@ class Source:
     def enter(self, node: SourceNode) -> None:
         """From now on the node stands for its file."""
         self._by_key[node.key] = node
+
+    def node(self, key: Key, kind: int) -> SourceNode:
+        """Return the node of this file, made if there is none."""
+        node = self.known(key, kind)
+        if node is None:
+            node = self.nodes.make(source_identity(key, kind), lambda: self.build(key, kind))
+            self.enter(node)
+        return node
+
+    def _revive(self, number: int, known: Known) -> SourceNode:
+        """Return the node that a predecessor named, found again; `ESTALE`: it is not."""
+        _, device, inode, kind = known.identity
+        key = (device, inode)
+        kept = self.nodes.handover.take_file(number)
+        for above, name in reversed(known.places):
+            try:
+                directory = self.nodes.get(above)
+                if not isinstance(directory, SourceNode):
+                    continue
+                fd = os.open(name, _O_NODE, dir_fd=directory.descriptor)
+            except OSError:
+                continue
+            if key_of(os.fstat(fd)) == key:
+                node = self.node(key, kind)
+                node.adopt(fd)
+                node.settle_at(directory, os.fsencode(name))
+                if kept is not None:
+                    os.close(kept)
+                return node
+            os.close(fd)
+        if kept is None:
+            raise refusal(errno.ESTALE)
+        node = self.node(key, kind)
+        node.adopt(kept)
+        node.has_name = False
+        for above, name in known.places[-1:]:
+            with suppress(OSError):
+                directory = self.nodes.get(above)
+                if isinstance(directory, SourceNode):
+                    # Its last name, for messages; it does not lead here any more.
+                    node.directory, node.name = directory, os.fsencode(name)
+        return node
 
     def dropped(self, node: SourceNode) -> None:
         """The node stands for nothing any more."""

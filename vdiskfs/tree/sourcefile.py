@@ -42,7 +42,7 @@ class SourceFile(SourceNode):
     @property
     def is_open(self) -> bool:
         """A handle is open."""
-        return self.users > 0
+        return self.users > 0 or self.image is not None
 
     def open_file(self, *, writable: bool) -> tuple[int, bool]:
         """Return a new descriptor, and whether it can be written; the caller's to close.
@@ -124,12 +124,21 @@ class SourceFile(SourceNode):
             self.source.core.attach(self.id, image)
         self.image, self._writable = image, writable
 
+    async def serve(self) -> None:
+        """Attach the image for handles that a predecessor opened."""
+        with self.pinned():
+            async with self._turn:
+                if self.image is None:
+                    await self._attach(writable=False)
+
     async def release(self) -> None:
         """Count one handle less; the last one detaches the image and tells the hooks."""
         with self.pinned():
             async with self._turn:
-                self.users -= 1
-                if self.users == 0:
+                # Of what a predecessor opened nobody counted the handles here; if one is left,
+                # its next request brings the image back (`serve`).
+                self.users = max(0, self.users - 1)
+                if self.users == 0 and self.image is not None:
                     self.image, self._writable = None, False
                     self.source.core.detach(self.id)
                     await self.source.hooks.closed_last(self)
