@@ -252,11 +252,11 @@ typedef struct vdf_recovery {
     uint32_t capacity; /* 8000 is always enough */
     uint32_t regions;
     /*
-     * Bytes of which all that is allocated, or has data in the vault, is to be made suspect
-     * by the caller; empty where to <= from.
+     * Bytes [start, end) of which all that is allocated, or has data in the vault, is to be
+     * made suspect by the caller; empty where end <= start.
      */
-    uint64_t from[VDF_INTENT_SPANS];
-    uint64_t to[VDF_INTENT_SPANS];
+    uint64_t start[VDF_INTENT_SPANS];
+    uint64_t end[VDF_INTENT_SPANS];
 } vdf_recovery;
 
 /*
@@ -377,6 +377,8 @@ int vdf_capture_abandon(vdf_image *image);
 /* Marks pages suspect: the range, or all that the file system has allocated. */
 int vdf_suspect_mark(vdf_image *image, uint64_t offset, uint64_t length);
 int vdf_suspect_mark_allocated(vdf_image *image);
+/* The same within [start, end). */
+int vdf_suspect_mark_allocated_in(vdf_image *image, uint64_t start, uint64_t end);
 
 /* Takes the marks of these pages away. */
 int vdf_suspect_clear(vdf_image *image, const uint64_t *pageno, uint64_t count);

@@ -610,21 +610,40 @@ static void work_void(vdf_intent *intent)
         intent->retry_s = 0;
 }
 
+/* With the lock, given back meanwhile. */
+static void fail(vdf_intent *intent, int error)
+{
+    while (intent->committing)
+        pthread_cond_wait(&intent->changed, &intent->lock);
+    if (intent->mode == VDF_INTENT_IS_KEPT) {
+        intent->committing = true;
+        go_void(intent, error);
+    }
+}
+
+/* Whether regions are to leave ahead of those who need their slots. */
+static bool is_short(const vdf_intent *intent)
+{
+    return intent->allowed && intent->free < intent->low &&
+           now_ns() - intent->rounded_ns >= SECOND_NS;
+}
+
 static void work(vdf_intent *intent)
 {
-    bool asleep = atomic_load(&intent->state) & VDF_INTENT_ASLEEP;
-    uint64_t now = now_ns();
+    bool asleep = (atomic_load(&intent->state) & VDF_INTENT_ASLEEP) != 0;
 
     if (intent->mode == VDF_INTENT_IS_VOID) {
         work_void(intent);
-    } else if (intent->waiting != 0 ||
-               (!asleep && intent->free < intent->low && now - intent->rounded_ns >= SECOND_NS)) {
+    } else if (intent->waiting != 0 && !intent->allowed) {
+        /* Marks that belong to regions named here are still being made. */
+        fail(intent, -EAGAIN);
+    } else if (intent->waiting != 0 || (!asleep && is_short(intent))) {
         /* None to let go: each is pinned or pending, for as long as a commit takes. */
         if (!round_out(intent, intent->slots / 4 + 1))
             nap(intent, 1);
     } else if (asleep) {
         pthread_cond_wait(&intent->work, &intent->lock);
-    } else if (now - intent->committed_ns >= VDF_INTENT_STAMP_S * SECOND_NS) {
+    } else if (now_ns() - intent->committed_ns >= VDF_INTENT_STAMP_S * SECOND_NS) {
         round_out(intent, 0);
         if (intent->mode == VDF_INTENT_IS_KEPT)
             stamp(intent);
@@ -769,12 +788,7 @@ void vdf_intent_allow(vdf_intent *intent)
 void vdf_intent_fail(vdf_intent *intent, int error)
 {
     pthread_mutex_lock(&intent->lock);
-    while (intent->committing)
-        pthread_cond_wait(&intent->changed, &intent->lock);
-    if (intent->mode == VDF_INTENT_IS_KEPT) {
-        intent->committing = true;
-        go_void(intent, error);
-    }
+    fail(intent, error);
     intent->spoiled = true;
     pthread_mutex_unlock(&intent->lock);
 }

@@ -58,16 +58,16 @@ static void take_spans(const vdf_track_head *head, uint64_t size, const vdf_inte
                        vdf_recovery *out)
 {
     for (unsigned i = 0; i < VDF_INTENT_SPANS; i++) {
-        out->from[i] = record->span[i][0];
-        out->to[i] = vdf_min(record->span[i][1], size);
+        out->start[i] = record->span[i][0];
+        out->end[i] = vdf_min(record->span[i][1], size);
     }
     /* The log says it too before anything relies on it; not believed if it is an old one. */
     uint64_t missed = vdf_load(&head->overflow);
     if (missed != 0 && (missed - 1) * VDF_PAGE_SIZE < size) {
-        bool empty = out->to[VDF_SPAN_CUT] <= out->from[VDF_SPAN_CUT];
+        bool empty = out->end[VDF_SPAN_CUT] <= out->start[VDF_SPAN_CUT];
         uint64_t from = (missed - 1) * VDF_PAGE_SIZE;
-        out->from[VDF_SPAN_CUT] = empty ? from : vdf_min(from, out->from[VDF_SPAN_CUT]);
-        out->to[VDF_SPAN_CUT] = size;
+        out->start[VDF_SPAN_CUT] = empty ? from : vdf_min(from, out->start[VDF_SPAN_CUT]);
+        out->end[VDF_SPAN_CUT] = size;
     }
 }
 

@@ -422,8 +422,13 @@ int vdf_suspect_mark(vdf_image *image, uint64_t offset, uint64_t length)
 
 int vdf_suspect_mark_allocated(vdf_image *image)
 {
-    uint64_t size = atomic_load(&image->size);
-    uint64_t at = 0;
+    return vdf_suspect_mark_allocated_in(image, 0, UINT64_MAX);
+}
+
+int vdf_suspect_mark_allocated_in(vdf_image *image, uint64_t start, uint64_t end)
+{
+    uint64_t size = vdf_min(end, atomic_load(&image->size));
+    uint64_t at = start;
     int error = 0;
 
     while (at < size && error == 0) {
@@ -433,8 +438,10 @@ int vdf_suspect_mark_allocated(vdf_image *image)
         off_t hole = lseek(image->inner_fd, data, SEEK_HOLE);
         if (hole < 0)
             return -errno;
-        error = vdf_suspect_mark(image, (uint64_t)data, (uint64_t)(hole - data));
         at = (uint64_t)hole;
+        uint64_t stop = vdf_min(at, end);
+        if ((uint64_t)data < stop)
+            error = vdf_suspect_mark(image, (uint64_t)data, stop - (uint64_t)data);
     }
     return error;
 }

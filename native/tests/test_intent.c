@@ -360,7 +360,7 @@ static void check_recovered(scratch *s, const vdf_recovery *found)
     const uint64_t pages = REGION / VDF_PAGE_SIZE;
     vdf_track_counts now;
 
-    CHECK(found->to[0] <= found->from[0] && found->to[1] <= found->from[1]);
+    CHECK(found->end[0] <= found->start[0] && found->end[1] <= found->start[1]);
     s->image = scratch_image(s, 0, O_RDWR);
     CHECK(vdf_track_open(s->tracks, REGIONS * REGION, 0, &s->track) == 0);
     CHECK(vdf_image_set_track(s->image, s->track) == 0);
@@ -432,7 +432,7 @@ static void recovery_knows_sizes_from_the_vault_and_cuts_from_the_log(void)
     CHECK(vdf_image_truncate(s.image, size) == 0);
     scratch_close(&s);
     CHECK(vdf_track_recover(s.tracks, size, 0, 4, base, &found) == 0);
-    CHECK(found.from[VDF_SPAN_CUT] == 50 * REGION && found.to[VDF_SPAN_CUT] == size);
+    CHECK(found.start[VDF_SPAN_CUT] == 50 * REGION && found.end[VDF_SPAN_CUT] == size);
     s.image = scratch_image(&s, 0, O_RDWR);
     CHECK(vdf_track_open(s.tracks, size, 0, &s.track) == 0);
     CHECK(vdf_image_set_track(s.image, s.track) == 0);
