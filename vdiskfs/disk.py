@@ -2,8 +2,8 @@
 
 Starting a disk answers one question: which of its pages are known to be what the vault
 holds? All, after a clean end of a file that nobody touched since, or when only the daemon
-died. Otherwise all that is allocated here, or has data there, is suspect until a pass has
-compared it. A vault whose newest epoch this site does not know is never continued: the
+died. All but the regions of the intent log, after the host died. Otherwise all that is
+allocated here, or has data there, is suspect until a pass has compared it. A vault whose newest epoch this site does not know is never continued: the
 disk goes on in the next generation, everything suspect.
 """
 
@@ -16,12 +16,13 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs import native
+from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, DiskRecord, IndexCache, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled
 from vdiskfs.errors import DamagedError, FormatError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
+from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
 from vdiskfs.state import DiskRecord as LocalRecord
 from vdiskfs.state import FileStamp, LastEnd, StateDirectory
@@ -100,27 +101,28 @@ class ProtectedDisk:
         paths = self.site.state.disk(self.disk_id)
         remote = await self.site.vault.disk(self.disk_id)
         points, end, known = await self._find_end(remote, paths.spool)
-        if last_end is LastEnd.HOST_DIED:
+        last_end = self._own_end(last_end)
+        found = await self._recover(last_end, end) if known else None
+        lost = found is None and last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
+        if lost and self._track is None:
             # Bits that were only in the page cache are gone: none of them says anything.
-            _clear(paths.track)
+            await trio.to_thread.run_sync(clear_track, paths.track)
         new = False
         if self._track is not None:
             track = self._track
         else:
             track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
-        trusted = known and not new and self._is_unchanged(last_end)
+        trusted = known and not new and (found is not None or self._is_unchanged(last_end))
         if not known:
             _clear(paths.spool)
         if self._track is not None and not known:
             # What is written until it is tracked again is allocated, and so suspect below.
             await trio.to_thread.run_sync(self.image.set_track, None)
         if new or not known:
-            _clear(paths.pass_)
             # Numbers go on above all that the vault and the spool have seen.
             last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
             track.set_epoch(max(track.epoch, last.epoch + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
-        self._write_record(end=None)
         replicator = Replicator(
             name=self.name, live=live, points=points, end=end, directory=paths.directory,
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
@@ -128,7 +130,15 @@ class ProtectedDisk:
         )  # fmt: skip
         if not trusted:
             await trio.to_thread.run_sync(replicator.distrust)
+            # What a pass has read of it is as old as the rest.
+            _clear(paths.pass_)
+        self._write_record(end=None)
         await trio.to_thread.run_sync(replicator.load)
+        if found is not None:
+            await trio.to_thread.run_sync(replicator.doubt, doubted(found), found.spans)
+        await trio.to_thread.run_sync(native.begin_intent, self.image)
+        await trio.to_thread.run_sync(self.site.state.note_started, self.disk_id)
+        crash.hook("disk.started")
         if trusted and end.epoch:
             self.health.pass_finished()
         # From here to the end without a wait: a change is either counted now or comes as an event.
@@ -136,6 +146,23 @@ class ProtectedDisk:
         counts = live.counts()
         if counts.changed or counts.suspect_pages or replicator.distrusted or end.epoch == 0:
             replicator.touched()
+
+    def _own_end(self, last_end: LastEnd) -> LastEnd:
+        """Say how tracking of this disk ended, if the mount's end says anything of it."""
+        if last_end in (LastEnd.NONE, LastEnd.UNKNOWN):
+            return last_end
+        return self.site.state.end_of_disk(self.record)
+
+    async def _recover(self, last_end: LastEnd, end: ChainEnd) -> native.Recovery | None:
+        """After the death of the host: what is suspect; None: nothing is known, or it lived."""
+        if last_end is not LastEnd.HOST_DIED:
+            return None
+        paths = self.site.state.disk(self.disk_id)
+        last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
+        changed_ns = self.file.identity().change_ns
+        return await trio.to_thread.run_sync(
+            recover_track, self.name, self.image, changed_ns, paths.track, last
+        )
 
     async def _find_end(self, remote: DiskRecord, spool: Path) -> tuple[DiskLog, ChainEnd, bool]:
         """Read the vault's newest epoch; True: this site knows it and goes on from it."""
@@ -247,6 +274,7 @@ class ProtectedDisk:
         live = self._replicator.live
         if clean:
             await trio.to_thread.run_sync(live.image.sync_internal)
+            await trio.to_thread.run_sync(native.sync_track, live.track)
         await trio.to_thread.run_sync(live.close)
         if clean:
             self._write_record(FileStamp.of(self.file.identity()))
