@@ -20,6 +20,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -262,6 +263,14 @@ class StateDirectory:
         self.disk(disk_id).directory.rename(gone)
         sync_directory(self._disks)
         shutil.rmtree(gone)
+
+    def set_aside(self) -> Path:
+        """Forget all disks, and keep their files beside: return where."""
+        aside = self.path / f"disks.{time.time_ns():020d}"
+        self._disks.rename(aside)
+        self._disks.mkdir(mode=0o700)
+        sync_directory(self.path)
+        return aside
 
     # -- the end ----------------------------------------------------------
 
