@@ -48,11 +48,12 @@ class Guest:
         *,
         memory_mib: int = 256,
         options: Sequence[str] = (),
+        programs: Sequence[Path] = (),
     ) -> None:
         self._disks = disks
         self._options = [*options, "-m", str(memory_mib)]
         self._initramfs = directory / "initramfs.gz"
-        initramfs(script, self._initramfs)
+        initramfs(script, self._initramfs, programs)
         self._process: subprocess.Popen[bytes] | None = None
         self._text = bytearray()
         self._changed = threading.Condition()
