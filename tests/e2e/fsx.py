@@ -178,6 +178,10 @@ class Fsx:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def is_running(self) -> bool:
+        """Say whether it has not ended of its own."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self) -> None:
         """End it; ``operations``, ``status`` and ``message`` say how it went."""
         process = self._process

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -23,15 +26,14 @@ from tests.e2e.instants import NotACutError
 from tests.e2e.mounted import MountedSite
 from tests.e2e.names import Names
 from tests.e2e.oracle import Oracle
-from tests.e2e.test_restart import kill_daemon
 from tests.e2e.workload import FOREVER, Mix, Workload, WriteLog
-from tests.oracle.stamper import Stamper, check, command, program, read_log
+from tests.oracle.stamper import Stamper, check, command, events, program, read_log
 
 MIB = 1 << 20
 SIZES = {"web01": 8 * MIB, "web02": 4 * MIB, "web03": MIB, "web04": 4 * MIB}
 OPTIONS = "epoch_interval_s = 0.1\nheartbeat_s = 1\n"
 MIX = Mix(max_size=12 * MIB, min_size=2 * MIB, truncate=0.01, extend=0.03, zero=0.06)
-KEPT = False
+CHECKED = 40  # points of a disk and round; each is read whole
 Counts = dict[str, int | list[float]]
 
 
@@ -55,6 +57,8 @@ class Findings:
     names: int = 0
     io_errors: int = 0
     pauses_s: list[float] = field(default_factory=list)
+    pauses_twice_s: list[float] = field(default_factory=list)
+    stalls_s: list[float] = field(default_factory=list)  # the longest times without a write
     wrong: list[str] = field(default_factory=list)
 
     def judge(self, what: str, is_right: Callable[[], object]) -> None:
@@ -105,29 +109,60 @@ def kill_round(directory: Path, seed: int, *, kills: int = 4, guest: bool = Fals
         load = Load(site, directory, seed, guest=guest)
         asked: list[Asked] = []
         with load:
-            for turn in range(kills):
+            for _ in range(kills):
                 load.wait(rng)
                 if rng.random() < 0.5:
                     asked.append(ask_point(site, rng.choice(["web01", "web02"])))
-                if not KEPT and turn == kills - 1:
-                    break
-                if KEPT:
-                    findings.pauses_s.append(kill_and_wait(site))
+                if rng.random() < 0.75:
+                    findings.pauses_s.append(site.kill_daemon())
                     findings.kills += 1
-            if KEPT:
-                load.wait(rng)
-            else:
-                kill_daemon(site)
-        if not KEPT:
-            before = time.monotonic()
-            site.run("umount", site.mountpoint)
-            site.pid = 0
-            site.mount()
-            findings.pauses_s.append(time.monotonic() - before)
-            findings.kills += 1
+                else:
+                    findings.pauses_twice_s.append(kill_twice(site, rng))
+                    findings.kills += 2
+            load.wait(rng)
         load.report(findings)
         check_all(site, load, asked, findings, rng)
     return findings.counts()
+
+
+def kill_guest_round(directory: Path, seed: int) -> Counts:
+    """Do a round with a guest booted from a disk of the mount."""
+    return kill_round(directory, seed, kills=3, guest=True)
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process: of a daemon it is the keeper."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process; none if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def kill_twice(site: MountedSite, rng: random.Random) -> float:
+    """Kill the daemon, and its successor while that recovers; return the pause in seconds."""
+    disks = {row["name"] for row in site.json("status")["disks"]}
+    keeper = parent_of(site.pid)
+    began = time.monotonic()
+    os.kill(site.pid, signal.SIGKILL)
+
+    def successors() -> list[int]:
+        return [pid for pid in children_of(keeper) if pid != site.pid]
+
+    site.wait("the keeper starts a successor", lambda: bool(successors()))
+    successor = successors()[0]
+    time.sleep(rng.uniform(0, 1))  # the moment is random, nothing waits for it
+    os.kill(successor, signal.SIGKILL)
+    with contextlib.suppress(FileNotFoundError):
+        (site.mountpoint / "disks" / f"absent-{time.monotonic_ns()}").stat()
+    pause = time.monotonic() - began
+    site.wait_successor(successor, disks)
+    return pause
 
 
 def ask_point(site: MountedSite, disk: str) -> Asked:
@@ -137,15 +172,11 @@ def ask_point(site: MountedSite, disk: str) -> Asked:
     return Asked(disk, made["epoch"], (before, time.monotonic_ns()))
 
 
-def kill_and_wait(site: MountedSite) -> float:
-    """Kill the daemon, wait until the mount answers; return how long that took, in seconds."""
-    raise NotImplementedError
-
-
 class Load:
     """Everything that uses the mount during a round, from the beginning of the block to its end."""
 
     def __init__(self, site: MountedSite, directory: Path, seed: int, *, guest: bool) -> None:
+        self._keeper = parent_of(site.pid)
         self.work = directory / "load"
         self.work.mkdir()
         self.seed = seed
@@ -159,7 +190,6 @@ class Load:
         self.guest = self._guest(site.image("web04")) if guest else None
         self.guest_log = self.work / "web04.log"
         self._all = contextlib.ExitStack()
-        self.end_ns = 0
 
     def _guest(self, image: Path) -> Guest:
         words = command("/dev/vda", "-", disk=self.seed, size=SIZES["web04"], writers=2)
@@ -180,15 +210,18 @@ class Load:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            # Else who waits for an answer of the mount would wait for ever.
+            for pid in (self._keeper, *children_of(self._keeper)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         try:
             if kind is None and self.guest is not None:
-                if KEPT:
-                    self.guest.send("stop")
+                self.guest.send("stop")
                 self.guest.wait_line(r"^GUEST EXIT", 120)
                 self.guest_log.write_text(self.guest.console)
         finally:
             self._all.close()
-        self.end_ns = time.monotonic_ns()
 
     def wait(self, rng: random.Random) -> None:
         """Wait until a random number of operations has been done from now on."""
@@ -215,11 +248,13 @@ class Load:
             errors.append(f"fsx on web03: exit {self.fsx.status}: {self.fsx.message}")
         if self.guest is not None and "GUEST EXIT 0" not in self.guest.console:
             errors.append(f"the guest on web04:\n{self.guest.console[-2000:]}")
-        if KEPT:
-            findings.wrong += errors
+        findings.wrong += errors
         findings.io_errors = len(errors)
         for _, log, _ in self.logs():
             findings.writes += sum(op.end_ns < FOREVER for op in log.operations)
+        ends = sorted(e[1][1] for e in events(self.stamper.log.read_text()) if e[0] == "C")
+        gaps = sorted(b - a for a, b in pairwise(ends))
+        findings.stalls_s = [gap / 1e9 for gap in gaps[-len(findings.pauses_s) or len(gaps) :]]
         findings.operations = self.fsx.operations
         findings.names = self.names.done
 
@@ -228,19 +263,19 @@ def check_all(
     site: MountedSite, load: Load, asked: list[Asked], findings: Findings, rng: random.Random
 ) -> None:
     """Judge the live images, the points, those asked for, and a restored one."""
-    if KEPT:
-        load.names.remove_all()
+    load.names.remove_all()
     for disk in SIZES:
         site.wait_shipped(disk)
-        live, latest = site.image(disk), site.point(disk)
-        findings.judge(f"{disk}, its last point", lambda: same(latest, live))
-    if KEPT:
-        findings.judge("web03, its model", lambda: same(site.image("web03"), load.fsx.model))
+        newest = site.point(disk)
+        findings.judge(f"{disk}, its last point", lambda: same(newest, site.image(disk)))
+    findings.judge("web03, its model", lambda: same(site.image("web03"), load.fsx.model))
     for disk, log, twin in load.logs():
         oracle = Oracle(log)
-        now = (load.end_ns, FOREVER)
-        findings.judge(f"{disk}, live", lambda: oracle.check(site.image(disk), now))
-        images = site.point_images(disk)[1:]
+        # By the clock of the writer, which for a guest is its own.
+        ended = max(op.end_ns for op in log.operations if op.end_ns < FOREVER)
+        live = site.image(disk)
+        findings.judge(f"{disk}, live", lambda: oracle.check(live, (ended, FOREVER)))
+        images = chosen(site, disk, asked, rng)
         check_points(disk, images, oracle, asked, findings)
         if twin is not None:
             restored = restore(site, disk, rng.choice(images), load.work)
@@ -251,6 +286,21 @@ def check_all(
     )
 
 
+def chosen(site: MountedSite, disk: str, asked: list[Asked], rng: random.Random) -> list[Path]:
+    """Return the images of at most ``CHECKED`` points, in order: those asked for, the last."""
+    images = site.point_images(disk)[1:]
+    epochs = {a.epoch for a in asked if a.disk == disk}
+    must = {image for image in images if epoch_of(image) in epochs} | {images[-1]}
+    others = [image for image in images if image not in must]
+    must |= set(rng.sample(others, min(len(others), CHECKED)))
+    return [image for image in images if image in must]
+
+
+def epoch_of(image: Path) -> int:
+    """Return the epoch of a point, by its document."""
+    return int(json.loads((image.parent / "point.json").read_text())["epoch"])
+
+
 def check_points(
     disk: str, images: list[Path], oracle: Oracle, asked: list[Asked], findings: Findings
 ) -> None:
@@ -258,7 +308,7 @@ def check_points(
     windows = {a.epoch: a.window for a in asked if a.disk == disk}
     earliest = 0
     for image in images:
-        epoch = int(json.loads((image.parent / "point.json").read_text())["epoch"])
+        epoch = epoch_of(image)
         low, high = windows.pop(epoch, (0, FOREVER))
         try:
             cut = oracle.check(image, (max(low, earliest), high))
@@ -279,7 +329,7 @@ def twin_agrees(image: Path, log: Path, disk: int) -> None:
 
 def restore(site: MountedSite, disk: str, image: Path, directory: Path) -> Path:
     """Restore a point to a file."""
-    epoch = json.loads((image.parent / "point.json").read_text())["epoch"]
+    epoch = epoch_of(image)
     target = directory / f"{disk}-{epoch}.img"
     site.run("-m", site.mountpoint, "point", "restore", f"{disk}@{epoch}", target)
     return target
