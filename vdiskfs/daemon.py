@@ -172,7 +172,7 @@ class Daemon:
                     await protection.start(namespace.disks, protect=self._settings.protect)
             control = MountControl(
                 self._settings, protection, browser, self._unmount_for(protection),
-                lambda: self._vault_error, self._hand_over,
+                lambda: self._vault_error, self._hand_over, counts=core.counts,
             )  # fmt: skip
             pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
             nursery.start_soon(self._names)
