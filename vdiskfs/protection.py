@@ -157,7 +157,8 @@ class Protection:
             async with limit:
                 record = find_record(records, file.identity(), file.path)
                 ended = _unprotected(records, file) is not None
-                if record is not None or (protect and not ended):
+                # Of a file that is open and has no name only what was a disk is one.
+                if record is not None or (protect and not ended and wanted(file.path)):
                     take_up = self._take_up if patient else self._protect
                     await take_up(file, record, self._site.state.last_end)
                 else:
