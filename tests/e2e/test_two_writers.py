@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from tests.azurite import AzureVault
 from tests.e2e.gauges import overwrite_pages
 from tests.e2e.mounted import PROGRAM, MountedSite
-from tests.e2e.test_restart import as_after_a_power_cut, end_daemon
+from tests.e2e.test_restart import as_after_a_power_cut, is_gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -227,7 +228,7 @@ def test_a_site_comes_back_after_every_end_without_a_word(tmp_path: Path) -> Non
         a.add_image("web01", SIZE, os.urandom(SIZE))
         a.init().mount().wait_shipped("web01")
         ends: list[Callable[[MountedSite], None]]
-        ends = [end_daemon, MountedSite.umount, end_daemon, _power_cut, _power_cut]
+        ends = [_end_both, MountedSite.umount, _end_both, _power_cut, _power_cut]
         for number, end in enumerate(ends):
             epoch = a.disk("web01")["epoch"]
             overwrite_pages(a.image("web01"), 10, seed=number)
@@ -240,8 +241,19 @@ def test_a_site_comes_back_after_every_end_without_a_word(tmp_path: Path) -> Non
         assert branches(a) == []
 
 
+def _end_both(site: MountedSite) -> None:
+    """Kill the keeper, then the daemon, and clear the dead mount away."""
+    keeper = int(Path(f"/proc/{site.pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    assert b"vdiskfs.keeper" in Path(f"/proc/{keeper}/cmdline").read_bytes()
+    for pid in (keeper, site.pid):
+        os.kill(pid, signal.SIGKILL)
+        site.wait("it is gone", lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+    site.run("umount", site.mountpoint)
+    site.pid = 0
+
+
 def _power_cut(site: MountedSite) -> None:
-    end_daemon(site)
+    _end_both(site)
     as_after_a_power_cut(site)
 
 
