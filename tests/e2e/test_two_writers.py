@@ -163,9 +163,8 @@ def test_a_displaced_disk_may_go_on_into_its_branch(tmp_path: Path) -> None:
         overwrite_pages(a.image("web01"), 20, seed=3)
         a.wait("a point in the branch", lambda: a.disk("web01")["epoch"] > epoch)
         a.wait("shipped", lambda: a.disk("web01")["dirty_bytes"] == 0)
-        end_daemon(a)
-        # Only the daemon died: programs may be there still, so the disk comes back as it was.
-        a.mount()
+        # Only the daemon dies: programs may be there still, so the disk comes back as it was.
+        a.kill_daemon()
         assert a.disk("web01")["state"] == "Displaced"
         overwrite_pages(a.image("web01"), 20, seed=4)
         epoch = a.disk("web01")["epoch"]
