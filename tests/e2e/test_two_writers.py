@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -64,6 +65,8 @@ def mounting(site: MountedSite, *extra: str) -> subprocess.CompletedProcess[str]
 def refused(site: MountedSite, *extra: str) -> str:
     """Mount, be refused with exit 4 and one line, and return it."""
     result = mounting(site, *extra)
+    if result.returncode == 0:
+        site.pid = int(site.json("status")["pid"])  # so that it is ended
     assert result.returncode == 4, result
     assert not result.stdout
     lines = result.stderr.strip().split("\n")
@@ -74,6 +77,14 @@ def refused(site: MountedSite, *extra: str) -> str:
 def branches(site: MountedSite) -> list[dict[str, Any]]:
     result = site.run("--json", "disk", "branches", "web01", "--vault", site.vault)
     return list(json.loads(result.stdout)["branches"])
+
+
+def refuses_writes(image: Path) -> bool:
+    try:
+        with image.open("r+b"):
+            return False
+    except OSError as error:
+        return error.errno == errno.EROFS
 
 
 def test_a_second_site_is_refused_and_told_who_owns_the_disk_since_when(sites: Sites) -> None:
@@ -141,7 +152,13 @@ def test_a_takeover_ends_the_generation_and_the_loser_keeps_a_branch(sites: Site
     overwrite_pages(b.image("web01"), 10, seed=2)
     b.wait_shipped("web01")
     a.run("vault", "check", "--read-data", "--vault", a.vault)
-    # The loser does not come back by itself, and not without a word.
+    # Of the loser the daemon alone may die: what has the image open sees no other bytes.
+    with a.image("web01").open("rb", buffering=0) as guest:
+        a.kill_daemon()
+        assert guest.read(4096) == left[:4096]
+        assert a.disk("web01")["state"] == "Displaced"
+    a.wait("no write is taken", lambda: refuses_writes(a.image("web01")))
+    # After an end in order it does not come back by itself, and not without a word.
     a.umount()
     assert "site-b owns it" in refused(a)
     assert len(branches(a)) == 1
@@ -166,8 +183,8 @@ def test_a_displaced_disk_may_go_on_into_its_branch(tmp_path: Path) -> None:
         # Only the daemon dies: programs may be there still, so the disk comes back as it was.
         a.kill_daemon()
         assert a.disk("web01")["state"] == "Displaced"
-        overwrite_pages(a.image("web01"), 20, seed=4)
         epoch = a.disk("web01")["epoch"]
+        overwrite_pages(a.image("web01"), 20, seed=4)
         a.wait("a point in the branch", lambda: a.disk("web01")["epoch"] > epoch)
         a.wait("shipped", lambda: a.disk("web01")["dirty_bytes"] == 0
                and a.disk("web01")["spooled_bytes"] == 0)  # fmt: skip
