@@ -215,7 +215,7 @@ class Host:
         try:
             end, known = await line.start(local.last, Start(self.last_end, force))
         except StateError as error:
-            if "vault" in str(error) and "lacks" in str(error):
+            if "the vault lacks" in str(error):
                 raise
             self.race.counts["refused"] += 1
             return

@@ -19,6 +19,9 @@ The modules, from the top
     disk          one protected disk, from start to stop
     tree          the names of the mount
     replicator    when to seal, what waits, what was shipped; stride: how long an epoch lasts
+    ownership     which line of the vault a disk writes, and by what right
+    liveness      whether the owner of a disk still runs
+    twin          whether a file is a copy of a disk that the vault has
     passes        what suspect pages hold
     hydration     images of points, filled when they are read
     catalog       what the vault holds: disks, points; publishing, joining, checking

@@ -130,20 +130,8 @@ class ProtectedDisk:
             last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
         found = await self._recover(last_end, end) if known else None
         lost = found is None and last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
-        if lost and self._track is None:
-            # Bits that were only in the page cache are gone: none of them says anything.
-            await trio.to_thread.run_sync(clear_track, paths.track)
-        new = False
-        if self._track is not None:
-            track = self._track
-        else:
-            track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        track, new = await self._open_track(lost=lost, known=known)
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
-        if not known:
-            _clear(paths.spool)
-        if self._track is not None and not known:
-            # What is written until it is tracked again is allocated, and so suspect below.
-            await trio.to_thread.run_sync(self.image.set_track, None)
         if new or not known:
             # Numbers go on above all that the vault and the spool have seen.
             last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
@@ -176,6 +164,21 @@ class ProtectedDisk:
         counts = live.counts()
         if counts.changed or counts.suspect_pages or replicator.distrusted or end.epoch == 0:
             replicator.touched()
+
+    async def _open_track(self, *, lost: bool, known: bool) -> tuple[native.Track, bool]:
+        """Return the track, and whether it is new: the one that guests' writes use already, if any.
+
+        With ``lost`` bits that were only in the page cache are gone: none of them says anything.
+        """
+        if self._track is not None:
+            if not known:
+                # What is written until it is tracked again is allocated, and so made suspect.
+                await trio.to_thread.run_sync(self.image.set_track, None)
+            return self._track, False
+        directory = self.site.state.disk(self.disk_id).track
+        if lost:
+            await trio.to_thread.run_sync(clear_track, directory)
+        return await trio.to_thread.run_sync(open_track, directory, self.image.size())
 
     def _own_end(self, last_end: LastEnd) -> LastEnd:
         """Say how tracking of this disk ended, if the mount's end says anything of it."""

@@ -186,19 +186,20 @@ class DiskLine:
             if not how.force:
                 await self._keep_quietly(record, last)
                 raise await self._refused(record, owner, "owns it")
-            return await self._take_over(record, last)
+            return await self._take_over(record, last, how)
         ours = self._claim(record).is_of(owner)
         sure = ours and (survived or how.last_end in (LastEnd.CLEAN, LastEnd.NONE))
         if owner is not None and not sure and await self._liveness.is_alive(owner):
             if not how.force:
                 raise await self._refused(record, owner, "uses a copy of this state directory")
-            return await self._take_over(record, last)
+            return await self._take_over(record, last, how)
         if not ours:
+            taken = await self._take_over(record, last, how)
             log.warning(
                 "disk %s: this state directory is not the last one that wrote it: "
-                "going on in a new generation", self.name,
+                "goes on in a new generation", self.name,
             )  # fmt: skip
-            return await self._take_over(record, last)
+            return taken
         return await self._go_on(record, last, how)
 
     async def _go_on(
@@ -211,20 +212,23 @@ class DiskLine:
         if known and not tip.fenced:
             return await self._settle(await self._claimed(record), tip, last, known=True)
         if not known:
-            held = await self._holds(record, last)
-            if not held and not how.accept_rollback:
-                raise _rolled_back(self.name, last, tip.epoch)
             empty = tip.epoch == record.base(record.generation) and not tip.fenced
-            if held and empty and last.generation != record.generation:
+            if empty and last.generation != record.generation and await self._holds(record, last):
                 # A takeover of ours that was cut off after its last step.
                 return await self._settle(await self._claimed(record), tip, last, known=False)
+        taken = await self._take_over(record, last, how)
+        if not known:
             log.warning(
                 "disk %s: the vault's epoch %d is not the one that this site knows: "
-                "going on in a new generation", self.name, tip.epoch,
+                "goes on in a new generation", self.name, tip.epoch,
             )  # fmt: skip
-        return await self._take_over(record, last)
+        return taken
 
-    async def _take_over(self, record: DiskRecord, last: Remembered) -> tuple[ChainEnd, bool]:
+    async def _take_over(
+        self, record: DiskRecord, last: Remembered, how: Start
+    ) -> tuple[ChainEnd, bool]:
+        if not how.accept_rollback and not await self._holds(record, last):
+            raise _rolled_back(self.name, last)
         wanted = await self._new_claim(record)
         before = record.owner
         record, tip = await take_over(self._vault, record, wanted, self._log)
@@ -266,7 +270,7 @@ class DiskLine:
             return await self._vault.disk(self._disk_id)
         except NotFoundError:
             if not how.accept_rollback:
-                raise _rolled_back(self.name, last, None) from None
+                raise _rolled_back(self.name, last) from None
         return await self._vault.create_disk(
             self.name, file=f"{self.name}.img", size=0, site=self._site, disk_id=self._disk_id
         )
@@ -569,11 +573,10 @@ def _after(spooled: Spooled) -> Remembered:
     return Remembered(head.generation, head.to_epoch, head.to_digest.hex())
 
 
-def _rolled_back(name: str, last: Remembered, found: int | None) -> StateError:
-    has = "does not know the disk" if found is None else f"ends at epoch {found}"
+def _rolled_back(name: str, last: Remembered) -> StateError:
     return StateError(
-        f"disk {name}: the vault {has}, and lacks epoch {last.epoch} of generation "
-        f"{last.generation}, which it had: it was rolled back, or is another one",
+        f"disk {name}: the vault lacks epoch {last.epoch} of generation {last.generation}, "
+        "which it had: it was rolled back, or is another one",
         hint="find the vault that has it, or go on without with --accept-rollback",
     )
 

@@ -115,7 +115,7 @@ def branches(call: Call, *, name: str) -> None:
     command that takes a point.
 
     Example:
-        vdiskfs point restore web01@site-a-3@latest web01-of-site-a.img
+        vdiskfs disk branches web01
     """
     parse_disk(name)
     document = _vault_branches(call, name)
