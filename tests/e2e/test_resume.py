@@ -391,7 +391,7 @@ def test_in_the_foreground_too_and_an_interruption_ends_it(tmp_path: Path) -> No
     with MountedSite(tmp_path, options=FAST) as site:
         site.add_image("web01", MIB)
         site.init()
-        command = [
+        command: list[str | Path] = [
             Path(sys.executable).parent / "vdiskfs", "mount", site.source, site.mountpoint,
             "--vault", site.vault, "--site", site.name, "--state", site.state,
             "--config", site.config, "--foreground",
