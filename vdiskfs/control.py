@@ -28,9 +28,9 @@ class MountControl:
 
     def __init__(
         self, settings: MountSettings, protection: Protection, browser: Browser,
-        unmount: Callable[..., Awaitable[Document]], vault_error: Callable[[], str | None],
+        unmount: Callable[..., Awaitable[Document]], *, vault_error: Callable[[], str | None],
         hand_over: Callable[[], Awaitable[Document]],
-        *, counts: Callable[[], CoreCounts],
+        counts: Callable[[], CoreCounts],
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
         self._settings = settings

@@ -128,7 +128,7 @@ class Daemon:
                 self._over = settings.over
             else:
                 fuse_fd = await trio.to_thread.run_sync(_mount, settings)
-            stack.callback(_unmount_left, settings.mountpoint)
+            stack.callback(self._unmount_left)
             if mountpoint is not None:
                 seal_mountpoint(mountpoint)
             flags = CoreFlags.ALLOW_MMAP if settings.options.allow_mmap else CoreFlags.NONE
@@ -137,9 +137,9 @@ class Daemon:
             if kept is not None:
                 core.resume(kept.init)
             try:
-                await self._serve(core, fuse_fd, source, state, vault, ready)
+                await self._serve(core, source, state, vault, ready)
             except BaseException as failure:
-                if self._settled and not self._ended.is_set():
+                if not self._is_over:
                     # Nothing is answered and nothing unmounted: a successor goes on.
                     log.critical("the daemon failed", exc_info=failure)
                     _leave(1)
@@ -147,8 +147,8 @@ class Daemon:
             state.end_clean()
 
     async def _serve(
-        self, core: native.Core, fuse_fd: int, source: int | None, state: StateDirectory,
-        vault: Vault, ready: _Ready,
+        self, core: native.Core, source: int | None, state: StateDirectory, vault: Vault,
+        ready: _Ready,
     ) -> None:  # fmt: skip
         options = self._settings.options
         images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
@@ -160,8 +160,7 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             protection = Protection(site, options.patterns, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
-            handover = Handover(self._store)
-            handover.load(self._kept)
+            handover = Handover(self._store, self._kept)
             namespace = Namespace(core, source, protection, browser, handover=handover)
             resumed = self._settled
             nursery.start_soon(self._watch_core, core, protection, images, namespace.nodes, nursery)
@@ -172,7 +171,8 @@ class Daemon:
                     await protection.start(namespace.disks, protect=self._settings.protect)
             control = MountControl(
                 self._settings, protection, browser, self._unmount_for(protection),
-                lambda: self._vault_error, self._hand_over, counts=core.counts,
+                vault_error=lambda: self._vault_error, hand_over=self._hand_over,
+                counts=core.counts,
             )  # fmt: skip
             pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
             nursery.start_soon(self._names)
@@ -189,7 +189,7 @@ class Daemon:
                     protection.start, namespace.disks, protect=self._settings.protect, patient=True
                 ))  # fmt: skip
             await self._announce(state, ready, resumed=resumed)
-            self._settle(core, fuse_fd, source, vault)
+            self._settle(core, source, vault)
             await self._ended.wait()
             await self._finish(protection)
             self._finished.set()
@@ -203,16 +203,28 @@ class Daemon:
             core.stop()
             await images.aclose()
 
+    @property
+    def _is_over(self) -> bool:
+        """No successor has anything to serve: never begun to be kept, or ended in order."""
+        return self._ended.is_set() or not self._settled
+
+    def _unmount_left(self) -> None:
+        """Take away what a start that failed has mounted; an ended mount is gone already."""
+        if self._is_over:
+            remove_entry(self._settings.mountpoint)
+            with contextlib.suppress(OSError):
+                native.unmount(self._settings.mountpoint, lazy=True)
+
     def _next_cookie(self) -> int:
         return next(self._cookies)
 
-    def _settle(self, core: native.Core, fuse_fd: int, source: int | None, vault: Vault) -> None:
+    def _settle(self, core: native.Core, source: int | None, vault: Vault) -> None:
         """Give a successor what it needs, and say that the mount serves."""
         if self._store is None:
             return
         if not self._settled:
             give_away(
-                self._store, fuse_fd, source, Session(core.init_request, vault.vault_id,
+                self._store, core.fuse_fd, source, Session(core.init_request, vault.vault_id,
                 vault.created), can_resend=core.can_resend,
             )  # fmt: skip
             hook("connection.kept")
@@ -261,10 +273,8 @@ class Daemon:
         self._answered.set()
 
     async def _names(self) -> None:
-        try:
-            await pyfuse3.main(max_tasks=MAX_TASKS)
-        finally:
-            self._ended.set()
+        await pyfuse3.main(max_tasks=MAX_TASKS)
+        self._ended.set()
 
     async def _watch_core(
         self, core: native.Core, protection: Protection, images: PointImages, nodes: Nodes,
@@ -415,13 +425,6 @@ def _mount(settings: MountSettings) -> int:
         raise RefusedError(f"{settings.mountpoint}: mounting was refused", hint=hint) from error
     except OSError as error:
         raise LocalError(f"{settings.mountpoint}: cannot be mounted: {error.strerror}") from error
-
-
-def _unmount_left(mountpoint: str) -> None:
-    """Take away what a start that failed has mounted; an ended mount is gone already."""
-    remove_entry(mountpoint)
-    with contextlib.suppress(OSError):
-        native.unmount(mountpoint, lazy=True)
 
 
 def _bind_over(settings: MountSettings) -> None:

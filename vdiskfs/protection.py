@@ -113,7 +113,7 @@ class Protection:
         for file in [*files.scan(lambda path: path in known or self.matches(path)),
                      *files.unnamed()]:  # fmt: skip
             record = find_record(records, file.identity(), file.path)
-            if record is None or file in self._early:
+            if record is None or file in self._early or not self._was_tracked(record):
                 file.drop()
                 continue
             try:
@@ -121,6 +121,10 @@ class Protection:
             except (VdiskfsError, OSError) as error:
                 log.error("disk %s: cannot be tracked yet: %s", record.name, error)
                 file.drop()
+
+    def _was_tracked(self, record: DiskRecord) -> bool:
+        """Say whether the predecessor had started the disk: else its bitmaps say too little."""
+        return self._site.state.end_of_disk(record) is LastEnd.DAEMON_DIED
 
     def _resume_disk(self, file: SourceFile, record: DiskRecord) -> None:
         with contextlib.suppress(BusyError):  # `start` says it, and what to do
@@ -164,6 +168,9 @@ class Protection:
                 else:
                     file.drop()
 
+        for image, _ in list(self._early.values()):
+            # Until then a death of the host would make everything suspect.
+            await trio.to_thread.run_sync(native.begin_intent, image)
         unnamed = files.unnamed() if patient else []
         async with trio.open_nursery() as nursery:
             for file in [*files.scan(wanted), *unnamed]:
