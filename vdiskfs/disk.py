@@ -153,6 +153,7 @@ class ProtectedDisk:
         self._write_record(end=None)
         await trio.to_thread.run_sync(replicator.load)
         if found is not None:
+            log.info("disk %s: %d pages were marked changed", self.name, live.counts().dirty_pages)
             await trio.to_thread.run_sync(replicator.doubt, doubted(found), found.spans)
         await trio.to_thread.run_sync(native.begin_intent, self.image)
         await trio.to_thread.run_sync(self.site.state.note_started, self.disk_id)

@@ -127,12 +127,15 @@ class Protection:
         return self._site.state.end_of_disk(record) is LastEnd.DAEMON_DIED
 
     def _resume_disk(self, file: SourceFile, record: DiskRecord) -> None:
+        if self._site.state.end_of_disk(record) is not LastEnd.DAEMON_DIED:
+            raise StateError("the predecessor had not started it")
         with contextlib.suppress(BusyError):  # `start` says it, and what to do
             self._locks[file] = ImageLock(file.descriptor, file.path)
         image = self._open_image(file, writable=True)
         try:
             paths = self._site.state.disk(record.disk_id)
             image.set_track(native.Track(paths.track, image.size()))
+            native.begin_intent(image)
         except BaseException:
             image.close()
             raise
@@ -184,6 +187,8 @@ class Protection:
         self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
     ) -> None:  # fmt: skip
         """Protect a held file; a disk that guests use waits for the vault, not they for it."""
+        if file not in self._early and record is not None:
+            last_end = LastEnd.UNKNOWN  # guests write, and nobody has tracked them so far
         while not (self.closing or file in self._disks or file in self._starting):
             file.hold()
             try:
@@ -373,6 +378,8 @@ class Protection:
             track = image.track
             if clean:
                 await trio.to_thread.run_sync(image.sync_internal)
+                if track is not None:
+                    await trio.to_thread.run_sync(native.sync_track, track)
                 stamp = FileStamp.of(file.identity())
                 self._site.state.write_disk(replace(record, end=stamp, file=file.path))
             image.set_track(None)

@@ -236,6 +236,8 @@ class Replicator:
                         await self._suspect_stored(reader, start, end)
                     await self._trust()
                 await self.pass_.run(reader, self.stored)
+        done, differed = self.pass_.done_pages, self.pass_.sent_pages
+        log.info("disk %s: pages compared so far: %d, differing: %d", self.name, done, differed)
 
     async def _trust(self) -> None:
         """All that is distrusted is marked suspect: once that is durable, the note goes."""
