@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from tests.azurite import AzureVault
 from tests.e2e.gauges import overwrite_pages
 from tests.e2e.mounted import PROGRAM, MountedSite
-from tests.e2e.test_restart import as_after_a_power_cut, is_gone
+from tests.e2e.test_restart import as_after_a_power_cut
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -258,12 +257,8 @@ def test_a_site_comes_back_after_every_end_without_a_word(tmp_path: Path) -> Non
 
 
 def _end_both(site: MountedSite) -> None:
-    """Kill the keeper, then the daemon, and clear the dead mount away."""
-    keeper = int(Path(f"/proc/{site.pid}/stat").read_text().rpartition(") ")[2].split()[1])
-    assert b"vdiskfs.keeper" in Path(f"/proc/{keeper}/cmdline").read_bytes()
-    for pid in (keeper, site.pid):
-        os.kill(pid, signal.SIGKILL)
-        site.wait("it is gone", lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+    """Kill keeper and daemon, and clear the dead mount away."""
+    site.kill_for_good()
     site.run("umount", site.mountpoint)
     site.pid = 0
 
