@@ -20,6 +20,7 @@ The modules, from the top
     tree          the names of the mount
     replicator    when to seal, what waits, what was shipped; stride: how long an epoch lasts
     ownership     which line of the vault a disk writes, and by what right
+    ownernote     what a disk knows here of who owns it
     liveness      whether the owner of a disk still runs
     twin          whether a file is a copy of a disk that the vault has
     passes        what suspect pages hold

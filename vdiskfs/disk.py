@@ -23,7 +23,8 @@ from vdiskfs.delta import DeltaWriter, Spooled
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.liveness import Liveness
-from vdiskfs.ownership import DiskLine, Displaced, Remembered, Start
+from vdiskfs.ownernote import Displaced, Remembered, Start
+from vdiskfs.ownership import DiskLine
 from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
 from vdiskfs.state import DiskRecord as LocalRecord

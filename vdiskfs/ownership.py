@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from vdiskfs import native
 from vdiskfs.catalog import Branch, DiskLog, DiskRecord, IndexCache, Owner, Tip, Vault
 from vdiskfs.catalog.owners import Claim, add_branch, claim, next_generation, take_over
 from vdiskfs.catalog.publish import is_stored
@@ -36,15 +34,25 @@ from vdiskfs.delta import Spooled, open_spooled, remove_spooled
 from vdiskfs.delta.rehead import rehead
 from vdiskfs.errors import (
     ConflictError,
-    DamagedError,
     FormatError,
     NotFoundError,
     StateError,
     VdiskfsError,
 )
 from vdiskfs.image import ChainEnd
-from vdiskfs.liveness import Liveness, age_s
-from vdiskfs.state import LastEnd, read_record, sync_directory, write_record
+from vdiskfs.liveness import Liveness
+from vdiskfs.ownernote import (
+    Displaced,
+    Note,
+    Remembered,
+    Start,
+    place_of,
+    read_note,
+    refusal,
+    rolled_back,
+    write_note,
+)
+from vdiskfs.state import LastEnd, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -52,64 +60,6 @@ PATIENCE_S = 5.0
 """How long an owner that meets a fence waits for the takeover to be finished."""
 
 _TRIES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """The newest epoch that this site knows the vault to hold; epoch 0: none."""
-
-    generation: int
-    epoch: int
-    digest: str
-
-    def __str__(self) -> str:
-        """As a note has it."""
-        return f"{self.generation}:{self.epoch}:{self.digest}"
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How a disk is to be started: how its last run ended, what the user allows."""
-
-    last_end: LastEnd = LastEnd.CLEAN
-    force: bool = False
-    accept_rollback: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Displaced:
-    """Another writer has taken the disk over: who, since when; where our writes are kept."""
-
-    by: str
-    since: str
-    branch: str
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return (
-            f"displaced by {self.by} since {self.since}; what is written here is kept as "
-            f"branch {self.branch}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What owner.json says.
-
-    ``start`` is the number in the vault that is ours, ``pending`` one that may have got
-    there; ``token`` marks a branch that is being made, ``line`` is the branch that is
-    written, 0 the main line; ``spent`` is the newest stored epoch when the spool was emptied
-    into a branch; ``place`` is the directory that wrote this.
-    """
-
-    start: str = ""
-    pending: str = ""
-    place: str = ""
-    token: str = ""
-    line: int = 0
-    spent: str = ""
-    by: str = ""
-    since: str = ""
 
 
 class DiskLine:
@@ -161,7 +111,7 @@ class DiskLine:
         Raises:
             StateError: another writer owns the disk, or the vault lacks what it had.
         """
-        self._note = await trio.to_thread.run_sync(_read_note, self._directory)
+        self._note = await trio.to_thread.run_sync(read_note, self._directory)
         for _ in range(_TRIES):
             try:
                 self._stored, known = await self._start(last, how)
@@ -172,7 +122,7 @@ class DiskLine:
 
     async def _start(self, last: Remembered, how: Start) -> tuple[ChainEnd, bool]:
         note = self._note
-        self.moved = note.place not in ("", _place(self._directory))
+        self.moved = note.place not in ("", place_of(self._directory))
         survived = how.last_end is LastEnd.DAEMON_DIED and not self.moved
         record = await self._record(last, how)
         owner = record.owner
@@ -228,7 +178,7 @@ class DiskLine:
         self, record: DiskRecord, last: Remembered, how: Start
     ) -> tuple[ChainEnd, bool]:
         if not how.accept_rollback and not await self._holds(record, last):
-            raise _rolled_back(self.name, last)
+            raise rolled_back(self.name, last)
         wanted = await self._new_claim(record)
         before = record.owner
         record, tip = await take_over(self._vault, record, wanted, self._log)
@@ -270,7 +220,7 @@ class DiskLine:
             return await self._vault.disk(self._disk_id)
         except NotFoundError:
             if not how.accept_rollback:
-                raise _rolled_back(self.name, last) from None
+                raise rolled_back(self.name, last) from None
         return await self._vault.create_disk(
             self.name, file=f"{self.name}.img", size=0, site=self._site, disk_id=self._disk_id
         )
@@ -537,24 +487,9 @@ class DiskLine:
         return record
 
     async def _write(self, **changes: Any) -> None:
-        note = replace(self._note, place=_place(self._directory), **changes)
-        path = self._directory / "owner.json"
-        await trio.to_thread.run_sync(write_record, path, {"format": 1, **asdict(note)})
+        note = replace(self._note, place=place_of(self._directory), **changes)
+        await trio.to_thread.run_sync(write_note, self._directory, note)
         self._note = note
-
-
-async def refusal(liveness: Liveness, record: DiskRecord, owner: Owner, what: str) -> StateError:
-    """Return the error that says who owns a disk, since when, and what can be done."""
-    sign = await liveness.last_sign(owner)
-    seen = "no sign of life"
-    if sign is not None:
-        age = max(0.0, age_s(sign))
-        seen = f"last sign of life {sign.time} ({age:.0f} s ago) from host {sign.host}"
-    return StateError(
-        f"disk {record.name}: site {owner.site} {what} since {owner.since}; {seen}",
-        hint="stop it there, or take the disk over with --force "
-        "(what it has not shipped becomes a branch)",
-    )
 
 
 def spooled_deltas(spool: Path) -> list[Spooled]:
@@ -571,33 +506,3 @@ def spooled_deltas(spool: Path) -> list[Spooled]:
 def _after(spooled: Spooled) -> Remembered:
     head = spooled.head
     return Remembered(head.generation, head.to_epoch, head.to_digest.hex())
-
-
-def _rolled_back(name: str, last: Remembered) -> StateError:
-    return StateError(
-        f"disk {name}: the vault lacks epoch {last.epoch} of generation {last.generation}, "
-        "which it had: it was rolled back, or is another one",
-        hint="find the vault that has it, or go on without with --accept-rollback",
-    )
-
-
-def _read_note(directory: Path) -> Note:
-    try:
-        body = read_record(directory / "owner.json")
-    except NotFoundError:
-        return Note()
-    body.pop("format", None)
-    try:
-        return Note(**body)
-    except TypeError:
-        raise DamagedError(f"{directory / 'owner.json'}: not the note of an owner") from None
-
-
-def _place(directory: Path) -> str:
-    """Name a directory so that a copy of it has another name: inode and time of birth."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        identity = native.file_identity(fd)
-    finally:
-        os.close(fd)
-    return f"{identity.inode}:{identity.birth_ns}"

@@ -29,7 +29,7 @@ from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.native import ImageFlags
-from vdiskfs.ownership import Start, refusal
+from vdiskfs.ownernote import Start, refusal
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Access, Disks, SourceFile
 from vdiskfs.twin import find_twin
