@@ -15,7 +15,7 @@ import trio
 
 from tests.catalog.memory import MemoryStore
 from tests.races import CrashError, Host, Local, Race, silence, verify
-from vdiskfs import ownership
+from vdiskfs import leftovers, ownership
 from vdiskfs.catalog import Vault, owners
 from vdiskfs.errors import StateError
 from vdiskfs.state import LastEnd
@@ -42,6 +42,7 @@ def hooked() -> Iterator[Hooks]:
     with (
         mock.patch.object(owners, "hook", hooks),
         mock.patch.object(ownership, "hook", hooks),
+        mock.patch.object(leftovers, "hook", hooks),
     ):
         yield hooks
 
@@ -215,11 +216,12 @@ async def test_a_fence_that_is_there_at_the_start_is_passed_and_nothing_is_suspe
         hooks.at = 2
         with pytest.raises(CrashError):
             await b.start(force=True)
-    a.line, a.last_end, a.local.dirty = None, LastEnd.DAEMON_DIED, frozenset()
+    await a.act(a.kill)
+    a.last_end, a.local.dirty = LastEnd.DAEMON_DIED, frozenset()
     await a.start()
     assert a.line is not None
     assert (a.line.points.generation, len(a.queue)) == (2, 2)
-    assert not a.local.dirty
+    assert len(a.local.dirty) == 0
     await finish(race)
 
 

@@ -16,10 +16,12 @@ The modules, from the top
     browse        recovery points as the tree shows them
     monitor       the documents of status
     protection    which files are disks
+    enrolment     a file becomes a disk, or is refused
     disk          one protected disk, from start to stop
     tree          the names of the mount
     replicator    when to seal, what waits, what was shipped; stride: how long an epoch lasts
     ownership     which line of the vault a disk writes, and by what right
+    leftovers     what a spool holds that does not follow: a branch
     ownernote     what a disk knows here of who owns it
     liveness      whether the owner of a disk still runs
     twin          whether a file is a copy of a disk that the vault has

@@ -11,6 +11,7 @@ right, is `vdiskfs.ownership`'s.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,6 +255,16 @@ class ProtectedDisk:
                     log.exception("disk %s: replication failed; it is started again", self.name)
                     self.health.local_failed(f"replication failed: {error!r}")
                     await trio.sleep(RESTART_S)
+
+    def open_read_only(self) -> native.Image:
+        """Open the image that guests are to have from now on: it takes no writes."""
+        fd, _ = self.file.open_file(writable=False)
+        try:
+            flags = native.ImageFlags.DIRECT | native.ImageFlags.READONLY
+            self.read_only = native.Image(self.site.core, fd, flags, self.image.cookie)
+        finally:
+            os.close(fd)
+        return self.read_only
 
     def renamed(self, path: str) -> None:
         """The file has another name; the disk is the same."""

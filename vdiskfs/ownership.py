@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,16 +29,16 @@ from vdiskfs.catalog.owners import Claim, add_branch, claim, next_generation, ta
 from vdiskfs.catalog.publish import is_stored
 from vdiskfs.catalog.vault import now_text
 from vdiskfs.crash import hook
-from vdiskfs.delta import Spooled, open_spooled, remove_spooled
+from vdiskfs.delta import Spooled, remove_spooled
 from vdiskfs.delta.rehead import rehead
 from vdiskfs.errors import (
     ConflictError,
-    FormatError,
     NotFoundError,
     StateError,
     VdiskfsError,
 )
 from vdiskfs.image import ChainEnd
+from vdiskfs.leftovers import advance, after, begun, parent_of, set_aside, ship, spooled_deltas
 from vdiskfs.liveness import Liveness
 from vdiskfs.ownernote import (
     Displaced,
@@ -52,7 +51,7 @@ from vdiskfs.ownernote import (
     rolled_back,
     write_note,
 )
-from vdiskfs.state import LastEnd, sync_directory
+from vdiskfs.state import LastEnd
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +200,7 @@ class DiskLine:
         return end, known
 
     async def _go_on_displaced(self, record: DiskRecord, last: Remembered) -> tuple[ChainEnd, bool]:
-        last = await self._advance(last)
+        last = await advance(self._vault.store, self._spool, last)
         if self._note.line not in record.branches:
             await self._branch_off(record, (last.generation, last.epoch))
         points = self.points_of_branch(await self._vault.disk(self._disk_id))
@@ -377,87 +376,21 @@ class DiskLine:
             await self._write(spent=str(last))
         kept = []
         while waiting and await is_stored(self._vault.store, waiting[0].head):
-            last = _after(waiting[0])
+            last = after(waiting[0])
             kept.append(waiting.pop(0))
         if waiting:
-            number = await self._begun(record, waiting[0], last)
+            number = await begun(self._log, record, self._note.token, waiting[0], last)
             if number is None:
                 await self._write(token="")
-                parent = await self._parent(record, waiting[0], last)
+                parent = await parent_of(self._log, record, waiting[0], last)
                 number = None if parent is None else await self._branch(record, parent)
             if number is not None:
                 points = self._log(await self._vault.disk(record.id), number)
-                kept += await self._ship(waiting, points)
+                kept += await ship(self.name, waiting, points)
                 await self._write(token="")
         for spooled in kept:
             await trio.to_thread.run_sync(remove_spooled, spooled)
-        await trio.to_thread.run_sync(self._set_aside)
-
-    async def _begun(self, record: DiskRecord, first: Spooled, last: Remembered) -> int | None:
-        """Return a branch that was begun for this delta, and has what comes before it."""
-        for number, branch in record.branches.items():
-            if branch.token == self._note.token:
-                tip = await self._log(record, number).tip()
-                if tip.epoch == first.head.from_epoch and (
-                    tip.digest == first.head.from_digest or tip.digest.hex() == last.digest
-                ):
-                    return number
-        return None
-
-    async def _ship(self, waiting: list[Spooled], points: DiskLog) -> list[Spooled]:
-        tip = await points.tip()
-        epoch, digest = tip.epoch, tip.digest
-        kept = []
-        for spooled in waiting:
-            if spooled.head.from_epoch != epoch:
-                break
-            moved = await trio.to_thread.run_sync(rehead, spooled, points.generation, digest)
-            await points.publish(moved)
-            hook("branch.shipped")
-            kept.append(moved)
-            epoch, digest = moved.head.to_epoch, moved.head.to_digest
-        name = points.record.branches[points.generation].name
-        log.warning("disk %s: what was not shipped is kept as branch %s", self.name, name)
-        return kept
-
-    async def _parent(
-        self, record: DiskRecord, first: Spooled, last: Remembered
-    ) -> tuple[int, int] | None:
-        """Return the epoch of the vault that a delta follows, with its generation."""
-        head = first.head
-        for generation, digest in (
-            (last.generation, last.digest if last.epoch == head.from_epoch else ""),
-            (head.generation, head.from_digest.hex()),
-        ):
-            if generation not in record.parents:
-                continue
-            found = await self._log(record, generation).place(head.from_epoch)
-            if found is not None and (found[1].hex() == digest or not head.from_epoch):
-                return found[0], head.from_epoch
-        return None
-
-    def _set_aside(self) -> None:
-        """Keep what follows nothing that the vault has, where nobody takes it for the spool."""
-        left = sorted(self._spool.iterdir()) if self._spool.exists() else []
-        left = [path for path in left if path.suffix in (".delta", ".segment")]
-        if left:
-            aside = self._directory / "set-aside" / f"{time.time_ns():020d}"
-            aside.mkdir(mode=0o700, parents=True)
-            for path in left:
-                path.rename(aside / path.name)
-            sync_directory(aside)
-            sync_directory(self._spool)
-            log.error("disk %s: deltas that follow nothing in the vault are in %s",
-                      self.name, aside)  # fmt: skip
-
-    async def _advance(self, last: Remembered) -> Remembered:
-        """Pass deltas of the spool that were stored, though the answer never came."""
-        for spooled in await trio.to_thread.run_sync(spooled_deltas, self._spool):
-            if spooled.head.from_epoch == last.epoch and await is_stored(
-                self._vault.store, spooled.head
-            ):
-                last = _after(spooled)
-        return last
+        await trio.to_thread.run_sync(set_aside, self.name, self._directory)
 
     # ---- claims and notes --------------------------------------------------------------
 
@@ -490,19 +423,3 @@ class DiskLine:
         note = replace(self._note, place=place_of(self._directory), **changes)
         await trio.to_thread.run_sync(write_note, self._directory, note)
         self._note = note
-
-
-def spooled_deltas(spool: Path) -> list[Spooled]:
-    """Return the deltas of a spool in order, up to the first that is damaged; in a thread."""
-    found = []
-    for path in sorted(spool.glob("*.delta")):
-        try:
-            found.append(open_spooled(path))
-        except FormatError:
-            break
-    return found
-
-
-def _after(spooled: Spooled) -> Remembered:
-    head = spooled.head
-    return Remembered(head.generation, head.to_epoch, head.to_digest.hex())

@@ -15,24 +15,21 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import PurePath
 
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog import DiskLog, Owner
-from vdiskfs.catalog import DiskRecord as VaultRecord
-from vdiskfs.catalog.vault import now_text
+from vdiskfs.catalog import DiskLog
 from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.enrolment import enroll, lock_image, retired, revived, unprotected, with_file
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.native import ImageFlags
-from vdiskfs.ownernote import Start, refusal
+from vdiskfs.ownernote import Start
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Access, Disks, SourceFile
-from vdiskfs.twin import find_twin
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +160,7 @@ class Protection:
         async def take(file: SourceFile) -> None:
             async with limit:
                 record = find_record(records, file.identity(), file.path)
-                ended = _unprotected(records, file) is not None
+                ended = unprotected(records, file) is not None
                 # Of a file that is open and has no name only what was a disk is one.
                 if record is not None or (protect and not ended and wanted(file.path)):
                     take_up = self._take_up if patient else self._protect
@@ -212,10 +209,12 @@ class Protection:
             raise StateError(f"{file.path}: is protected already")
         self._starting.add(file)
         try:
-            lock = await self._lock(file, record)
+            lock = self._locks.pop(file, None) or await lock_image(
+                self._site, file, record, force=self._force
+            )
             try:
                 if record is None:
-                    record = await self._enroll(file)
+                    record = await enroll(self._site, file, force=self._force)
                     last_end = LastEnd.NONE
                 disk = await self._start_disk(file, record, last_end)
             except BaseException:
@@ -256,73 +255,15 @@ class Protection:
             raise
         return disk
 
-    async def _enroll(self, file: SourceFile) -> DiskRecord:
-        """Make a disk in the vault and here for a file that is none yet."""
-        vault = self._site.vault
-        identity = file.identity()
-        made = await self._check_twin(file, None)
-        if made is None:
-            made = await vault.create_disk(
-                _disk_name(file), file=file.path, size=identity.size, site=self._site.name,
-                owner=Owner(self._site.name, self._site.state.writer_id, "", now_text()),
-            )  # fmt: skip
-        record = DiskRecord(
-            disk_id=made.id, name=made.name, file=made.file, vault_id=vault.vault_id,
-            writer_id=self._site.state.writer_id, device=identity.device,
-            inode=identity.inode, birth_ns=identity.birth_ns,
-        )  # fmt: skip
-        await trio.to_thread.run_sync(self._site.state.create_disk, record)
-        return record
-
-    async def _lock(self, file: SourceFile, record: DiskRecord | None) -> ImageLock:
-        """Take the image's lock bytes; where they are taken, say who owns the disk, if we can."""
-        lock = self._locks.pop(file, None)
-        if lock is not None:
-            return lock
-        try:
-            return ImageLock(file.descriptor, file.path)
-        except BusyError:
-            if not self._force:
-                await self._check_twin(file, record)
-            raise
-
-    async def _check_twin(self, file: SourceFile, record: DiskRecord | None) -> VaultRecord | None:
-        """Return the disk of another writer that a file is, if that is to be taken over.
-
-        Raises:
-            StateError: it is another writer's, and nothing is to be taken over.
-        """
-        vault, writer = self._site.vault, self._site.state.writer_id
-        if record is not None:
-            found = await vault.disk(record.disk_id)
-            twin = found if found.owner is not None and found.owner.writer != writer else None
-        else:
-            fd, _ = file.open_file(writable=False)
-            try:
-                twin = await find_twin(vault, _disk_name(file), fd, writer)
-            finally:
-                os.close(fd)
-        if twin is not None and twin.owner is not None and not self._force:
-            raise await refusal(self._site.liveness, twin, twin.owner, "owns it")
-        return twin
-
     def _later_read_only(self, disk: ProtectedDisk) -> None:
         if self._site.when_displaced == "read-only":
             self._nursery.start_soon(self._turn_read_only, disk)
 
     async def _turn_read_only(self, disk: ProtectedDisk) -> None:
         """Let nobody write any more: what was written is kept, what would be is refused."""
-        if disk.read_only is not None or self._disks.get(disk.file) is not disk:
-            return
-        fd, _ = disk.file.open_file(writable=False)
-        try:
-            disk.read_only = native.Image(
-                self._site.core, fd, ImageFlags.DIRECT | ImageFlags.READONLY, disk.image.cookie
-            )
-        finally:
-            os.close(fd)
-        await disk.file.change_image(disk.read_only)
-        log.error("disk %s: takes no more writes", disk.name)
+        if disk.read_only is None and self._disks.get(disk.file) is disk:
+            await disk.file.change_image(disk.open_read_only())
+            log.error("disk %s: takes no more writes", disk.name)
 
     def _writable_image(self, file: SourceFile) -> native.Image:
         """Return the image that guests have open already, if it can be written, or a new one."""
@@ -406,12 +347,12 @@ class Protection:
             file = self._files.find(named)
         except (OSError, ValueError) as error:
             raise NotFoundError(f"{path}: no such file below disks/") from error
-        record = _unprotected(records, file)
+        record = unprotected(records, file)
         if record is None:
             return await self._protect(file, None, LastEnd.NONE)
         # The same disk goes on. What was written meanwhile is not known: nothing is trusted.
         try:
-            await self._site.vault.update_disk(record.disk_id, _revive)
+            await self._site.vault.update_disk(record.disk_id, revived)
         except BaseException:
             file.drop()
             raise
@@ -447,7 +388,7 @@ class Protection:
         await disk.replicator.wait_shipped()
         disk.health.state = State.RETIRED
         await disk.health.until_done(
-            "retiring", partial(self._site.vault.update_disk, disk.disk_id, _retired)
+            "retiring", partial(self._site.vault.update_disk, disk.disk_id, retired)
         )
         await disk.stop(clean=False)
         self._forget(disk)
@@ -553,30 +494,7 @@ class Protection:
                 self._nursery.start_soon(self._tell_name, disk, path)
 
     async def _tell_name(self, disk: ProtectedDisk, path: str) -> None:
-        change = partial(_with_file, path=path)
+        change = partial(with_file, path=path)
         await disk.health.until_done(
             "noting the new name", partial(self._site.vault.update_disk, disk.disk_id, change)
         )
-
-
-def _disk_name(file: SourceFile) -> str:
-    return PurePath(file.path).stem or "disk"
-
-
-def _unprotected(records: Iterable[DiskRecord], file: SourceFile) -> DiskRecord | None:
-    """Return the record of the disk that this file was until the user unprotected it."""
-    identity = file.identity()
-    found = [one for one in records if one.retired and one.matches(identity)]
-    return found[-1] if found else None
-
-
-def _with_file(record: VaultRecord, path: str) -> VaultRecord:
-    return replace(record, file=path)
-
-
-def _retired(record: VaultRecord) -> VaultRecord:
-    return replace(record, retired=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
-
-
-def _revive(record: VaultRecord) -> VaultRecord:
-    return replace(record, retired=None)

@@ -29,7 +29,8 @@ from vdiskfs.delta import Spooled, open_spooled, remove_spooled
 from vdiskfs.errors import FormatError, LocalError, StateError
 from vdiskfs.health import Health, State
 from vdiskfs.image import ChainEnd, EpochGivenUpError, EpochOutrunError, LiveImage
-from vdiskfs.ownership import DiskLine, spooled_deltas
+from vdiskfs.leftovers import spooled_deltas
+from vdiskfs.ownership import DiskLine
 from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.point import PointReader
 from vdiskfs.state import DISK_END, DistrustNote, Stretch
