@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import PurePath
@@ -19,6 +19,8 @@ from vdiskfs.ownernote import refusal
 from vdiskfs.state import DiskRecord, ImageLock
 from vdiskfs.tree import SourceFile
 from vdiskfs.twin import find_twin
+
+Change = Callable[[VaultRecord], VaultRecord]
 
 
 async def enroll(site: Site, file: SourceFile, *, force: bool) -> DiskRecord:
@@ -85,19 +87,29 @@ def unprotected(records: Iterable[DiskRecord], file: SourceFile) -> DiskRecord |
     return found[-1] if found else None
 
 
-def with_file(record: VaultRecord, path: str) -> VaultRecord:
-    """Return a record whose image has another name."""
-    return replace(record, file=path)
+def with_file(path: str) -> Change:
+    """Say that the image has another name."""
+    return lambda record: replace(record, file=path)
 
 
 def retired(record: VaultRecord) -> VaultRecord:
-    """Return a record that says that the disk went away now."""
+    """Say that the disk went away now."""
     return replace(record, retired=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
 
 
 def revived(record: VaultRecord) -> VaultRecord:
-    """Return a record that says that the disk is back."""
+    """Say that the disk is back."""
     return replace(record, retired=None)
+
+
+async def tell(site: Site, disk_id: str, change: Change) -> None:
+    """Change a disk's record, unless it is another writer's now: then it is not ours to say."""
+
+    def own(record: VaultRecord) -> VaultRecord:
+        foreign = record.owner is not None and record.owner.writer != site.state.writer_id
+        return record if foreign else change(record)
+
+    await site.vault.update_disk(disk_id, own)
 
 
 def _disk_name(file: SourceFile) -> str:

@@ -183,6 +183,11 @@ class DiskLine:
         record, tip = await take_over(self._vault, record, wanted, self._log)
         await self._write(start=wanted.start, pending="", token="", line=0, by="", since="")
         hook("owner.kept")
+        if before is not None and before.writer != self._writer:
+            log.warning(
+                "disk %s: taken over from site %s, owner since %s; generation %d, from epoch %d",
+                self.name, before.site, before.since, record.generation, tip.epoch,
+            )  # fmt: skip
         if before is not None:
             with contextlib.suppress(VdiskfsError):
                 await self._vault.touch_site(before.site, before.writer)

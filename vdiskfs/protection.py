@@ -20,10 +20,9 @@ from pathlib import PurePath
 
 import trio
 
-from vdiskfs import native
+from vdiskfs import enrolment, native
 from vdiskfs.catalog import DiskLog
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.enrolment import enroll, lock_image, retired, revived, unprotected, with_file
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.native import ImageFlags
@@ -56,7 +55,7 @@ class Protection:
         self._starting: set[SourceFile] = set()
         self._retiring: set[ProtectedDisk] = set()
         self._by_cookie: dict[int, ProtectedDisk] = {}
-        self._force = False
+        self._force = self._accept = False
         self.closing = False
 
     # ---- look-ups ----------------------------------------------------------------------
@@ -148,8 +147,9 @@ class Protection:
             VdiskfsError: the first disk that cannot be started says why.
         """
         self._files = files
-        # What is made later is never forced: the user did not mean it.
-        self._force = self._site.force
+        # Neither a successor nor what is made later is forced: the user meant what was there.
+        self._force = self._site.force and not patient
+        self._accept = self._site.accept_rollback and not patient
         records = await trio.to_thread.run_sync(self._site.state.records)
         limit = trio.CapacityLimiter(STARTS_AT_ONCE)
         known = {record.file for record in records if not record.retired}
@@ -160,7 +160,7 @@ class Protection:
         async def take(file: SourceFile) -> None:
             async with limit:
                 record = find_record(records, file.identity(), file.path)
-                ended = unprotected(records, file) is not None
+                ended = enrolment.unprotected(records, file) is not None
                 # Of a file that is open and has no name only what was a disk is one.
                 if record is not None or (protect and not ended and wanted(file.path)):
                     take_up = self._take_up if patient else self._protect
@@ -178,7 +178,7 @@ class Protection:
                     file.drop()
                 else:
                     nursery.start_soon(take, file)
-        self._force = False
+        self._force = self._accept = False
 
     async def _take_up(
         self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
@@ -209,12 +209,12 @@ class Protection:
             raise StateError(f"{file.path}: is protected already")
         self._starting.add(file)
         try:
-            lock = self._locks.pop(file, None) or await lock_image(
+            lock = self._locks.pop(file, None) or await enrolment.lock_image(
                 self._site, file, record, force=self._force
             )
             try:
                 if record is None:
-                    record = await enroll(self._site, file, force=self._force)
+                    record = await enrolment.enroll(self._site, file, force=self._force)
                     last_end = LastEnd.NONE
                 disk = await self._start_disk(file, record, last_end)
             except BaseException:
@@ -249,7 +249,7 @@ class Protection:
         self._by_cookie[image.cookie] = disk
         disk.on_displaced = self._later_read_only
         try:
-            await disk.start(Start(last_end, self._force, self._site.accept_rollback))
+            await disk.start(Start(last_end, self._force, self._accept))
         except BaseException:
             self._forget(disk)
             raise
@@ -347,12 +347,12 @@ class Protection:
             file = self._files.find(named)
         except (OSError, ValueError) as error:
             raise NotFoundError(f"{path}: no such file below disks/") from error
-        record = unprotected(records, file)
+        record = enrolment.unprotected(records, file)
         if record is None:
             return await self._protect(file, None, LastEnd.NONE)
         # The same disk goes on. What was written meanwhile is not known: nothing is trusted.
         try:
-            await self._site.vault.update_disk(record.disk_id, revived)
+            await enrolment.tell(self._site, record.disk_id, enrolment.revived)
         except BaseException:
             file.drop()
             raise
@@ -388,7 +388,7 @@ class Protection:
         await disk.replicator.wait_shipped()
         disk.health.state = State.RETIRED
         await disk.health.until_done(
-            "retiring", partial(self._site.vault.update_disk, disk.disk_id, retired)
+            "retiring", partial(enrolment.tell, self._site, disk.disk_id, enrolment.retired)
         )
         await disk.stop(clean=False)
         self._forget(disk)
@@ -494,7 +494,5 @@ class Protection:
                 self._nursery.start_soon(self._tell_name, disk, path)
 
     async def _tell_name(self, disk: ProtectedDisk, path: str) -> None:
-        change = partial(with_file, path=path)
-        await disk.health.until_done(
-            "noting the new name", partial(self._site.vault.update_disk, disk.disk_id, change)
-        )
+        change = partial(enrolment.tell, self._site, disk.disk_id, enrolment.with_file(path))
+        await disk.health.until_done("noting the new name", change)
