@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -147,16 +148,17 @@ class ProtectedDisk:
             published=self._note_published,
         )  # fmt: skip
         if not trusted:
-            await trio.to_thread.run_sync(replicator.distrust)
+            await trio.to_thread.run_sync(replicator.suspects.distrust)
             # What a pass has read of it is as old as the rest.
             _clear(paths.pass_)
         # Before the spool lets go of what it proves; after what is not known is noted durably.
         self._remember(end)
         self._write_record(end=None)
-        await trio.to_thread.run_sync(replicator.load)
+        host_died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
+        await trio.to_thread.run_sync(partial(replicator.load, host_died=host_died))
         if found is not None:
             log.info("disk %s: %d pages were marked changed", self.name, live.counts().dirty_pages)
-            await trio.to_thread.run_sync(replicator.doubt, doubted(found), found.spans)
+            await trio.to_thread.run_sync(replicator.suspects.doubt, doubted(found), found.spans)
         await trio.to_thread.run_sync(native.begin_intent, self.image)
         await trio.to_thread.run_sync(self.site.state.note_started, self.disk_id)
         crash.hook("disk.started")
@@ -165,7 +167,7 @@ class ProtectedDisk:
         # From here to the end without a wait: a change is either counted now or comes as an event.
         self._replicator = replicator
         counts = live.counts()
-        if counts.changed or counts.suspect_pages or replicator.distrusted or end.epoch == 0:
+        if counts.changed or replicator.suspects.needed or end.epoch == 0:
             replicator.touched()
 
     async def _open_track(self, *, lost: bool, known: bool) -> tuple[native.Track, bool]:

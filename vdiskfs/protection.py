@@ -384,6 +384,7 @@ class Protection:
         log.info("disk %s: no longer protected; its recovery points stay", disk.name)
 
     async def _let_go(self, disk: ProtectedDisk, *, gone: bool) -> None:
+        await disk.replicator.resume()
         await disk.replicator.seal_if_changed()
         await disk.replicator.wait_shipped()
         disk.health.state = State.RETIRED
