@@ -46,6 +46,7 @@ The modules, from the top
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again
+    ready         the one line that whoever starts a daemon waits for
 
 The way of one write
     A guest's WRITE is read from /dev/fuse by a thread of the C core, which looks up the

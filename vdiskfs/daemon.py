@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import errno
 import itertools
-import json
 import logging
 import math
 import os
@@ -52,6 +51,7 @@ from vdiskfs.hydration import PointImages
 from vdiskfs.liveness import Liveness
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
+from vdiskfs.ready import Ready, report_failure
 from vdiskfs.registry import MountEntry, remove_entry, write_entry
 from vdiskfs.replicator import Pace, Replicator
 from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint, users_of
@@ -100,7 +100,7 @@ class Daemon:
         self._settled = False  # a successor could resume
         self._leaving = trio.Event()
 
-    async def run(self, ready: _Ready) -> None:
+    async def run(self, ready: Ready) -> None:
         """Mount, tell that it is ready, serve until unmounted.
 
         Raises:
@@ -145,7 +145,7 @@ class Daemon:
 
     async def _serve(
         self, core: native.Core, source: int | None, state: StateDirectory, vault: Vault,
-        ready: _Ready,
+        ready: Ready,
     ) -> None:  # fmt: skip
         options = self._settings.options
         images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
@@ -249,7 +249,7 @@ class Daemon:
         log.info("the mount is handed over; %d requests for names go with it", left)
         _leave(HANDED_OVER)
 
-    async def _announce(self, state: StateDirectory, ready: _Ready, *, resumed: bool) -> None:
+    async def _announce(self, state: StateDirectory, ready: Ready, *, resumed: bool) -> None:
         """Wait until the mount answers, then tell everybody."""
         settings = self._settings
         await trio.to_thread.run_sync(os.stat, settings.mountpoint)
@@ -457,23 +457,6 @@ async def _open_vault(
         await store.aclose()
 
 
-class _Ready:
-    """The one line that whoever started the daemon waits for."""
-
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-        self.told = False
-
-    def tell(self, document: Mapping[str, object]) -> None:
-        """Write the line, once."""
-        if self._fd is not None:
-            with contextlib.suppress(BrokenPipeError):
-                os.write(self._fd, json.dumps(document).encode() + b"\n")
-            os.close(self._fd)
-            self._fd = None
-        self.told = True
-
-
 def _limits() -> None:
     """Room for descriptors, none for core dumps: guests' data and keys are in memory."""
     os.umask(0o077)
@@ -499,40 +482,12 @@ def main() -> int:
     logging.getLogger("azure").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     _limits()
-    ready = _Ready(arguments.ready_fd)
+    ready = Ready(arguments.ready_fd)
     try:
         trio.run(Daemon(settings).run, ready)
     except BaseException as failure:  # noqa: BLE001 (whoever waits must hear of it)
-        return _failed(failure, ready)
+        return report_failure(failure, ready)
     return 0
-
-
-def _failed(failure: BaseException, ready: _Ready) -> int:
-    error = _first_error(failure)
-    if error is None:
-        log.error("the daemon failed", exc_info=failure)
-        error = LocalError(f"the daemon failed: {failure!r}")
-    body = {
-        "kind": type(error).__name__,
-        "message": error.message,
-        "hint": error.hint,
-        "exit_code": error.exit_code,
-    }
-    if ready.told:
-        log.error("%s", error)
-    else:
-        sys.stderr.write(f"vdiskfs: {error}\n")
-    ready.tell({"error": body})
-    return error.exit_code
-
-
-def _first_error(failure: BaseException) -> VdiskfsError | None:
-    if isinstance(failure, VdiskfsError):
-        return failure
-    if isinstance(failure, BaseExceptionGroup):
-        found = [_first_error(one) for one in failure.exceptions]
-        return next((one for one in found if one is not None), None)
-    return None
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import NamedTuple, Self
 from tests.e2e.workload import FOREVER, Kind, Operation, WriteLog
 
 SOURCE = Path(__file__).with_name("stamper.c")
+HEADER = Path(__file__).with_name("stamps.h")
 BLOCK = 4096
 _BUILT = Path(__file__).resolve().parents[2] / "build" / "stamper"
 _NONE = Operation(Kind.ZERO, 0, 0, FOREVER, FOREVER, 0, 0)
@@ -40,7 +41,9 @@ class Verdict(NamedTuple):
 
 def program() -> Path:
     """Return the program, built again where its source is newer."""
-    if not _BUILT.exists() or _BUILT.stat().st_mtime_ns < SOURCE.stat().st_mtime_ns:
+    if not _BUILT.exists() or _BUILT.stat().st_mtime_ns < max(
+        one.stat().st_mtime_ns for one in (SOURCE, HEADER)
+    ):
         _BUILT.parent.mkdir(exist_ok=True)
         partial = _BUILT.with_name(f"stamper.{os.getpid()}")
         flags = ["-std=c11", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Wconversion"]

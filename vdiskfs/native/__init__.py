@@ -12,13 +12,13 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from vdiskfs._native import ffi, lib
+from vdiskfs.native.flags import CoreFlags, EventKind, ImageFlags, MountFlags
 from vdiskfs.native.intent import (
     INTENT_REGION,
     begin_intent,
@@ -48,80 +48,15 @@ from vdiskfs.native.records import (
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 
 __all__ = [
-    "INTENT_REGION",
-    "Batch",
-    "BoolArray",
-    "Buffer",
-    "Core",
-    "CoreCounts",
-    "CoreFlags",
-    "Event",
-    "EventKind",
-    "FileIdentity",
-    "Image",
-    "ImageFlags",
-    "IntentCounts",
-    "MountFlags",
-    "PageReader",
-    "Recovery",
-    "Seal",
-    "Track",
-    "TrackCounts",
-    "U64Array",
-    "background",
-    "begin_intent",
-    "file_identity",
-    "intent_counts",
-    "mount",
-    "pages_sum",
-    "pages_verify",
-    "pages_zero",
-    "recover_track",
-    "rename",
-    "seal",
-    "sync_track",
-    "unmount",
+    "INTENT_REGION", "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event",
+    "EventKind", "FileIdentity", "Image", "ImageFlags", "IntentCounts", "MountFlags", "PageReader",
+    "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background", "begin_intent",
+    "file_identity", "intent_counts", "mount", "pages_sum", "pages_verify", "pages_zero",
+    "recover_track", "rename", "seal", "sync_track", "unmount",
 ]  # fmt: skip
 
 
 REQUEST_MAX: int = lib.VDF_REQUEST_MAX
-
-
-class MountFlags(IntFlag):
-    """How to mount."""
-
-    NONE = 0
-    ALLOW_OTHER = lib.VDF_MOUNT_ALLOW_OTHER
-
-
-class CoreFlags(IntFlag):
-    """What the connection allows."""
-
-    NONE = 0
-    ALLOW_MMAP = lib.VDF_CORE_ALLOW_MMAP
-
-
-class ImageFlags(IntFlag):
-    """What an image is; see ``vdf_image_create``."""
-
-    NONE = 0
-    READONLY = lib.VDF_IMAGE_READONLY
-    DIRECT = lib.VDF_IMAGE_DIRECT
-    KEEP_CACHE = lib.VDF_IMAGE_KEEP_CACHE
-    LAZY = lib.VDF_IMAGE_LAZY
-
-
-class EventKind(IntEnum):
-    """What the core has to say."""
-
-    WANT = lib.VDF_EVENT_WANT
-    SEEK = lib.VDF_EVENT_SEEK
-    DIRTY = lib.VDF_EVENT_DIRTY
-    ABANDONED = lib.VDF_EVENT_ABANDONED
-    SYNC_FAILED = lib.VDF_EVENT_SYNC_FAILED
-    ENDED = lib.VDF_EVENT_ENDED
-    NODE = lib.VDF_EVENT_NODE
-    INTENT_VOID = lib.VDF_EVENT_INTENT_VOID
 
 
 @dataclass(frozen=True, slots=True)
