@@ -18,7 +18,7 @@ from tests.e2e.gauges import overwrite_pages
 from tests.e2e.mounted import PROGRAM, MountedSite
 from tests.e2e.test_restart import as_after_a_power_cut
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root]
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -161,6 +161,37 @@ def test_a_takeover_ends_the_generation_and_the_loser_keeps_a_branch(sites: Site
     a.umount()
     assert "site-b owns it" in refused(a)
     assert len(branches(a)) == 1
+
+
+STEPS = ("owner.noted", "takeover.fenced", "takeover.generation", "owner.kept")
+
+
+def test_a_takeover_killed_at_each_step_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    vault = f"file://{tmp_path}/vault"
+    with (
+        MountedSite(tmp_path, vault=vault, name="site-a", options=FAST) as a,
+        MountedSite(tmp_path, vault=vault, name="site-b", options=FAST) as b,
+    ):
+        a.add_image("web01", SIZE, os.urandom(SIZE))
+        a.init().mount().wait_shipped("web01")
+        a.umount("--drain")
+        shutil.copy(a.source / "web01.img", b.source / "web01.img")
+        for step in STEPS:
+            passed = tmp_path / f"{step}.log"
+            b.environ |= {"VDISKFS_CRASH": f"{step}:1", "VDISKFS_CRASH_LOG": str(passed)}
+            result = mounting(b, "--force")
+            assert result.returncode not in (0, 4), result
+            assert step in passed.read_text().split()
+            if f" {b.mountpoint} " in Path("/proc/self/mounts").read_text():
+                b.run("umount", b.mountpoint)
+        for name in ("VDISKFS_CRASH", "VDISKFS_CRASH_LOG"):
+            del b.environ[name]
+        b.mount("--force")
+        b.wait_shipped("web01")
+        assert b.disk("web01")["generation"] == 2
+        assert b.point("web01").read_bytes() == b.image("web01").read_bytes()
+        assert "site-b owns it" in refused(a)
+        b.run("vault", "check", "--read-data", "--vault", b.vault)
 
 
 def test_a_displaced_disk_may_go_on_into_its_branch(tmp_path: Path) -> None:
