@@ -193,7 +193,9 @@ class Load:
 
     def _guest(self, image: Path) -> Guest:
         words = command("/dev/vda", "-", disk=self.seed, size=SIZES["web04"], writers=2)
+        # What is typed must not stand in the log.
         script = f"""
+        stty -echo
         {" ".join(words)} & pid=$!
         read line
         kill $pid; wait $pid

@@ -34,7 +34,7 @@ def test_a_killed_daemon_costs_programs_a_pause_and_nothing_else(tmp_path: Path,
     """Points are cuts, live images and names are what the programs made them."""
     counts = kill_round(tmp_path, seed, kills=3)
     show("kill", seed, counts)
-    assert counts["kills"] == 3
+    assert counts["kills"] in range(3, 7)  # each may be followed by one of the successor
     assert counts["violations"] == counts["io_errors"] == 0
 
 

@@ -7,9 +7,9 @@ in seconds (``pauses_s``); those of ``ViolationError`` are counted too.
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ from tests.e2e.guest_log import guest_log_round
 from tests.e2e.kills import kill_guest_round, kill_round
 from tests.e2e.power import power_loss_round
 from tests.races import race_round
+from tests.replicate.outages import outage_round
 
 Counts = Mapping[str, int | list[float]]
-OUTAGES = "tests.replicate.outages"
 RACES = 50  # in one round: each takes some tenths of a second
 
 
@@ -31,13 +31,10 @@ class Scenario(NamedTuple):
 
 
 def power_losses(directory: Path, seed: int) -> Counts:
-    """Lose the power once, on ext4 or xfs."""
-    loss = power_loss_round(directory, seed, ("ext4", "xfs")[seed % 2])
-    return {
-        "losses": 1, "points": loss.points, "operations": loss.operations,
-        "device_writes_lost": loss.writes_lost, "regions": loss.regions,
-        "pages_compared": loss.compared, "violations": 0,
-    }  # fmt: skip
+    """Lose the power once."""
+    loss = asdict(power_loss_round(directory, seed))
+    counts = {key: int(value) for key, value in loss.items() if key != "seed"}
+    return {"losses": 1, **counts, "violations": 0}
 
 
 def races(directory: Path, seed: int) -> Counts:
@@ -53,8 +50,7 @@ def races(directory: Path, seed: int) -> Counts:
 def outages(directory: Path, seed: int) -> Counts:
     """Live through a day of a bad vault, by a clock that is not the host's."""
     assert directory.is_dir()
-    found: Counts = importlib.import_module(OUTAGES).outage_round(seed)
-    return {**found, "days": 1, "violations": 0}
+    return {**outage_round(seed), "days": 1, "violations": 0}
 
 
 SCENARIOS = {
@@ -63,6 +59,5 @@ SCENARIOS = {
     "guest-log": Scenario(guest_log_round, 1),
     "power": Scenario(power_losses, 4),
     "race": Scenario(races, 1),
+    "outage": Scenario(outages, 2),
 }
-if (Path(__file__).parents[2] / f"{OUTAGES.replace('.', '/')}.py").exists():
-    SCENARIOS["outage"] = Scenario(outages, 2)
