@@ -115,7 +115,7 @@ def test_the_third_death_in_a_row_is_followed_by_a_pause(
     process = keep("""
         import time
         note(at=time.monotonic())
-        store.push("connection" if not kept else "more", os.memfd_create("kept"))
+        store.push("connection" if not kept else f"more{len(kept)}", os.memfd_create("kept"))
         store.ready("serves")
         if len(kept) == 3:
             sys.exit(0)

@@ -422,3 +422,31 @@ def test_the_unit_file_is_one_that_systemd_takes(tmp_path: Path) -> None:
         if "vdiskfs@" in line and "/usr/bin/vdiskfs is not executable" not in line
     ]  # fmt: skip
     assert wrong == []
+
+
+def test_where_requests_are_not_sent_again_they_fail_and_later_ones_are_served(
+    tmp_path: Path,
+) -> None:
+    """As before Linux 6.9, which this kernel plays: what it could do is not asked of it."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "sitecustomize.py").write_text(
+        "from vdiskfs import native\nnative.Core.can_resend = property(lambda self: False)\n"
+    )
+    environ = {"PYTHONPATH": str(tmp_path / "old"), "VDISKFS_CRASH": "make.logged:1"}
+    with MountedSite(tmp_path, options=FAST, environ=environ) as site:
+        site.add_image("web01", MIB)
+        site.init().mount().wait_shipped("web01")
+        with site.image("web01").open("r+b", buffering=0) as image:
+            before = site.pid
+            with pytest.raises(ConnectionAbortedError):
+                (site.mountpoint / "disks" / "new").mkdir()
+            image.write(b"x" * 4096)
+            site.wait_successor(before, {"web01"})
+            os.kill(site.pid, signal.SIGKILL)
+            before = site.pid
+            site.wait_successor(before, {"web01"})
+            image.seek(0)
+            assert image.read(4096) == b"x" * 4096
+        (site.mountpoint / "disks" / "new").mkdir()
+        site.wait_shipped("web01")
+        assert_same(site.point("web01"), site.image("web01"))

@@ -121,6 +121,10 @@ class Handover:
             self._earlier[number] = act
             self._acts.append(act)
             return
+        if record[0] == "gone":
+            number = self._numbers.pop(_frozen(record[1]), None)
+            self._known.pop(number or 0, None)
+            return
         _, number, identity, place = record
         identity = _frozen(identity)
         known = self._known.get(number)
@@ -150,6 +154,8 @@ class Handover:
         number = self._numbers.pop(identity, None)
         if number is not None:
             self._known.pop(number, None)
+            if self._store is not None:
+                self._write(["gone", identity])
 
     # ---- acts ------------------------------------------------------------------------------
 
