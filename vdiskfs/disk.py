@@ -129,6 +129,8 @@ class ProtectedDisk:
         if not trusted:
             await trio.to_thread.run_sync(replicator.distrust)
         await trio.to_thread.run_sync(replicator.load)
+        if not trusted:
+            _note_size(live.image, replicator.end.size)
         if trusted and end.epoch:
             self.health.pass_finished()
         # From here to the end without a wait: a change is either counted now or comes as an event.
@@ -250,6 +252,14 @@ class ProtectedDisk:
         await trio.to_thread.run_sync(live.close)
         if clean:
             self._write_record(FileStamp.of(self.file.identity()))
+
+
+def _note_size(image: native.Image, known: int) -> None:
+    """Mark a size that is not the newest epoch's as a change, though no page may differ."""
+    size = image.size()
+    if size != known:
+        # The page of the end: what the delta says of a new end needs it.
+        image.mark(max(size, 1) - 1, 1)
 
 
 def _is_spooled(spool: Path, digest: bytes) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdiskfs import native
+from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.errors import LocalError
 
@@ -101,7 +102,9 @@ class LiveImage:
                 else f"{error.strerror or error}"
             )
             raise EpochGivenUpError(f"{given_up}: {reason}") from error
+        hook("epoch.spooled")
         self.image.forget()
+        hook("epoch.forgotten")
         return spooled
 
     def _write(

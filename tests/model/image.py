@@ -8,7 +8,6 @@ of the instant of its seal (P) and keeps them (I).
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import random
@@ -24,6 +23,7 @@ import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.model.changes import KINDS, MAX_SIZE, Change
 from tests.model.onedisk import OneDisk, hooked
 from vdiskfs import native
 from vdiskfs.delta import DeltaWriter
@@ -31,11 +31,6 @@ from vdiskfs.hydration import OpenedPoint, PointImages
 from vdiskfs.image import EpochGivenUpError
 from vdiskfs.native import EventKind
 from vdiskfs.units import PAGE_SIZE, pages_of
-
-MAX_SIZE = 96 * PAGE_SIZE
-PUNCH = 0x02 | 0x01
-ZERO_RANGE = 0x10
-KEEP_SIZE = 0x01
 
 offsets = st.one_of(
     st.integers(0, MAX_SIZE - 1),
@@ -47,47 +42,9 @@ lengths = st.one_of(
 sizes = st.one_of(st.integers(0, MAX_SIZE), st.integers(0, 96).map(lambda page: page * PAGE_SIZE))
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """One change that a guest makes; ``kind`` is write, punch, zero, allocate or resize."""
-
-    kind: str
-    offset: int
-    length: int
-    seed: int
-
-    def apply(self, model: ImageModel) -> None:
-        """Do it to the image and to the bytes."""
-        image, data = model.one.image, model.live
-        offset, length = self.offset, min(self.length, MAX_SIZE - self.offset)
-        end = offset + length
-        if self.kind == "resize":
-            image.truncate(self.offset)
-            del data[self.offset :]
-            data.extend(bytes(self.offset - len(data)))
-        elif self.kind == "write":
-            new = random.Random(self.seed).randbytes(length)
-            image.write(offset, new)
-            data.extend(bytes(max(0, offset - len(data))))
-            data[offset:end] = new
-        elif self.kind == "allocate":
-            image.allocate(0, offset, length)
-            data.extend(bytes(max(0, end - len(data))))
-        else:
-            keep = self.kind == "punch" or bool(self.seed % 2)
-            mode = PUNCH if self.kind == "punch" else ZERO_RANGE | (KEEP_SIZE if keep else 0)
-            image.allocate(mode, offset, length)
-            if not keep:
-                data.extend(bytes(max(0, end - len(data))))
-            inside = min(end, len(data))
-            if offset < inside:
-                data[offset:inside] = bytes(inside - offset)
-        model.changed()
-
-
 changes = st.builds(
     Change,
-    kind=st.sampled_from(["write", "write", "write", "punch", "zero", "allocate", "resize"]),
+    kind=st.sampled_from(KINDS),
     offset=offsets,
     length=lengths,
     seed=st.integers(0, 1 << 16),
@@ -130,6 +87,10 @@ class ImageModel(RuleBasedStateMachine):
 
     # ---- the bytes -----------------------------------------------------------------------
 
+    def _apply(self, change: Change) -> None:
+        change.apply(self.one.image, self.live)
+        self.changed()
+
     def changed(self) -> None:
         """The live bytes have changed, in size perhaps."""
         self.low = min(self.low, len(self.live))
@@ -155,7 +116,7 @@ class ImageModel(RuleBasedStateMachine):
         def act() -> None:
             change = next(waiting, None)
             if change is not None:
-                change.apply(self)
+                self._apply(change)
 
         return act
 
@@ -187,7 +148,7 @@ class ImageModel(RuleBasedStateMachine):
     @rule(change=changes)
     def change(self, change: Change) -> None:
         ImageModel.steps += 1
-        change.apply(self)
+        self._apply(change)
 
     @rule()
     def sync(self) -> None:
@@ -207,7 +168,7 @@ class ImageModel(RuleBasedStateMachine):
     @rule(change=changes, burst=bursts)
     def capture_without_room(self, change: Change, burst: list[Change]) -> None:
         """The spool cannot be written: the epoch is given up, the guest writes on."""
-        change.apply(self)
+        self._apply(change)
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         before = self.one.replicator.end
 
@@ -232,7 +193,7 @@ class ImageModel(RuleBasedStateMachine):
         if frozen:
             native.seal([self.one.image])
             for change in burst:
-                change.apply(self)
+                self._apply(change)
         trio.run(self.one.kill)
         self._run(self.one.open, [])
 

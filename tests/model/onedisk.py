@@ -24,6 +24,7 @@ from vdiskfs.catalog import Vault
 from vdiskfs.delta import DeltaWriter, PageBatch
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.native import Core, FileIdentity, Image, ImageFlags
+from vdiskfs.point.fetch import first_error
 from vdiskfs.replicator import Pace, Replicator
 from vdiskfs.state import DiskRecord, StateDirectory
 from vdiskfs.store import open_store
@@ -157,11 +158,14 @@ class OneDisk:
 
     async def ship(self) -> None:
         """Seal what changed, and return when all of it is in the vault, joins included."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.replicator.run)
-            await self.replicator.seal_if_changed()
-            await self.replicator.wait_shipped()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.replicator.run)
+                await self.replicator.seal_if_changed()
+                await self.replicator.wait_shipped()
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
         await self.replicator.points.publish_joins()
 
     # ---- what is marked, what is stored ------------------------------------------------------

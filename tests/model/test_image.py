@@ -12,8 +12,9 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.model.image import ImageModel
 
 SEED = int(os.environ.get("VDISKFS_MODEL_SEED", "20261121"))
-EXAMPLES = int(os.environ.get("VDISKFS_MODEL_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("VDISKFS_MODEL_EXAMPLES", "40"))
 STEPS = int(os.environ.get("VDISKFS_MODEL_STEPS", "25"))
+SHRINK = os.environ.get("VDISKFS_MODEL_SHRINK", "1") == "1"
 
 
 def run_model(number: int, *, examples: int = EXAMPLES, steps: int = STEPS) -> int:
@@ -25,7 +26,7 @@ def run_model(number: int, *, examples: int = EXAMPLES, steps: int = STEPS) -> i
     before = ImageModel.steps
     chosen = settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, database=None,
-        print_blob=True, phases=[Phase.generate, Phase.shrink],
+        report_multiple_bugs=False, phases=[Phase.generate, Phase.shrink][: 1 + SHRINK],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     run_state_machine_as_test(seed(number)(ImageModel), settings=chosen)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import trio
 
+from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, SpooledSegment, delta_metadata
 from vdiskfs.delta.layout import HEAD_SIZE, DeltaHead, decode_head
 from vdiskfs.delta.local import open_file
@@ -33,6 +34,7 @@ async def upload_segments(
     async def one(segment: SpooledSegment) -> None:
         async with limiter:
             await upload_segment(store, disk_id, segment)
+        hook("segment.stored")
         if progress is not None:
             progress(segment.size)
 
@@ -89,6 +91,7 @@ async def publish_slot(store: Store, spooled: Spooled) -> None:
         await store.create_from_file(name, spooled.path, metadata=delta_metadata(head))
     except AlreadyExistsError:
         await _recognise(store, name, head)
+    hook("slot.created")
 
 
 async def _recognise(store: Store, name: str, head: DeltaHead) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vdiskfs.crash import hook
 from vdiskfs.delta.layout import HASH_SIZE, VERSION, hash_bytes
 from vdiskfs.errors import FormatError
 
@@ -102,6 +103,7 @@ class SegmentFile:
         os.fdatasync(self._file.fileno())
         self._file.close()
         self._temporary.rename(self._path)
+        hook("segment.named")
         return SpooledSegment(self.id, self._path, self.size)
 
     def abandon(self) -> None:

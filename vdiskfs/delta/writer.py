@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from vdiskfs.crash import hook
 from vdiskfs.delta.blocks import Rows
 from vdiskfs.delta.builder import IndexBuilder
 from vdiskfs.delta.entries import Entries, Extents, make_extents, unite_extents
@@ -345,5 +346,7 @@ def open_spooled(path: Path) -> Spooled:
 def remove_spooled(spooled: Spooled) -> None:
     """Delete a delta of the spool and its segments: the segments last."""
     spooled.path.unlink(missing_ok=True)
+    hook("spool.removed")
     for segment in spooled.segments:
         segment.path.unlink(missing_ok=True)
+        hook("segment.removed")

@@ -41,7 +41,7 @@ from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 __all__ = [
     "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event", "EventKind",
     "FileIdentity", "Image", "ImageFlags", "MountFlags", "PageReader", "Seal", "Track",
-    "TrackCounts", "U64Array", "background", "file_identity", "mount", "pages_sum",
+    "TrackCounts", "U64Array", "background", "crash_arm", "file_identity", "mount", "pages_sum",
     "pages_verify", "pages_zero", "rename", "seal", "unmount",
 ]  # fmt: skip
 
@@ -140,6 +140,16 @@ def background() -> None:
     if not getattr(_steps_back, "done", False):
         _check(lib.vdf_thread_background(), "priority")
         _steps_back.done = True
+
+
+_crash_strings: list[Any] = []
+
+
+def crash_arm(plan: str, log: str) -> None:
+    """Arm the crash hooks of the C core, for tests; see ``vdiskfs.crash.arm``."""
+    kept = [ffi.new("char[]", text.encode()) if text else ffi.NULL for text in (plan, log)]
+    lib.vdf_crash_arm(*kept)
+    _crash_strings[:] = kept
 
 
 # ---- objects ------------------------------------------------------------------------

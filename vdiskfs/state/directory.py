@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, RefusedError
 from vdiskfs.state.files import read_record, remove_file, sync_directory, write_file, write_record
 from vdiskfs.state.records import DiskRecord
@@ -218,8 +219,10 @@ class StateDirectory:
                 (partial.directory / part).mkdir(mode=0o700)
             write_record(partial.record, record.to_body())
             sync_directory(partial.directory)
+            hook("disk.made")
             partial.directory.rename(paths.directory)
             sync_directory(self._disks)
+            hook("disk.named")
         except OSError as error:
             shutil.rmtree(partial.directory, ignore_errors=True)
             raise LocalError(f"{paths.directory}: {error.strerror}") from error
@@ -234,6 +237,7 @@ class StateDirectory:
         gone = self._disks / f"{_PARTIAL}{disk_id}.old"
         self.disk(disk_id).directory.rename(gone)
         sync_directory(self._disks)
+        hook("disk.removed")
         shutil.rmtree(gone)
 
     # -- the end ----------------------------------------------------------

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from vdiskfs.crash import hook
 from vdiskfs.errors import DamagedError, LocalError, NotFoundError
 
 _LIMIT = 16 << 20
@@ -33,8 +34,11 @@ def write_file(path: Path, data: bytes) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        hook("record.synced")
         partial.rename(path)
+        hook("record.renamed")
         sync_directory(path.parent)
+        hook("record.durable")
     except OSError as error:
         raise LocalError(f"{path}: {error.strerror}") from error
 
@@ -49,6 +53,7 @@ def remove_file(path: Path) -> None:
     """Remove a file if it is there; durable on return."""
     path.unlink(missing_ok=True)
     sync_directory(path.parent)
+    hook("record.removed")
 
 
 def sync_directory(path: Path) -> None:
