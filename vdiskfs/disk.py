@@ -18,11 +18,11 @@ import trio
 
 from vdiskfs import native
 from vdiskfs.catalog import DiskLog, DiskRecord, IndexCache, Vault
-from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled
+from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled, remove_leftovers
 from vdiskfs.errors import DamagedError, FormatError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
-from vdiskfs.replicator import Pace, Replicator, spool_end
+from vdiskfs.replicator import Pace, Replicator, is_distrusted, note_distrust, spool_end
 from vdiskfs.state import DiskRecord as LocalRecord
 from vdiskfs.state import FileStamp, LastEnd, StateDirectory
 from vdiskfs.tree import SourceFile
@@ -100,6 +100,11 @@ class ProtectedDisk:
         paths = self.site.state.disk(self.disk_id)
         remote = await self.site.vault.disk(self.disk_id)
         points, end, known = await self._find_end(remote, paths.spool)
+        # Durable until a pass begins: a new track that is empty must not be believed.
+        doubted = is_distrusted(paths.directory)
+        if last_end is LastEnd.HOST_DIED or not (paths.track / "track").exists():
+            await trio.to_thread.run_sync(note_distrust, paths.directory)
+            doubted = True
         if last_end is LastEnd.HOST_DIED:
             # Bits that were only in the page cache are gone: none of them says anything.
             _clear(paths.track)
@@ -108,7 +113,10 @@ class ProtectedDisk:
             track = self._track
         else:
             track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
-        trusted = known and not new and self._is_unchanged(last_end)
+        trusted = known and not new and not doubted and self._is_unchanged(last_end)
+        if known and end.epoch:
+            # Before the spool lets go of it: it may be all that tells that this epoch is ours.
+            self.record = _at_end(self.record, end)
         if not known:
             _clear(paths.spool)
         if self._track is not None and not known:
@@ -129,6 +137,8 @@ class ProtectedDisk:
         if not trusted:
             await trio.to_thread.run_sync(replicator.distrust)
         await trio.to_thread.run_sync(replicator.load)
+        for directory in (paths.spool, paths.pass_):
+            await trio.to_thread.run_sync(remove_leftovers, directory)
         if not trusted:
             _note_size(live.image, replicator.end.size)
         if trusted and end.epoch:
@@ -204,15 +214,7 @@ class ProtectedDisk:
         )
 
     def _note_published(self, spooled: Spooled) -> None:
-        head = spooled.head
-        self.record = replace(
-            self.record,
-            generation=head.generation,
-            epoch=head.to_epoch,
-            digest=head.to_digest.hex(),
-            size=head.size,
-            time_ns=head.time_ns,
-        )
+        self.record = _at_end(self.record, ChainEnd.of(spooled.head))
         self.site.state.write_disk(self.record)
 
     def _write_record(self, end: FileStamp | None) -> None:
@@ -252,6 +254,13 @@ class ProtectedDisk:
         await trio.to_thread.run_sync(live.close)
         if clean:
             self._write_record(FileStamp.of(self.file.identity()))
+
+
+def _at_end(record: LocalRecord, end: ChainEnd) -> LocalRecord:
+    return replace(
+        record, generation=end.generation, epoch=end.epoch, digest=end.digest.hex(),
+        size=end.size, time_ns=end.time_ns,
+    )  # fmt: skip
 
 
 def _note_size(image: native.Image, known: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class LiveImage:
 
     def capture(
         self, seal: native.Seal, end: ChainEnd, writer: DeltaWriter, label: str = "",
-        stored: Sequence[Spooled] = (),
+        stored: Sequence[Spooled] = (), captured: Callable[[], None] = lambda: None,
     ) -> Spooled:  # fmt: skip
         """Write the sealed epoch as one delta and forget what was frozen for it.
 
@@ -76,6 +76,7 @@ class LiveImage:
             writer: a fresh one, of this disk's spool.
             label: the point's label.
             stored: parts of a pass; what the epoch itself changed wins over them.
+            captured: called when the delta is durable; ``stored`` must be gone on its return.
 
         The delta is durable on return. On any error the epoch is given up: its pages count
         to the running epoch, and nothing is left in the spool.
@@ -103,6 +104,9 @@ class LiveImage:
             )
             raise EpochGivenUpError(f"{given_up}: {reason}") from error
         hook("epoch.spooled")
+        # Parts that outlived what the epoch changed would put old pages into the next delta.
+        captured()
+        hook("parts.dropped")
         self.image.forget()
         hook("epoch.forgotten")
         return spooled

@@ -76,6 +76,11 @@ class SuspectPass:
                 self._live.image.suspect_mark_allocated()
                 return
 
+    @property
+    def is_unsent(self) -> bool:
+        """Whether a part of an earlier run still has segments here: nothing says they are stored."""
+        return any(segment.path.exists() for part in self.parts for segment in part.segments)
+
     def drop(self) -> None:
         """Forget the parts; their segments in the vault become garbage."""
         self.parts.clear()

@@ -114,8 +114,7 @@ class Replicator:
         So is all that has data in the vault; that is marked when the pass begins, and noted
         durably until then.
         """
-        self._distrusted.touch(mode=0o600)
-        sync_directory(self._distrusted.parent)
+        note_distrust(self._distrusted.parent)
         self.live.image.suspect_mark_allocated()
 
     def _load_delta(self, path: Path) -> bool:
@@ -197,13 +196,13 @@ class Replicator:
             self.health.local_works()
 
     async def _run_pass(self) -> None:
-        if not self.live.counts().suspect_pages and not self.distrusted:
+        if not self._needs_pass():
             return
         self.health.pass_started(first=self.stored.epoch == 0)
         if self._waiting:
             # What is compared with must hold all that was captured before.
             await self.wait_shipped()
-        while self.live.counts().suspect_pages or self.distrusted:
+        while self._needs_pass():
             if self.stored.epoch == 0:
                 self._distrusted.unlink(missing_ok=True)
                 await self.pass_.run(None)
@@ -216,6 +215,11 @@ class Replicator:
                     await self._suspect_stored(reader)
                     self._distrusted.unlink()
                 await self.pass_.run(reader)
+
+    def _needs_pass(self) -> bool:
+        """Whether pages are not known, or parts of a pass were read and are not stored."""
+        unknown = self.live.counts().suspect_pages or self.distrusted
+        return bool(unknown) or self.pass_.is_unsent
 
     async def _suspect_stored(self, reader: PointReader) -> None:
         """Mark what has data in the vault: here it may have become a hole."""
@@ -247,10 +251,9 @@ class Replicator:
         writer = self._make_writer(self._spool, inside=True)
         parts = list(self.pass_.parts)
         spooled = await trio.to_thread.run_sync(
-            lambda: self.live.capture(seal, self.end, writer, label, parts)
+            lambda: self.live.capture(seal, self.end, writer, label, parts, self.pass_.drop)
         )
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
-        self.pass_.drop()
         self.health.pass_finished()
         self._enqueue(spooled)
         self._announce()
@@ -315,6 +318,17 @@ class Replicator:
         """Return how much changed since the last capture."""
         counts = self.live.counts()
         return (counts.dirty_pages + counts.frozen_pages) * PAGE_SIZE
+
+
+def note_distrust(directory: Path) -> None:
+    """Note durably that nothing is known of any page of the disk; in a thread."""
+    (directory / "distrusted").touch(mode=0o600)
+    sync_directory(directory)
+
+
+def is_distrusted(directory: Path) -> bool:
+    """Say whether that is noted of the disk."""
+    return (directory / "distrusted").exists()
 
 
 def spool_end(spool: Path, end: ChainEnd) -> ChainEnd:

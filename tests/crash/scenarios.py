@@ -41,6 +41,8 @@ class Ledger:
 
     def lines(self, kind: str) -> list[list[str]]:
         """Return the words after ``kind`` of each line of that kind."""
+        if not self.path.exists():
+            return []
         rows = [line.split() for line in self.path.read_text().splitlines()]
         return [row[1:] for row in rows if row[0] == kind]
 
@@ -80,8 +82,7 @@ class Actor:
     async def ship(self) -> None:
         """Seal and ship; changes come in between where the scenario wants them."""
         await self.one.ship()
-        stored = self.one.replicator.stored
-        self.ledger.note("stored", stored.generation, stored.epoch)
+        self.ledger.note("stored", self.one.replicator.stored.epoch)
 
     def change_between(self, count: int) -> None:
         """Make that many changes during the next seal, one at each opportunity."""

@@ -77,9 +77,9 @@ async def verify(actor: Actor) -> None:
     for key, data in points.items():
         if sealed.get(key) != sha256(data).hexdigest():
             raise CheckError(f"point {key} does not hold what was sealed")
-    lost = {(int(g), int(e)) for g, e in ledger.lines("stored")} - set(points)
+    lost = {int(epoch) for (epoch,) in ledger.lines("stored")} - {epoch for _, epoch in points}
     if lost:
-        raise CheckError(f"points {sorted(lost)} were stored and are gone")
+        raise CheckError(f"epochs {sorted(lost)} were stored and are gone")
     if points[max(points)] != live:
         raise CheckError(f"the newest point {max(points)} is not the live image")
     counts = one.replicator.live.counts()
@@ -185,15 +185,28 @@ class Walk:
 
     def run(self) -> Report:
         """Walk; problems are in the report."""
-        self.template.mkdir()
-        if said := run_child(self.scenario.past, self.template, None):
-            raise AssertionError(f"{self.scenario.name}: the past failed: {said}")
+        self._make_past()
         self._list_hooks()
         for side in SIDES:
             number = 1
             while self._crash_at(side, number):
                 number += self.every
         return self.report
+
+    def _make_past(self) -> None:
+        self.template.mkdir()
+        if said := run_child(self.scenario.past, self.template, None):
+            raise AssertionError(f"{self.scenario.name}: the past failed: {said}")
+
+    def try_one(self, side: str, number: int, second: str = "", step: int = 0) -> None:
+        """Crash at one place, perhaps at one of the recovery too: to look at it."""
+        self._make_past()
+        with copied(self.template) as place:
+            print(run_child(self.scenario.act, place, (side, number)))
+            if second:
+                print(run_child(recover, place, (second, step)))
+            print(run_child(verify, place, None))
+            print((place / "ledger").read_text())
 
     def _list_hooks(self) -> None:
         log = self.template.with_name("hooks")
