@@ -224,6 +224,7 @@ async def _rolled_back(actor: Actor) -> None:
     """A state directory from before the newest points: they were not made by it."""
     await _enabled(actor)
     await actor.one.stop()
+    actor.ledger.note("rolled-back")
     old = actor.root / "old"
     shutil.copytree(actor.root / "state", old)
     await actor.open()

@@ -10,7 +10,7 @@ and is killed at its own mth hook, then one is left alone; what it leaves is che
     T  the next point equals the live image, byte for byte
     P  every point holds the bytes of the instant of its seal
     I  every point that was stored before is still there
-       the spool and the pass are empty, and another restart stores nothing
+       nobody started a generation, spool and pass are empty, another restart stores nothing
 
 Children are forked from this process, which has no threads, so that one costs milliseconds.
 Prints one JSON document.
@@ -82,6 +82,8 @@ async def verify(actor: Actor) -> None:
         raise CheckError(f"epochs {sorted(lost)} were stored and are gone")
     if points[max(points)] != live:
         raise CheckError(f"the newest point {max(points)} is not the live image")
+    if one.replicator.end.generation != 1 and not ledger.lines("rolled-back"):
+        raise CheckError("a new generation was started, and all was compared, for nothing")
     counts = one.replicator.live.counts()
     if counts.changed or counts.suspect_pages or counts.frozen_pages:
         raise CheckError(f"still marked: {counts}")
