@@ -122,13 +122,16 @@ class ProtectedDisk:
         if self._track is not None and not known:
             # What is written until it is tracked again is allocated, and so suspect below.
             await trio.to_thread.run_sync(self.image.set_track, None)
+        last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
+        number = track.epoch
         if new or not known:
             _clear(paths.pass_)
             # Numbers go on above all that the vault and the spool have seen.
-            last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
-            track.set_epoch(max(track.epoch, last.epoch + 1), last.size)
+            number = max(number, last.epoch + 1)
+        # The size that the next delta starts from: a killed daemon may have spooled an epoch
+        # that it had not forgotten.
+        track.set_epoch(number, last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
-        self._write_record(end=None)
         replicator = Replicator(
             name=self.name, live=live, points=points, end=end, directory=paths.directory,
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
@@ -136,6 +139,8 @@ class ProtectedDisk:
         )  # fmt: skip
         if not trusted:
             await trio.to_thread.run_sync(replicator.distrust)
+        # The stamp of the last end goes only when what it says is noted elsewhere.
+        self._write_record(end=None)
         await trio.to_thread.run_sync(replicator.load)
         for directory in (paths.spool, paths.pass_):
             await trio.to_thread.run_sync(remove_leftovers, directory)
@@ -193,11 +198,11 @@ class ProtectedDisk:
 
     def _is_unchanged(self, last_end: LastEnd) -> bool:
         """Say whether what the bitmaps say is all that changed."""
-        if last_end is LastEnd.DAEMON_DIED:
-            return True
-        if last_end is not LastEnd.CLEAN or self.record.end is None:
-            return False
-        if self.record.end == FileStamp.of(self.file.identity()):
+        end = self.record.end
+        if end is None or last_end not in (LastEnd.CLEAN, LastEnd.DAEMON_DIED):
+            return last_end is LastEnd.DAEMON_DIED
+        # It ended in order, and no daemon has come as far as to start it since.
+        if end == FileStamp.of(self.file.identity()):
             return True
         log.warning("disk %s: %s was changed behind the mount", self.name, self.file.path)
         return False

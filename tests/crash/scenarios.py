@@ -241,6 +241,25 @@ async def _next_generation(actor: Actor) -> None:
     await actor.ship()
 
 
+async def _changed_behind(actor: Actor) -> None:
+    """Ended in order, then somebody writes to the image directly."""
+    await _enabled(actor)
+    actor.change(2)
+    await actor.one.stop()
+    number = actor.ledger.count("begun")
+    actor.ledger.note("begun", number)
+    data = bytearray(actor.one.path.read_bytes())
+    CHANGES[number].apply_bytes(data)
+    actor.one.path.write_bytes(data)
+    actor.ledger.note("done", number)
+
+
+async def _look(actor: Actor) -> None:
+    await actor.open()
+    await actor.ship()
+    await actor.one.stop()
+
+
 SCENARIOS = {
     one.name: one
     for one in (
@@ -250,6 +269,7 @@ SCENARIOS = {
         Scenario("resync", _power_cut, _resync),
         Scenario("give-up", _enabled, _give_up),
         Scenario("join", _fifteen, _join),
+        Scenario("behind", _changed_behind, _look),
         Scenario("generation", _rolled_back, _next_generation),
     )
 }
