@@ -394,6 +394,12 @@ def _tell_disk(event: native.Event, protection: Protection) -> None:
     elif event.kind is EventKind.ABANDONED:
         level = logging.INFO if event.error == errno.EFBIG else logging.WARNING
         log.log(level, "disk %s: an epoch is given up: %s", disk.name, os.strerror(event.error))
+    elif event.kind is EventKind.INTENT_VOID:
+        noted = "noted" if event.offset else "NOT noted: the state directory takes nothing"
+        log.error(
+            "disk %s: the intent log cannot be kept: %s; should the host die, all is compared "
+            "(%s)", disk.name, os.strerror(event.error), noted,
+        )  # fmt: skip
     elif event.kind is EventKind.SYNC_FAILED:
         log.error("disk %s: syncing the image failed: %s", disk.name, os.strerror(event.error))
 

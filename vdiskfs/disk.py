@@ -2,8 +2,8 @@
 
 Starting a disk answers one question: which of its pages are known to be what the vault
 holds? All, after a clean end of a file that nobody touched since, or when only the daemon
-died. Otherwise all that is allocated here, or has data there, is suspect until a pass has
-compared it. A vault whose newest epoch this site does not know is never continued: the
+died. All but the regions of the intent log, after the host died. Otherwise all that is
+allocated here, or has data there, is suspect until a pass has compared it. A vault whose newest epoch this site does not know is never continued: the
 disk goes on in the next generation, everything suspect.
 """
 
@@ -16,13 +16,14 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs import native
+from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, DiskRecord, IndexCache, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled, remove_leftovers
 from vdiskfs.errors import DamagedError, FormatError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
-from vdiskfs.replicator import Pace, Replicator, is_distrusted, note_distrust, spool_end
+from vdiskfs.recovery import clear_track, doubted, recover_track
+from vdiskfs.replicator import Pace, Replicator, spool_end
 from vdiskfs.state import DiskRecord as LocalRecord
 from vdiskfs.state import FileStamp, LastEnd, StateDirectory
 from vdiskfs.tree import SourceFile
@@ -100,20 +101,18 @@ class ProtectedDisk:
         paths = self.site.state.disk(self.disk_id)
         remote = await self.site.vault.disk(self.disk_id)
         points, end, known = await self._find_end(remote, paths.spool)
-        # Durable until a pass begins: a new track that is empty must not be believed.
-        doubted = is_distrusted(paths.directory)
-        if last_end is LastEnd.HOST_DIED or not (paths.track / "track").exists():
-            await trio.to_thread.run_sync(note_distrust, paths.directory)
-            doubted = True
-        if last_end is LastEnd.HOST_DIED:
+        last_end = self._own_end(last_end)
+        found = await self._recover(last_end, end) if known else None
+        lost = found is None and last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
+        if lost and self._track is None:
             # Bits that were only in the page cache are gone: none of them says anything.
-            _clear(paths.track)
+            await trio.to_thread.run_sync(clear_track, paths.track)
         new = False
         if self._track is not None:
             track = self._track
         else:
             track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
-        trusted = known and not new and not doubted and self._is_unchanged(last_end)
+        trusted = known and not new and (found is not None or self._is_unchanged(last_end))
         if known and end.epoch:
             # Before the spool lets go of it: it may be all that tells that this epoch is ours.
             self.record = _at_end(self.record, end)
@@ -125,7 +124,6 @@ class ProtectedDisk:
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
         number = track.epoch
         if new or not known:
-            _clear(paths.pass_)
             # Numbers go on above all that the vault and the spool have seen.
             number = max(number, last.epoch + 1)
         # The size that the next delta starts from: a killed daemon may have spooled an epoch
@@ -139,13 +137,20 @@ class ProtectedDisk:
         )  # fmt: skip
         if not trusted:
             await trio.to_thread.run_sync(replicator.distrust)
+            # What a pass has read of it is as old as the rest.
+            _clear(paths.pass_)
         # The stamp of the last end goes only when what it says is noted elsewhere.
         self._write_record(end=None)
         await trio.to_thread.run_sync(replicator.load)
         for directory in (paths.spool, paths.pass_):
             await trio.to_thread.run_sync(remove_leftovers, directory)
-        if not trusted:
+        if not trusted or found is not None:
             _note_size(live.image, replicator.end.size)
+        if found is not None:
+            await trio.to_thread.run_sync(replicator.doubt, doubted(found), found.spans)
+        await trio.to_thread.run_sync(native.begin_intent, self.image)
+        await trio.to_thread.run_sync(self.site.state.note_started, self.disk_id)
+        crash.hook("disk.started")
         if trusted and end.epoch:
             self.health.pass_finished()
         # From here to the end without a wait: a change is either counted now or comes as an event.
@@ -153,6 +158,23 @@ class ProtectedDisk:
         counts = live.counts()
         if counts.changed or counts.suspect_pages or replicator.distrusted or end.epoch == 0:
             replicator.touched()
+
+    def _own_end(self, last_end: LastEnd) -> LastEnd:
+        """Say how tracking of this disk ended, if the mount's end says anything of it."""
+        if last_end in (LastEnd.NONE, LastEnd.UNKNOWN):
+            return last_end
+        return self.site.state.end_of_disk(self.record)
+
+    async def _recover(self, last_end: LastEnd, end: ChainEnd) -> native.Recovery | None:
+        """After the death of the host: what is suspect; None: nothing is known, or it lived."""
+        if last_end is not LastEnd.HOST_DIED:
+            return None
+        paths = self.site.state.disk(self.disk_id)
+        last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
+        changed_ns = self.file.identity().change_ns
+        return await trio.to_thread.run_sync(
+            recover_track, self.name, self.image, changed_ns, paths.track, last
+        )
 
     async def _find_end(self, remote: DiskRecord, spool: Path) -> tuple[DiskLog, ChainEnd, bool]:
         """Read the vault's newest epoch; True: this site knows it and goes on from it."""
@@ -256,6 +278,7 @@ class ProtectedDisk:
         live = self._replicator.live
         if clean:
             await trio.to_thread.run_sync(live.image.sync_internal)
+            await trio.to_thread.run_sync(native.sync_track, live.track)
         await trio.to_thread.run_sync(live.close)
         if clean:
             self._write_record(FileStamp.of(self.file.identity()))

@@ -13,7 +13,7 @@ part is durable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,10 +21,11 @@ import numpy as np
 import trio
 
 from vdiskfs import native
-from vdiskfs.delta import DeltaWriter, PageBatch, Spooled, open_spooled
+from vdiskfs.delta import DeltaWriter, PageBatch, Spooled, open_file, open_spooled
 from vdiskfs.errors import FormatError
-from vdiskfs.image import LiveImage
+from vdiskfs.image import ChainEnd, LiveImage
 from vdiskfs.point import PointReader
+from vdiskfs.state import Stretch, write_file
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION, pages_of
 
 log = logging.getLogger(__name__)
@@ -58,28 +59,50 @@ class SuspectPass:
         """Prepare; ``upload`` stores a part's segments and returns when they are stored."""
         self._live = live
         self._directory = directory
+        self._base = directory / "base"
         self._make_writer = make_writer
         self._upload = upload
         self.parts: list[Spooled] = []
         self.done_pages = 0
         self.sent_pages = 0
 
-    def load(self) -> None:
-        """Take up the parts that an earlier run left. A damaged one makes its pages suspect."""
+    def load(self, end: ChainEnd) -> None:
+        """Take up the parts that an earlier run left. A damaged one makes its pages suspect.
+
+        Parts from before another epoch than ``end`` are part of a delta already, which the
+        daemon, or the host, did not live to note: what they hold is older than that delta.
+        """
         self._directory.mkdir(mode=0o700, exist_ok=True)
+        if self._base.exists() and self._base.read_bytes() != _base_of(end):
+            self.drop()
         for path in sorted(self._directory.glob("*.part"), key=lambda one: one.stat().st_mtime_ns):
             try:
                 self.parts.append(open_spooled(path))
             except FormatError as error:
                 log.warning("%s: dropped, all pages are looked at again: %s", path, error)
-                self.drop()
                 self._live.image.suspect_mark_allocated()
+                native.sync_track(self._live.track)
+                self.drop()
                 return
 
     @property
     def is_unsent(self) -> bool:
         """Whether a part of an earlier run still has segments here: nothing says they are stored."""
         return any(segment.path.exists() for part in self.parts for segment in part.segments)
+
+    def doubt(self, stretches: Sequence[Stretch]) -> None:
+        """What parts hold of these stretches (bytes) may be newer than the disk: it changed.
+
+        Marked changed, so that the seal takes the pages from the disk, zeros included.
+        """
+        for part in self.parts:
+            delta = open_file(part.path)
+            for entries in delta.entries():
+                pages, _ = entries.pages()
+                for start, end in stretches:
+                    inside = pages[(pages >= start // PAGE_SIZE) & (pages * PAGE_SIZE < end)]
+                    for pageno in inside.tolist():
+                        self._live.image.mark(pageno * PAGE_SIZE, PAGE_SIZE)
 
     def drop(self) -> None:
         """Forget the parts; their segments in the vault become garbage."""
@@ -88,15 +111,17 @@ class SuspectPass:
             for path in self._directory.iterdir():
                 path.unlink()
 
-    async def run(self, compare: PointReader | None) -> None:
+    async def run(self, compare: PointReader | None, end: ChainEnd) -> None:
         """Read until no page is suspect and all that differs is stored.
 
         Args:
             compare: the disk at the vault's newest epoch; None where the vault has nothing.
+            end: that epoch.
 
         Raises:
             OSError: reading the image, or writing the parts, failed. What is done stays done.
         """
+        await trio.to_thread.run_sync(write_file, self._base, _base_of(end))
         async with trio.open_nursery() as nursery:
             # Two parts under way: one is written while the other travels.
             send, receive = trio.open_memory_channel[Spooled](0)
@@ -146,6 +171,10 @@ class SuspectPass:
             self._live.image.suspect_clear(pages)
             self.done_pages += len(pages)
         self._live.image.suspect_clear_from(pages_of(self._live.image.size()))
+
+
+def _base_of(end: ChainEnd) -> bytes:
+    return f"{end.generation} {end.epoch} {end.digest.hex()}\n".encode()
 
 
 def _read(reader: native.PageReader) -> native.Batch | None:

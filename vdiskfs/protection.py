@@ -332,7 +332,7 @@ class Protection:
             file.drop()
             raise
         record = replace(record, retired=False)
-        return await self._protect(file, record, LastEnd.HOST_DIED)
+        return await self._protect(file, record, LastEnd.UNKNOWN)
 
     async def unprotect(self, name: str) -> ProtectedDisk:
         """End protection. What is captured is shipped first; the history stays."""

@@ -31,7 +31,7 @@ from vdiskfs.health import Health, State
 from vdiskfs.image import ChainEnd, EpochGivenUpError, EpochOutrunError, LiveImage
 from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.point import PointReader
-from vdiskfs.state import sync_directory
+from vdiskfs.state import DISK_END, DistrustNote, Stretch
 from vdiskfs.stride import Stride
 from vdiskfs.units import NS, PAGE_SIZE, REGION_SIZE
 
@@ -78,7 +78,7 @@ class Replicator:
         self.health = health
         self.pass_ = SuspectPass(live, directory / "pass", make_writer, self._upload_part)
         self._spool = directory / "spool"
-        self._distrusted = directory / "distrusted"
+        self._distrusted = DistrustNote(directory / "distrusted")
         self._make_writer = make_writer
         self._published = published
         self._waiting: deque[Spooled] = deque()
@@ -97,31 +97,43 @@ class Replicator:
         follow, is dropped with all after it, and what they held becomes suspect.
         """
         self._spool.mkdir(mode=0o700, exist_ok=True)
-        self.pass_.load()
         for path in sorted(self._spool.glob("*.delta")):
             if not self._load_delta(path):
-                self.live.image.suspect_mark_allocated()
+                self.pass_.drop()
                 break
+        self.pass_.load(self.end)
 
     @property
     def distrusted(self) -> bool:
         """Whether what the vault holds is still to be compared with what is here."""
         return self._distrusted.exists()
 
-    def distrust(self) -> None:
-        """Nothing is known of any page: all that is allocated is suspect; in a thread.
+    def distrust(self, stretches: Sequence[Stretch] = ((0, DISK_END),)) -> None:
+        """Nothing is known of any page there: all that is allocated is suspect; in a thread.
 
         So is all that has data in the vault; that is marked when the pass begins, and noted
-        durably until then.
+        durably until then. What was distrusted before is marked again.
         """
-        note_distrust(self._distrusted.parent)
-        self.live.image.suspect_mark_allocated()
+        if stretches:
+            self._distrusted.add(list(stretches))
+        for start, end in self._distrusted.stretches():
+            self.live.image.suspect_mark_allocated(start, end)
+
+    def doubt(self, stretches: Sequence[Stretch], spans: Sequence[Stretch]) -> None:
+        """The host died: nothing is believed of ``stretches``; in a thread, after `load`.
+
+        The track has made suspect what is in the log's regions, but not what is in ``spans``.
+        """
+        self.pass_.doubt(stretches)
+        if spans or self.distrusted:
+            self.distrust(spans)
 
     def _load_delta(self, path: Path) -> bool:
         try:
             spooled = open_spooled(path)
         except FormatError as error:
             log.warning("%s: dropped, all pages are looked at again: %s", path, error)
+            self.distrust()
             path.unlink()
             return False
         head = spooled.head
@@ -131,6 +143,7 @@ class Replicator:
         follows = head.from_epoch == self.end.epoch and head.from_digest == self.end.digest
         if not follows or head.generation != self.end.generation:
             log.warning("%s: does not follow epoch %d, dropped", path, self.end.epoch)
+            self.distrust()
             remove_spooled(spooled)
             return False
         self._enqueue(spooled)
@@ -204,31 +217,37 @@ class Replicator:
             await self.wait_shipped()
         while self._needs_pass():
             if self.stored.epoch == 0:
-                self._distrusted.unlink(missing_ok=True)
-                await self.pass_.run(None)
+                await self._trust()
+                await self.pass_.run(None, self.stored)
                 continue
             reader = await self.health.until_done(
                 "reading the newest point", partial(self.points.open, self.stored.epoch)
             )
             async with reader:
                 if self.distrusted:
-                    await self._suspect_stored(reader)
-                    self._distrusted.unlink()
-                await self.pass_.run(reader)
+                    for start, end in self._distrusted.stretches():
+                        await self._suspect_stored(reader, start, end)
+                    await self._trust()
+                await self.pass_.run(reader, self.stored)
 
     def _needs_pass(self) -> bool:
         """Whether pages are not known, or parts of a pass were read and are not stored."""
         unknown = self.live.counts().suspect_pages or self.distrusted
         return bool(unknown) or self.pass_.is_unsent
 
-    async def _suspect_stored(self, reader: PointReader) -> None:
+    async def _trust(self) -> None:
+        """All that is distrusted is marked suspect: once that is durable, the note goes."""
+        await trio.to_thread.run_sync(native.sync_track, self.live.track)
+        await trio.to_thread.run_sync(self._distrusted.clear)
+
+    async def _suspect_stored(self, reader: PointReader, start: int, end: int) -> None:
         """Mark what has data in the vault: here it may have become a hole."""
-        size = min(reader.size, self.live.image.size())
-        offset = await self.health.until_done("reading", partial(reader.next_data, 0))
+        size = min(reader.size, self.live.image.size(), end)
+        offset = await self.health.until_done("reading", partial(reader.next_data, start))
         while offset is not None and offset < size:
             region = offset // REGION_SIZE
-            end = min(size, (region + 1) * REGION_SIZE)
-            self.live.image.suspect_mark(region * REGION_SIZE, end - region * REGION_SIZE)
+            first, last = max(start, region * REGION_SIZE), min(size, (region + 1) * REGION_SIZE)
+            self.live.image.suspect_mark(first, last - first)
             offset = await self.health.until_done(
                 "reading", partial(reader.next_data, (region + 1) * REGION_SIZE)
             )
@@ -318,17 +337,6 @@ class Replicator:
         """Return how much changed since the last capture."""
         counts = self.live.counts()
         return (counts.dirty_pages + counts.frozen_pages) * PAGE_SIZE
-
-
-def note_distrust(directory: Path) -> None:
-    """Note durably that nothing is known of any page of the disk; in a thread."""
-    (directory / "distrusted").touch(mode=0o600)
-    sync_directory(directory)
-
-
-def is_distrusted(directory: Path) -> bool:
-    """Say whether that is noted of the disk."""
-    return (directory / "distrusted").exists()
 
 
 def spool_end(spool: Path, end: ChainEnd) -> ChainEnd:

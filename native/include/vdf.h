@@ -90,7 +90,9 @@ enum {
     VDF_EVENT_ABANDONED = 4,   /* the frozen epoch was given up; error says why */
     VDF_EVENT_SYNC_FAILED = 5, /* an fdatasync of the image failed; error says why */
     VDF_EVENT_ENDED = 6,       /* the mount is gone (unmounted or aborted) */
-    VDF_EVENT_NODE = 7         /* data is asked of node `offset`, which has no image: see resume */
+    VDF_EVENT_NODE = 7,        /* data is asked of node `offset`, which has no image: see resume */
+    VDF_EVENT_INTENT_VOID = 8  /* the intent log cannot be kept; error says why, offset 1:
+                                  durably so, 0: the disk did not take that either */
 };
 
 typedef struct vdf_event {
@@ -253,8 +255,9 @@ int vdf_image_evict(vdf_image *image, uint64_t first, uint64_t count);
 /*
  * A track lives in a directory: `track` (its header), `dirty.0`, `dirty.1`,
  * `preserved`, `suspect` (page bitmaps, preallocated, mapped) and `preserve`
- * (copies of frozen pages at their own offsets). All survive the process, none
- * is promised to survive the host.
+ * (copies of frozen pages at their own offsets), and `intent`, the intent log. All
+ * survive the process. After the death of the host the bitmaps are right outside the
+ * regions that the intent log names: vdf_track_recover.
  */
 enum {
     VDF_TRACK_NEW = 1 /* fails with -EEXIST where one is; without it -ENOENT */
@@ -269,6 +272,62 @@ int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_tra
 
 /* Unmaps and closes; not while an image uses it. Takes NULL. */
 void vdf_track_close(vdf_track *track);
+
+/* What is marked changed or suspect by now is on disk on return. */
+int vdf_track_sync(vdf_track *track);
+
+enum {
+    VDF_INTENT_REGION = 4194304, /* bytes */
+    VDF_INTENT_SPANS = 2
+};
+
+/* What a host that died may have left otherwise than the bitmaps say. */
+typedef struct vdf_recovery {
+    uint64_t *region;  /* the caller's, in: room for `capacity` region numbers */
+    uint32_t capacity; /* 8000 is always enough */
+    uint32_t regions;
+    /*
+     * Bytes [start, end) of which all that is allocated, or has data in the vault, is to be
+     * made suspect by the caller; empty where end <= start.
+     */
+    uint64_t start[VDF_INTENT_SPANS];
+    uint64_t end[VDF_INTENT_SPANS];
+} vdf_recovery;
+
+/*
+ * After the death of the host, on a track that is not open: what the bitmaps mark, frozen or
+ * not, goes to the running epoch, and the regions of the intent log become suspect, whole up
+ * to `size`. The image, of `size` bytes and changed last at `change_ns` (wall clock), must
+ * be durable as it is. `epoch` and `base_size` are the next epoch's number and the size of
+ * the disk at its start as vault and spool know it. All is durable on return; may be cut
+ * short anywhere and run again. Close the track's directory to everybody else meanwhile.
+ * -EBADMSG or -ENOENT: void, damaged, missing, or of other files. -ESTALE: the image was
+ * changed by somebody else. Then nothing is known.
+ */
+int vdf_track_recover(const char *directory, uint64_t size, uint64_t change_ns, uint64_t epoch,
+                      uint64_t base_size, vdf_recovery *out);
+
+/*
+ * What has to be suspect is marked: the intent log of the image may be begun. Syncs the
+ * bitmaps; a log that has to be begun is begun later, in a thread of the core, and until
+ * then the death of the host makes everything suspect.
+ */
+int vdf_image_begin_intent(vdf_image *image);
+
+typedef struct vdf_intent_counts {
+    uint32_t slots;
+    uint32_t active;  /* regions that would be suspect now */
+    uint64_t misses;  /* changes that had to wait for the log */
+    uint64_t commits; /* records written */
+    uint64_t waits;   /* of the misses, those that waited for room */
+    uint64_t rounds;  /* syncs of image and bitmaps to make room */
+    uint64_t left;    /* regions that left */
+    uint64_t voids;   /* times that it had to be given up */
+    uint32_t is_void; /* 1: everything would be suspect now */
+    uint32_t void_durable;
+} vdf_intent_counts;
+/* All 0 without a track. */
+void vdf_intent_counts_get(vdf_image *image, vdf_intent_counts *out);
 
 /*
  * Starts (or with NULL ends) tracking of an image that may be in use. On return
@@ -353,6 +412,8 @@ int vdf_capture_abandon(vdf_image *image);
 /* Marks pages suspect: the range, or all that the file system has allocated. */
 int vdf_suspect_mark(vdf_image *image, uint64_t offset, uint64_t length);
 int vdf_suspect_mark_allocated(vdf_image *image);
+/* The same within [start, end). */
+int vdf_suspect_mark_allocated_in(vdf_image *image, uint64_t start, uint64_t end);
 
 /* Takes the marks of these pages away. */
 int vdf_suspect_clear(vdf_image *image, const uint64_t *pageno, uint64_t count);

@@ -290,3 +290,8 @@ void vdf_bitmap_merge(vdf_bitmap *into, const vdf_bitmap *from)
         page = clear;
     }
 }
+
+int vdf_bitmap_sync(const vdf_bitmap *map)
+{
+    return map->fd < 0 || fdatasync(map->fd) == 0 ? 0 : -errno;
+}

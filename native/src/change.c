@@ -45,6 +45,35 @@ void vdf_change_begin(vdf_change *change, vdf_image *image)
         change->epoch = atomic_load(&change->track->epoch);
 }
 
+void vdf_change_begin_covered(vdf_change *change, vdf_image *image, uint64_t offset,
+                              uint64_t length)
+{
+    vdf_change_begin(change, image);
+    while (change->track != NULL && !vdf_intent_covers(change->track->intent, offset, length)) {
+        vdf_intent *intent = change->track->intent;
+        atomic_fetch_add(&intent->users, 1);
+        vdf_change_end(change);
+        vdf_intent_hold hold = vdf_intent_take(intent, offset, length);
+        vdf_change_begin(change, image);
+        vdf_intent_put(intent, hold);
+    }
+}
+
+void vdf_change_begin_span(vdf_change *change, vdf_image *image, unsigned which, uint64_t from,
+                           uint64_t to)
+{
+    vdf_change_begin(change, image);
+    while (change->track != NULL &&
+           !vdf_intent_covers_span(change->track->intent, which, from, to)) {
+        vdf_intent *intent = change->track->intent;
+        atomic_fetch_add(&intent->users, 1);
+        vdf_change_end(change);
+        vdf_intent_hold hold = vdf_intent_take_span(intent, which, from, to);
+        vdf_change_begin(change, image);
+        vdf_intent_put(intent, hold);
+    }
+}
+
 void vdf_change_end(vdf_change *change)
 {
     /* Said again now that the bytes and the size are in place, and before a seal goes on. */
@@ -265,7 +294,7 @@ int vdf_track_mark(vdf_image *image, uint64_t offset, uint64_t length)
     vdf_track_reach(track, offset + length);
     for (uint64_t at = offset, end = offset + length; at < end;) {
         uint64_t step = vdf_min(end, (at / VDF_REGION_SIZE + 1) * VDF_REGION_SIZE) - at;
-        vdf_change_begin(&change, image);
+        vdf_change_begin_covered(&change, image, at, step);
         vdf_image_lock(image, at, step);
         vdf_change_mark(&change, at, step);
         vdf_image_unlock(image, at, step);

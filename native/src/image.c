@@ -204,6 +204,28 @@ static void unlock_change(const vdf_change *change, uint64_t offset, uint64_t le
 }
 
 static int act_zero(vdf_change *change, uint64_t offset, uint64_t length, const void *argument);
+static int act_grow(vdf_change *change, uint64_t offset, uint64_t length, const void *argument);
+
+/* Zeros within a span that goes into the intent log as a whole. */
+typedef struct zeroing {
+    int mode;
+    uint64_t from, to; /* empty: it does not */
+} zeroing;
+
+/* A ticket, with what is about to be changed in the intent log. */
+static void begin_piece(vdf_change *change, vdf_image *image, uint64_t offset, uint64_t length,
+                        int (*act)(vdf_change *, uint64_t, uint64_t, const void *),
+                        const void *argument)
+{
+    const zeroing *zero = act == act_zero ? argument : NULL;
+
+    if (act == act_grow) /* changes no byte */
+        vdf_change_begin(change, image);
+    else if (zero != NULL && zero->to > zero->from)
+        vdf_change_begin_span(change, image, VDF_SPAN_WIDE, zero->from, zero->to);
+    else
+        vdf_change_begin_covered(change, image, offset, length);
+}
 
 /* What every change has in common: make room, ticket, stripes, act, give back. */
 static int change_piece(vdf_image *image, uint64_t offset, uint64_t length,
@@ -215,7 +237,7 @@ static int change_piece(vdf_image *image, uint64_t offset, uint64_t length,
 
     if (track != NULL)
         vdf_track_reach(track, offset + length);
-    vdf_change_begin(&change, image);
+    begin_piece(&change, image, offset, length, act, argument);
     if (act == act_zero)
         vdf_change_wait_drained(&change);
     lock_change(&change, offset, length);
@@ -250,10 +272,10 @@ int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const ui
 /* fallocate of a stretch whose bytes become zero and whose size stays. */
 static int act_zero(vdf_change *change, uint64_t offset, uint64_t length, const void *argument)
 {
-    int mode = *(const int *)argument;
+    const zeroing *zero = argument;
 
     vdf_change_mark(change, offset, length);
-    return fallocate(change->image->fd, mode, (off_t)offset, (off_t)length) == 0 ? 0 : -errno;
+    return fallocate(change->image->fd, zero->mode, (off_t)offset, (off_t)length) == 0 ? 0 : -errno;
 }
 
 /* fallocate that may make the file longer; the bytes inside it stay. */
@@ -279,10 +301,15 @@ static int zero_range(vdf_image *image, int mode, uint64_t offset, uint64_t leng
     uint64_t end = vdf_min(offset + length, atomic_load(&image->size));
     int error = 0;
 
-    mode |= FALLOC_FL_KEEP_SIZE;
+    zeroing zero = {.mode = mode | FALLOC_FL_KEEP_SIZE};
+
+    if (end > offset && end - offset > PIECE) {
+        zero.from = offset;
+        zero.to = end;
+    }
     while (error == 0 && offset < end) {
         uint64_t step = vdf_min(end, (offset / PIECE + 1) * PIECE) - offset;
-        error = change_piece(image, offset, step, act_zero, &mode);
+        error = change_piece(image, offset, step, act_zero, &zero);
         offset += step;
     }
     return error;
@@ -327,7 +354,32 @@ static int act_truncate(vdf_change *change, uint64_t offset, uint64_t length, co
     unlock_size(change);
     if (error != 0 && change->track != NULL && size < old)
         vdf_change_uncut(change, size, old);
+    if (change->track != NULL && size < old) {
+        bool late = atomic_load(&change->track->frozen_epoch) == change->epoch;
+        vdf_intent_shrunk(change->track->intent, change->epoch + late);
+    }
     return error;
+}
+
+/* A ticket and all stripes, and, if the file becomes smaller, that in the intent log. */
+static void begin_truncate(vdf_change *change, vdf_image *image, uint64_t size)
+{
+    bool cut = size < atomic_load(&image->size);
+
+    for (;;) {
+        if (cut)
+            vdf_change_begin_span(change, image, VDF_SPAN_CUT, size, UINT64_MAX);
+        else
+            vdf_change_begin(change, image);
+        vdf_change_wait_drained(change);
+        lock_change(change, 0, PIECE);
+        if (cut || change->track == NULL || size >= atomic_load(&image->size))
+            return;
+        /* It grew meanwhile. */
+        unlock_change(change, 0, PIECE);
+        vdf_change_end(change);
+        cut = true;
+    }
 }
 
 int vdf_image_truncate(vdf_image *image, uint64_t size)
@@ -342,9 +394,7 @@ int vdf_image_truncate(vdf_image *image, uint64_t size)
     vdf_track *track = atomic_load(&image->track);
     if (track != NULL)
         vdf_track_reach(track, size);
-    vdf_change_begin(&change, image);
-    vdf_change_wait_drained(&change);
-    lock_change(&change, 0, PIECE);
+    begin_truncate(&change, image, size);
     error = act_truncate(&change, 0, PIECE, &size);
     vdf_crash("size.changed");
     unlock_change(&change, 0, PIECE);
@@ -410,6 +460,10 @@ int vdf_image_set_track(vdf_image *image, vdf_track *track)
     vdf_track *locked = track != NULL ? track : old;
     if (locked == NULL)
         return 0;
+    if (track != NULL)
+        error = vdf_intent_start(track->intent, image);
+    if (error != 0)
+        return error;
     /* One flip at a time: a seal waits until the track is in use by all, and the other way round.
      */
     pthread_mutex_lock(&locked->admin);
@@ -420,5 +474,7 @@ int vdf_image_set_track(vdf_image *image, vdf_track *track)
     if (error == 0)
         flip_twice(image, track == NULL ? 0 : atomic_load(&track->epoch));
     pthread_mutex_unlock(&locked->admin);
+    if (track == NULL || error != 0)
+        vdf_intent_stop(locked->intent);
     return error;
 }

@@ -203,7 +203,10 @@ int vdf_capture_abandon(vdf_image *image)
         vdf_track_head *head = track->head;
         uint64_t old = frozen & 1, new = old ^ 1;
         unfreeze(image, track);
-        vdf_bitmap_merge(&track->dirty[new], &track->dirty[old]);
+        vdf_intent_shrunk(track->intent, frozen + 1);
+        int unsaved = vdf_track_fold(track, new);
+        if (unsaved != 0)
+            vdf_intent_fail(track->intent, unsaved);
         vdf_crash("abandon.merged");
         pthread_mutex_lock(&track->size_lock);
         vdf_store(&head->cut[new], vdf_min(vdf_load(&head->cut[new]), vdf_load(&head->cut[old])));

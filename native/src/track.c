@@ -73,11 +73,23 @@ static void start_head(vdf_track_head *head)
 }
 
 /*
+ * The kernel writes the two bitmaps back in any order: what one takes over is durable
+ * before the other forgets it, or the death of the host loses it.
+ */
+int vdf_track_fold(vdf_track *track, uint64_t new)
+{
+    if (atomic_load(&track->dirty[new ^ 1].set) == 0)
+        return 0;
+    vdf_bitmap_merge(&track->dirty[new], &track->dirty[new ^ 1]);
+    return vdf_bitmap_sync(&track->dirty[new]);
+}
+
+/*
  * Frozen goes back to dirty: what was sealed and not captured is captured again.
  * May itself be cut short anywhere: the frozen epoch's cut and bits are merged
  * before its number is forgotten.
  */
-static void thaw(vdf_track *track, uint64_t size)
+static int thaw(vdf_track *track, uint64_t size)
 {
     vdf_track_head *head = track->head;
     uint64_t now = head->epoch & 1;
@@ -85,7 +97,9 @@ static void thaw(vdf_track *track, uint64_t size)
     if (head->frozen_epoch == head->epoch) /* stopped in the middle of announcing a seal */
         vdf_store(&head->frozen_epoch, 0);
 
-    vdf_bitmap_merge(&track->dirty[now], &track->dirty[now ^ 1]);
+    int error = vdf_track_fold(track, now);
+    if (error != 0)
+        return error;
     vdf_crash("thaw.merged");
     vdf_bitmap_reset(&track->dirty[now ^ 1]);
     vdf_bitmap_reset(&track->preserved);
@@ -107,6 +121,7 @@ static void thaw(vdf_track *track, uint64_t size)
                        vdf_pages_of(size) - head->cut[now] / VDF_PAGE_SIZE);
     if (atomic_load(&track->dirty[now].set) != 0)
         vdf_store(&head->changed[now], 1);
+    return 0;
 }
 
 /* The header comes last and under its name at once: half a track is none. */
@@ -152,9 +167,8 @@ static int open_all(vdf_track *track, bool fresh, uint64_t pages)
     return error;
 }
 
-int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_track **out)
+int vdf_track_load(const char *directory, uint64_t size, bool fresh, vdf_track **out)
 {
-    bool fresh = (flags & VDF_TRACK_NEW) != 0;
     int error = vdf_range_check(0, size);
 
     if (error != 0)
@@ -174,22 +188,86 @@ int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_tra
         vdf_track_close(track);
         return error;
     }
-    thaw(track, size);
-    if (ftruncate(track->preserve, 0) != 0) {
+    *out = track;
+    return 0;
+}
+
+int vdf_track_make_log(vdf_track *track, uint32_t slots, vdf_intentlog *log)
+{
+    const int files[VDF_INTENT_FILES] = {track->dirty[0].fd, track->dirty[1].fd, track->suspect.fd};
+
+    vdf_intentlog_close(log);
+    return vdf_intentlog_create(track->dir, slots, files, VDF_INTENT_FILES, log);
+}
+
+/* The log goes on where it is sound; a new one is void, and so says nothing wrong. */
+static int open_intent(vdf_track *track, uint32_t slots)
+{
+    const int files[VDF_INTENT_FILES] = {track->dirty[0].fd, track->dirty[1].fd, track->suspect.fd};
+    vdf_intentlog log;
+    vdf_intent_record record;
+
+    slots = slots < VDF_INTENT_MIN ? VDF_INTENT_MIN : slots;
+    int error = vdf_intentlog_open(track->dir, files, VDF_INTENT_FILES, &log, &record);
+    if (error != 0) {
+        record = (vdf_intent_record){.flags = VDF_INTENT_VOID};
+        error = vdf_track_make_log(track, slots > VDF_INTENT_MAX ? VDF_INTENT_MAX : slots, &log);
+    }
+    if (error == 0) {
+        error = vdf_intent_create(track, &log, &record, &track->intent);
+        if (error != 0)
+            vdf_intentlog_close(&log);
+    }
+    free(record.region);
+    return error;
+}
+
+int vdf_track_open_slots(const char *directory, uint64_t size, unsigned flags, uint32_t slots,
+                         vdf_track **out)
+{
+    vdf_track *track;
+    int error = vdf_track_load(directory, size, (flags & VDF_TRACK_NEW) != 0, &track);
+
+    if (error != 0)
+        return error;
+    error = thaw(track, size);
+    if (error == 0 && ftruncate(track->preserve, 0) != 0)
         error = -errno;
+    atomic_store(&track->epoch, track->head->epoch);
+    atomic_store(&track->overflow, track->head->overflow != 0);
+    if (error == 0)
+        error = open_intent(track, slots);
+    if (error != 0) {
         vdf_track_close(track);
         return error;
     }
-    atomic_store(&track->epoch, track->head->epoch);
-    atomic_store(&track->overflow, track->head->overflow != 0);
     *out = track;
     return 0;
+}
+
+int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_track **out)
+{
+    return vdf_track_open_slots(directory, size, flags, VDF_INTENT_SLOTS, out);
+}
+
+int vdf_track_sync(vdf_track *track)
+{
+    int error = vdf_bitmap_sync(&track->dirty[0]);
+
+    if (error == 0)
+        error = vdf_bitmap_sync(&track->dirty[1]);
+    if (error == 0)
+        error = vdf_bitmap_sync(&track->suspect);
+    if (error == 0)
+        vdf_crash("bitmaps.synced");
+    return error;
 }
 
 void vdf_track_close(vdf_track *track)
 {
     if (track == NULL)
         return;
+    vdf_intent_free(track->intent);
     for (int i = 0; i < 2; i++)
         if (track->dirty[i].word != NULL)
             vdf_bitmap_close(&track->dirty[i]);
@@ -228,7 +306,9 @@ int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size)
         return -EINVAL;
     /* The number in the middle: a process killed on either side of it finds everything. */
     if (old != new) {
-        vdf_bitmap_merge(&track->dirty[new], &track->dirty[old]);
+        int error = vdf_track_fold(track, new);
+        if (error != 0)
+            return error;
         vdf_store(&head->cut[new], head->cut[old]);
         vdf_store(&head->changed[new], head->changed[old]);
     }
@@ -350,8 +430,13 @@ int vdf_suspect_mark(vdf_image *image, uint64_t offset, uint64_t length)
 
 int vdf_suspect_mark_allocated(vdf_image *image)
 {
-    uint64_t size = atomic_load(&image->size);
-    uint64_t at = 0;
+    return vdf_suspect_mark_allocated_in(image, 0, UINT64_MAX);
+}
+
+int vdf_suspect_mark_allocated_in(vdf_image *image, uint64_t start, uint64_t end)
+{
+    uint64_t size = vdf_min(end, atomic_load(&image->size));
+    uint64_t at = start;
     int error = 0;
 
     while (at < size && error == 0) {
@@ -361,8 +446,10 @@ int vdf_suspect_mark_allocated(vdf_image *image)
         off_t hole = lseek(image->inner_fd, data, SEEK_HOLE);
         if (hole < 0)
             return -errno;
-        error = vdf_suspect_mark(image, (uint64_t)data, (uint64_t)(hole - data));
         at = (uint64_t)hole;
+        uint64_t stop = vdf_min(at, end);
+        if ((uint64_t)data < stop)
+            error = vdf_suspect_mark(image, (uint64_t)data, stop - (uint64_t)data);
     }
     return error;
 }

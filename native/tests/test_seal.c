@@ -153,7 +153,7 @@ static int open_disk(const char *directory)
 
 static void remove_track(const char *directory)
 {
-    static const char *const names[] = {"track",     "dirty.0", "dirty.1",
+    static const char *const names[] = {"track",     "dirty.0", "dirty.1", "intent",
                                         "preserved", "suspect", "preserve"};
     int dir = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 

@@ -67,7 +67,8 @@ def is_gone(pid: int) -> bool:
 def as_after_a_power_cut(site: MountedSite) -> None:
     """Leave the notes that a host leaves which died with its daemon running."""
     (site.state / "clean").unlink(missing_ok=True)
-    (site.state / "running").write_text("00000000-0000-4000-8000-000000000000\n")
+    for note in [site.state / "running", *(site.state / "disks").glob("*/boot")]:
+        note.write_text("00000000-0000-4000-8000-000000000000\n")
 
 
 def wait_latest(site: MountedSite, after: int) -> None:
@@ -214,7 +215,9 @@ def test_a_spool_left_behind_is_shipped_after_the_next_mount(tmp_path: Path) -> 
         assert total(added(before, data_objects(vault))) <= 100 * PAGE + 4 * OVERHEAD
 
 
-def test_after_a_power_cut_all_is_compared_and_only_differences_are_sent(tmp_path: Path) -> None:
+def test_after_a_power_cut_without_its_log_all_is_compared_and_only_differences_are_sent(
+    tmp_path: Path,
+) -> None:
     with began(tmp_path) as site:
         vault = tmp_path / "vault"
         site.mount().wait_shipped("web01")
@@ -223,8 +226,11 @@ def test_after_a_power_cut_all_is_compared_and_only_differences_are_sent(tmp_pat
         before = data_objects(vault)
         overwrite_pages(site.source / "web01.img", 30, seed=6)
         as_after_a_power_cut(site)
+        (log,) = (site.state / "disks").glob("*/track/intent")
+        write_at(log, 0, b"damaged")
         site.mount()
         wait_latest(site, last)
+        assert "the intent log is void or damaged" in (site.state / "daemon.log").read_text()
         assert_latest_is_live(site)
         assert total(added(before, data_objects(vault))) <= 30 * PAGE + OVERHEAD
         assert site.disk("web01")["generation"] == 1

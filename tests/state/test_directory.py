@@ -89,7 +89,7 @@ def test_the_last_end_is_told_by_marks_and_boot_ids(tmp_path: Path) -> None:
     for mark in ("clean", "running"):
         (path / mark).unlink()
     with StateDirectory.open(path, boot_id="three") as state:
-        assert state.last_end is LastEnd.HOST_DIED
+        assert state.last_end is LastEnd.UNKNOWN
 
 
 def test_the_cache_and_halves_of_disks_are_swept_at_start(tmp_path: Path) -> None:

@@ -19,6 +19,13 @@ from typing import Any, Self
 import numpy as np
 
 from vdiskfs._native import ffi, lib
+from vdiskfs.native.intent import (
+    INTENT_REGION,
+    begin_intent,
+    intent_counts,
+    recover_track,
+    sync_track,
+)
 from vdiskfs.native.pages import (
     Buffer,
     as_u8,
@@ -32,6 +39,8 @@ from vdiskfs.native.records import (
     BoolArray,
     CoreCounts,
     FileIdentity,
+    IntentCounts,
+    Recovery,
     Seal,
     TrackCounts,
     U64Array,
@@ -39,10 +48,40 @@ from vdiskfs.native.records import (
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 
 __all__ = [
-    "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event", "EventKind",
-    "FileIdentity", "Image", "ImageFlags", "MountFlags", "PageReader", "Seal", "Track",
-    "TrackCounts", "U64Array", "background", "crash_arm", "file_identity", "mount", "pages_sum",
-    "pages_verify", "pages_zero", "rename", "seal", "unmount",
+    "INTENT_REGION",
+    "Batch",
+    "BoolArray",
+    "Buffer",
+    "Core",
+    "CoreCounts",
+    "CoreFlags",
+    "Event",
+    "EventKind",
+    "FileIdentity",
+    "Image",
+    "ImageFlags",
+    "IntentCounts",
+    "MountFlags",
+    "PageReader",
+    "Recovery",
+    "Seal",
+    "Track",
+    "TrackCounts",
+    "U64Array",
+    "background",
+    "begin_intent",
+    "crash_arm",
+    "file_identity",
+    "intent_counts",
+    "mount",
+    "pages_sum",
+    "pages_verify",
+    "pages_zero",
+    "recover_track",
+    "rename",
+    "seal",
+    "sync_track",
+    "unmount",
 ]  # fmt: skip
 
 
@@ -83,6 +122,7 @@ class EventKind(IntEnum):
     SYNC_FAILED = lib.VDF_EVENT_SYNC_FAILED
     ENDED = lib.VDF_EVENT_ENDED
     NODE = lib.VDF_EVENT_NODE
+    INTENT_VOID = lib.VDF_EVENT_INTENT_VOID
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,9 +457,9 @@ class Image(_Closing):
         """Mark the range suspect."""
         _check(lib.vdf_suspect_mark(self.handle, offset, length), "suspect")
 
-    def suspect_mark_allocated(self) -> None:
-        """Mark everything suspect that the file system has allocated."""
-        _check(lib.vdf_suspect_mark_allocated(self.handle), "suspect")
+    def suspect_mark_allocated(self, start: int = 0, end: int = 2**63) -> None:
+        """Mark everything suspect in [start, end) that the file system has allocated."""
+        _check(lib.vdf_suspect_mark_allocated_in(self.handle, start, end), "suspect")
 
     def suspect_clear(self, pages: U64Array) -> None:
         """Take the suspect marks of these pages away."""

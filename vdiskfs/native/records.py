@@ -55,6 +55,34 @@ class TrackCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class IntentCounts:
+    """What an intent log has done; see ``vdf_intent_counts``."""
+
+    slots: int
+    active: int
+    misses: int
+    commits: int
+    waits: int
+    rounds: int
+    left: int
+    voids: int
+    is_void: bool
+    void_durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Where a disk may differ from its bitmaps after the death of the host, in bytes.
+
+    ``regions`` are the starts of regions of 4 MiB that are suspect now; in each of ``spans``,
+    (start, end), what is allocated or has data in the vault is still to be made so.
+    """
+
+    regions: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
     """The end of one epoch: its number, the wall clock (ns), size, cut and low in bytes."""
 

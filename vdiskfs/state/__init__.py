@@ -2,6 +2,7 @@
 
 files        small files, written whole, with a check
 directory    the state directory: lock, last end, disks
+distrust     stretches of which it is not known what the vault holds
 records      what is known of each disk, and which file is which disk
 imagelock    QEMU's lock bytes on a source file
 mountpoint   the directory beneath the mount
@@ -11,6 +12,7 @@ users        who keeps a mount busy
 from __future__ import annotations
 
 from vdiskfs.state.directory import DiskPaths, LastEnd, StateDirectory
+from vdiskfs.state.distrust import DISK_END, DistrustNote, Stretch
 from vdiskfs.state.files import read_record, sync_directory, write_file, write_record
 from vdiskfs.state.imagelock import ImageLock
 from vdiskfs.state.mountpoint import open_mountpoint, seal_mountpoint, unseal_mountpoint
@@ -18,7 +20,8 @@ from vdiskfs.state.records import DiskRecord, FileStamp, find_record
 from vdiskfs.state.users import MountUser, users_of
 
 __all__ = [
-    "DiskPaths", "DiskRecord", "FileStamp", "ImageLock", "LastEnd", "MountUser",
-    "StateDirectory", "find_record", "open_mountpoint", "read_record", "seal_mountpoint",
-    "sync_directory", "unseal_mountpoint", "users_of", "write_file", "write_record",
+    "DISK_END", "DiskPaths", "DiskRecord", "DistrustNote", "FileStamp", "ImageLock", "LastEnd",
+    "MountUser", "StateDirectory", "Stretch", "find_record", "open_mountpoint", "read_record",
+    "seal_mountpoint", "sync_directory", "unseal_mountpoint", "users_of", "write_file",
+    "write_record",
 ]  # fmt: skip

@@ -7,7 +7,7 @@
     site.json             what the vault was last told of this site
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
-    disks/<disk id>/      record.json, track/, spool/, pass/
+    disks/<disk id>/      record.json, boot, distrusted, track/, spool/, pass/
 
 Everything is 0700 and 0600. A directory of a disk appears and goes by one rename, so that
 a crash never leaves half of one; what is found by halves all the same is an error, never
@@ -42,7 +42,8 @@ class LastEnd(Enum):
     NONE = "there was none"
     CLEAN = "in order"
     DAEMON_DIED = "the daemon died, the host lived on: what it wrote is whole"
-    HOST_DIED = "the host died, or it is not known"
+    HOST_DIED = "the host died: what was not synced is gone"
+    UNKNOWN = "it is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,11 @@ class DiskPaths:
     def pass_(self) -> Path:
         """What a pass has read so far."""
         return self.directory / "pass"
+
+    @property
+    def boot(self) -> Path:
+        """The boot id of the host while which the bitmaps were last known to be right."""
+        return self.directory / "boot"
 
 
 class StateDirectory:
@@ -131,7 +137,7 @@ class StateDirectory:
             before = (self.path / "running").read_text()
         except FileNotFoundError:
             # Disks without any note of a daemon: not a directory that we left.
-            return LastEnd.HOST_DIED if self._disk_ids() else LastEnd.NONE
+            return LastEnd.UNKNOWN if self._disk_ids() else LastEnd.NONE
         return LastEnd.DAEMON_DIED if before == self._boot_id else LastEnd.HOST_DIED
 
     def _read_writer_id(self) -> str:
@@ -227,6 +233,27 @@ class StateDirectory:
             shutil.rmtree(partial.directory, ignore_errors=True)
             raise LocalError(f"{paths.directory}: {error.strerror}") from error
         return paths
+
+    def end_of_disk(self, record: DiskRecord) -> LastEnd:
+        """Return how tracking of this one disk ended: a start may have been cut short.
+
+        A disk that was not started since its own clean end had no part in what came later;
+        one that was not started to the end since the host died has yet to be recovered.
+        """
+        if self.last_end in (LastEnd.NONE, LastEnd.UNKNOWN):
+            return self.last_end
+        if record.end is not None or self.last_end is LastEnd.CLEAN:
+            return LastEnd.CLEAN
+        try:
+            before = self.disk(record.disk_id).boot.read_text()
+        except FileNotFoundError:
+            return LastEnd.UNKNOWN
+        alive = self.last_end is LastEnd.DAEMON_DIED and before == self._boot_id
+        return LastEnd.DAEMON_DIED if alive else LastEnd.HOST_DIED
+
+    def note_started(self, disk_id: str) -> None:
+        """From now until the host dies, the disk's bitmaps are right. Durable on return."""
+        write_file(self.disk(disk_id).boot, self._boot_id.encode())
 
     def write_disk(self, record: DiskRecord) -> None:
         """Write a disk's record anew. Durable on return."""
