@@ -88,7 +88,8 @@ async def verify(actor: Actor) -> None:
     if counts.changed or counts.suspect_pages or counts.frozen_pages:
         raise CheckError(f"still marked: {counts}")
     disk = one.state.disk(one.disk.disk_id)
-    left = [path.name for place in (disk.spool, disk.pass_) for path in place.iterdir()]
+    places = (disk.spool, disk.pass_)
+    left = [one.name for place in places for one in place.iterdir() if one.name != "base"]
     if left:
         raise CheckError(f"left behind: {left}")
     before = stored_objects(actor.root)
@@ -141,7 +142,8 @@ def _be_child(work: Callable[[Actor], Awaitable[None]], root: Path, plan: tuple[
     status = 1
     try:
         # Only the process dies here, not the host: syncs would cost time and show nothing.
-        os.fsync = os.fdatasync = lambda _: None
+        for name in ("fsync", "fdatasync"):
+            setattr(os, name, lambda _: None)
         text = f"*:{plan[1]}" if plan else ""
         side = plan[0] if plan else ""
         crash.arm(text if side == "python" else "", f"{log}.python" if log else "")
