@@ -71,13 +71,13 @@ class Browser:
         own = self._own().get(disk)
         if own is not None:
             return own
-        record = (await self.records()).get(disk)
+        record, generation = await self._meant(disk)
         if record is None:
             raise NotFoundError(f"there is no disk {disk} in the vault", hint="vdiskfs disk list")
-        key = (record.id, record.generation)
+        key = (record.id, generation)
         found, until = self._logs.get(key, (None, 0.0))
         if found is None:
-            found = self._vault.log(record)
+            found = self._vault.log(record, generation)
         if trio.current_time() >= until:
             try:
                 await found.refresh()
@@ -87,14 +87,27 @@ class Browser:
             self._logs[key] = (found, trio.current_time() + STALE_S)
         return found
 
+    async def _meant(self, name: str) -> tuple[DiskRecord | None, int]:
+        """Return the disk and the generation that DISK or DISK@BRANCH means."""
+        records = await self.records()
+        record = records.get(name)
+        if record is not None:
+            return record, record.generation
+        disk, _, branch = name.rpartition("@")
+        record = records.get(disk)
+        generation = record.branch(branch) if record is not None else None
+        return (record, generation) if generation is not None else (None, 0)
+
     # ---- PointSource ---------------------------------------------------------------------
 
     async def disks(self) -> Sequence[DiskName]:
-        """Return all disks of the vault."""
+        """Return all disks of the vault, and their branches as DISK@BRANCH."""
         return [
-            DiskName(record.name, PurePath(record.file).name or f"{record.name}.img")
+            DiskName(name, PurePath(record.file).name or f"{record.name}.img")
             for record in (await self.records()).values()
-        ]
+            for name in (record.name, *(f"{record.name}@{one.name}" for one in
+                                        record.branches.values()))
+        ]  # fmt: skip
 
     async def days(self, disk: str) -> Sequence[str]:
         """Return the days that have points."""

@@ -23,6 +23,7 @@ from vdiskfs.errors import NotFoundError, RefusedError, UsageError
 from vdiskfs.units import parse_size
 
 GIB = 1 << 30
+WHEN_DISPLACED = ("read-only", "keep")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -49,6 +50,7 @@ class Config:
     heartbeat_s: float = 10.0
     log_level: str = "info"
     bandwidth_limit: int = 0
+    when_displaced: str = "read-only"
     azure: AzureConfig = field(default_factory=AzureConfig)
 
     @classmethod
@@ -299,6 +301,12 @@ def _log_level(value: Any) -> str:
     return str(value)
 
 
+def _when_displaced(value: Any) -> str:
+    if value not in WHEN_DISPLACED:
+        raise ValueError(f"must be one of {', '.join(WHEN_DISPLACED)}")
+    return str(value)
+
+
 def _patterns(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError("must be a list of file name patterns")
@@ -349,6 +357,7 @@ _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
     "heartbeat_s": _number(1, 3600),
     "log_level": _log_level,
     "bandwidth_limit": _size(0),
+    "when_displaced": _when_displaced,
     "azure": _azure,
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 
 import trio
 
@@ -14,6 +15,7 @@ from vdiskfs.browse import Browser, point_document
 from vdiskfs.config import MountSettings
 from vdiskfs.errors import UsageError
 from vdiskfs.monitor import disk_details, disk_document, status_document
+from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
 from vdiskfs.replicator import seal_together
 from vdiskfs.units import format_time, parse_time
@@ -28,6 +30,7 @@ class MountControl:
         self, settings: MountSettings, protection: Protection, browser: Browser,
         unmount: Callable[..., Awaitable[Document]], vault_error: Callable[[], str | None],
         hand_over: Callable[[], Awaitable[Document]],
+        *, counts: Callable[[], CoreCounts],
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
         self._settings = settings
@@ -36,10 +39,12 @@ class MountControl:
         self._unmount = unmount
         self._vault_error = vault_error
         self._hand_over = hand_over
+        self._counts = counts
 
     async def status(self) -> Document:
         """Return the document of ``vdiskfs status --json``."""
-        return status_document(self._settings, self._protection.disks(), self._vault_error())
+        document = status_document(self._settings, self._protection.disks(), self._vault_error())
+        return {**document, "requests": asdict(self._counts())}
 
     async def disks(self) -> Document:
         """Return the disks protected here, and the others of the vault."""

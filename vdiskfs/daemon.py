@@ -46,17 +46,11 @@ from vdiskfs.config import MountSettings, vault_environ
 from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
-from vdiskfs.errors import (
-    BusyError,
-    LocalError,
-    RefusedError,
-    StateError,
-    UsageError,
-    VdiskfsError,
-)
+from vdiskfs.errors import BusyError, LocalError, RefusedError, StateError, VdiskfsError
 from vdiskfs.fdstore import HANDED_OVER, FdStore, take_descriptors
 from vdiskfs.fs import MAX_TASKS, OPTIONS, Operations
 from vdiskfs.hydration import PointImages
+from vdiskfs.liveness import Liveness, own_process
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
 from vdiskfs.registry import MountEntry, remove_entry, write_entry
@@ -159,7 +153,10 @@ class Daemon:
         options = self._settings.options
         images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
         pace = Pace(options.epoch_interval_s, options.spool_limit, options.compression_level)
-        site = Site(self._settings.site, core, vault, state, pace, self._next_cookie)
+        site = Site(
+            self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
+            options.when_displaced, self._settings.force, self._settings.accept_rollback,
+        )  # fmt: skip
         async with trio.open_nursery() as nursery:
             protection = Protection(site, options.patterns, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
@@ -175,7 +172,7 @@ class Daemon:
                     await protection.start(namespace.disks, protect=self._settings.protect)
             control = MountControl(
                 self._settings, protection, browser, self._unmount_for(protection),
-                lambda: self._vault_error, self._hand_over,
+                lambda: self._vault_error, self._hand_over, counts=core.counts,
             )  # fmt: skip
             pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
             nursery.start_soon(self._names)
@@ -184,7 +181,7 @@ class Daemon:
                 _keep, "the control socket",
                 partial(self._serve_control, state.control, control),
             )  # fmt: skip
-            nursery.start_soon(_keep, "the heartbeat", partial(self._heartbeat, vault, protection))
+            nursery.start_soon(_keep, "the heartbeat", partial(self._heartbeat, site, protection))
             nursery.start_soon(self._signals)
             nursery.start_soon(self._leave_when_told, core)
             if resumed and namespace.disks is not None:
@@ -287,16 +284,19 @@ class Daemon:
                 else:
                     _tell_disk(event, protection)
 
-    async def _heartbeat(self, vault: Vault, protection: Protection) -> None:
+    async def _heartbeat(self, site: Site, protection: Protection) -> None:
         while True:
             record = SiteRecord(
                 site=self._settings.site, host=socket.gethostname(),
                 time=format_time(time.time_ns()), version=version("vdiskfs"),
                 disks=tuple(disk.disk_id for disk in protection.disks()),
-                pid=os.getpid(), started=self._started,
+                pid=os.getpid(), started=self._started, writer=site.state.writer_id,
+                process=own_process(), interval_s=math.ceil(self._settings.options.heartbeat_s),
             )  # fmt: skip
             try:
-                await vault.write_site(record)
+                if await site.vault.write_site(record):
+                    for disk in protection.disks():
+                        await disk.line.look()
             except VdiskfsError as error:
                 if self._vault_error is None:
                     log.warning("the vault does not answer: %s", error)
@@ -457,11 +457,16 @@ async def _open_vault(
             return
         vault = await Vault.open(store)
         other = [one for one in state.records() if one.vault_id != vault.vault_id]
-        if other:
-            raise UsageError(
+        if other and not settings.accept_rollback:
+            raise StateError(
                 f"{settings.vault}: not the vault that disk {other[0].name} is kept in",
-                hint="name that vault, or another --state",
+                hint="name that vault, or another --state; "
+                "--accept-rollback begins anew in this one",
             )
+        if other:
+            aside = state.set_aside()
+            log.warning("%s: another vault; what was known of the old one is in %s",
+                        settings.vault, aside)  # fmt: skip
         yield vault
     finally:
         await store.aclose()

@@ -3,8 +3,9 @@
 Starting a disk answers one question: which of its pages are known to be what the vault
 holds? All, after a clean end of a file that nobody touched since, or when only the daemon
 died. All but the regions of the intent log, after the host died. Otherwise all that is
-allocated here, or has data there, is suspect until a pass has compared it. A vault whose newest epoch this site does not know is never continued: the
-disk goes on in the next generation, everything suspect.
+allocated here, or has data there, is suspect until a pass has compared it. A vault whose
+newest epoch this site does not know is never continued: which line is written, and by what
+right, is `vdiskfs.ownership`'s.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 import trio
 
 from vdiskfs import crash, native
-from vdiskfs.catalog import DiskLog, DiskRecord, IndexCache, Vault
-from vdiskfs.delta import DeltaWriter, Spooled, genesis_digest, open_spooled, remove_leftovers
-from vdiskfs.errors import DamagedError, FormatError
+from vdiskfs.catalog import DiskLog, Vault
+from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
+from vdiskfs.liveness import Liveness
+from vdiskfs.ownership import DiskLine, Displaced, Remembered, Start
 from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
 from vdiskfs.state import DiskRecord as LocalRecord
@@ -44,6 +46,10 @@ class Site:
     state: StateDirectory
     pace: Pace
     next_cookie: Callable[[], int]
+    liveness: Liveness
+    when_displaced: str = "read-only"
+    force: bool = False
+    accept_rollback: bool = False
 
 
 class ProtectedDisk:
@@ -61,6 +67,15 @@ class ProtectedDisk:
         self.health = Health(record.name)
         self._track = track
         self.scope = trio.CancelScope()
+        self.line = DiskLine(
+            vault=site.vault, name=record.name, disk_id=record.disk_id,
+            directory=site.state.disk(record.disk_id).directory, site=site.name,
+            writer=site.state.writer_id, liveness=site.liveness,
+        )  # fmt: skip
+        self.line.on_displaced = self._note_displaced
+        self.on_displaced: Callable[[ProtectedDisk], None] = lambda _: None
+        self.read_only: native.Image | None = None
+        """The image that guests have once the disk was displaced and takes no writes."""
         self._replicator: Replicator | None = None
 
     @property
@@ -88,20 +103,31 @@ class ProtectedDisk:
     @property
     def points(self) -> DiskLog:
         """The disk's points."""
-        return self.replicator.points
+        return self.line.points
+
+    @property
+    def title(self) -> str:
+        """What its points are listed as here: a displaced disk writes a branch."""
+        displaced = self.line.displaced
+        return self.name if displaced is None else f"{self.name}@{displaced.branch}"
 
     # ---- start -------------------------------------------------------------------------
 
-    async def start(self, last_end: LastEnd) -> None:
+    async def start(self, how: Start) -> None:
         """Find out where the disk stands, and track every change from now on.
 
         Raises:
+            StateError: another site owns the disk.
             VdiskfsError: the vault does not answer, or says what cannot be.
         """
         paths = self.site.state.disk(self.disk_id)
-        remote = await self.site.vault.disk(self.disk_id)
-        points, end, known = await self._find_end(remote, paths.spool)
-        last_end = self._own_end(last_end)
+        how = replace(how, last_end=self._own_end(how.last_end))
+        remembered = Remembered(self.record.generation, self.record.epoch, self.record.digest)
+        used = await trio.to_thread.run_sync(spool_end, paths.spool, None)
+        end, known = await self.line.start(remembered, how)
+        last_end = how.last_end
+        if self.line.moved and last_end is not LastEnd.CLEAN:
+            last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
         found = await self._recover(last_end, end) if known else None
         lost = found is None and last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
         if lost and self._track is None:
@@ -113,25 +139,22 @@ class ProtectedDisk:
         else:
             track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
-        if known and end.epoch:
-            # Before the spool lets go of it: it may be all that tells that this epoch is ours.
-            self.record = _at_end(self.record, end)
         if not known:
             _clear(paths.spool)
         if self._track is not None and not known:
             # What is written until it is tracked again is allocated, and so suspect below.
             await trio.to_thread.run_sync(self.image.set_track, None)
-        last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
+        last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
         number = track.epoch
         if new or not known:
             # Numbers go on above all that the vault and the spool have seen.
-            number = max(number, last.epoch + 1)
+            number = max(number, last.epoch + 1, used.epoch + 1 if used else 0)
         # The size that the next delta starts from: a killed daemon may have spooled an epoch
         # that it had not forgotten.
         track.set_epoch(number, last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
         replicator = Replicator(
-            name=self.name, live=live, points=points, end=end, directory=paths.directory,
+            name=self.name, live=live, line=self.line, end=end, directory=paths.directory,
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
             published=self._note_published,
         )  # fmt: skip
@@ -139,7 +162,8 @@ class ProtectedDisk:
             await trio.to_thread.run_sync(replicator.distrust)
             # What a pass has read of it is as old as the rest.
             _clear(paths.pass_)
-        # The stamp of the last end goes only when what it says is noted elsewhere.
+        # Before the spool lets go of what it proves; after what is not known is noted durably.
+        self._remember(end)
         self._write_record(end=None)
         await trio.to_thread.run_sync(replicator.load)
         for directory in (paths.spool, paths.pass_):
@@ -170,53 +194,11 @@ class ProtectedDisk:
         if last_end is not LastEnd.HOST_DIED:
             return None
         paths = self.site.state.disk(self.disk_id)
-        last = await trio.to_thread.run_sync(spool_end, paths.spool, end)
+        last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
         changed_ns = self.file.identity().change_ns
         return await trio.to_thread.run_sync(
             recover_track, self.name, self.image, changed_ns, paths.track, last
         )
-
-    async def _find_end(self, remote: DiskRecord, spool: Path) -> tuple[DiskLog, ChainEnd, bool]:
-        """Read the vault's newest epoch; True: this site knows it and goes on from it."""
-        points = self.site.vault.log(remote, cache=self._index_cache())
-        tip = await points.tip()
-        end = ChainEnd(tip.generation, tip.epoch, tip.digest, tip.size, tip.time_ns)
-        if tip.epoch == 0 and remote.generation == 1:
-            genesis = genesis_digest(self.site.vault.vault_id, self.disk_id)
-            return points, replace(end, digest=genesis), self.record.epoch == 0
-        mine = self.record.generation == tip.generation
-        if mine and self.record.epoch == tip.epoch and self.record.digest == tip.digest.hex():
-            return points, end, True
-        # A delta of ours that was stored, but whose answer never came, is still in the spool.
-        if mine and await trio.to_thread.run_sync(_is_spooled, spool, tip.digest):
-            return points, end, True
-        log.warning(
-            "disk %s: the vault's epoch %d is not the one that this site knows: "
-            "going on in a new generation", self.name, tip.epoch,
-        )  # fmt: skip
-        return await self._next_generation(remote, end)
-
-    async def _next_generation(
-        self, remote: DiskRecord, end: ChainEnd
-    ) -> tuple[DiskLog, ChainEnd, bool]:
-        number = remote.generation + 1
-
-        def advance(record: DiskRecord) -> DiskRecord:
-            if record.generation != remote.generation:
-                raise DamagedError(f"disk {self.name}: another site is starting a generation")
-            parents = {**record.parents, number: (end.generation, end.epoch)}
-            return replace(record, generation=number, parents=parents, site=self.site.name)
-
-        record = await self.site.vault.update_disk(self.disk_id, advance)
-        return (
-            self.site.vault.log(record, cache=self._index_cache()),
-            replace(end, generation=number),
-            False,
-        )
-
-    def _index_cache(self) -> IndexCache:
-        """Where the indexes of this disk's deltas are kept, so that joining reads nothing back."""
-        return IndexCache(self.site.state.disk(self.disk_id).directory / "indexes")
 
     def _is_unchanged(self, last_end: LastEnd) -> bool:
         """Say whether what the bitmaps say is all that changed."""
@@ -228,6 +210,10 @@ class ProtectedDisk:
             return True
         log.warning("disk %s: %s was changed behind the mount", self.name, self.file.path)
         return False
+
+    def _note_displaced(self, displaced: Displaced) -> None:
+        self.health.displaced(str(displaced))
+        self.on_displaced(self)
 
     def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
         limits = {} if inside else {"inline_limit": 0}
@@ -241,8 +227,16 @@ class ProtectedDisk:
         )
 
     def _note_published(self, spooled: Spooled) -> None:
-        self.record = _at_end(self.record, ChainEnd.of(spooled.head))
+        self._remember(ChainEnd.of(spooled.head))
         self.site.state.write_disk(self.record)
+
+    def _remember(self, end: ChainEnd) -> None:
+        """The vault holds this epoch; not durable yet."""
+        digest = end.digest.hex() if end.epoch else ""
+        self.record = replace(
+            self.record, generation=end.generation, epoch=end.epoch, digest=digest,
+            size=end.size, time_ns=end.time_ns,
+        )  # fmt: skip
 
     def _write_record(self, end: FileStamp | None) -> None:
         self.record = replace(self.record, end=end, file=self.file.path)
@@ -284,29 +278,12 @@ class ProtectedDisk:
             self._write_record(FileStamp.of(self.file.identity()))
 
 
-def _at_end(record: LocalRecord, end: ChainEnd) -> LocalRecord:
-    return replace(
-        record, generation=end.generation, epoch=end.epoch, digest=end.digest.hex(),
-        size=end.size, time_ns=end.time_ns,
-    )  # fmt: skip
-
-
 def _note_size(image: native.Image, known: int) -> None:
     """Mark a size that is not the newest epoch's as a change, though no page may differ."""
     size = image.size()
     if size != known:
         # The page of the end: what the delta says of a new end needs it.
         image.mark(max(size, 1) - 1, 1)
-
-
-def _is_spooled(spool: Path, digest: bytes) -> bool:
-    for path in spool.glob("*.delta"):
-        try:
-            if open_spooled(path).head.to_digest == digest:
-                return True
-        except FormatError:
-            continue
-    return False
 
 
 def _clear(directory: Path) -> None:

@@ -35,6 +35,7 @@ class State(StrEnum):
     PROTECTED = "Protected"
     RESYNCING = "Resyncing"
     RETIRED = "Retired"
+    DISPLACED = "Displaced"
 
 
 class Level(StrEnum):
@@ -52,6 +53,7 @@ class Health:
         """Begin as Enabling."""
         self.disk = disk
         self.state = State.ENABLING
+        self._displaced: str | None = None
         self._vault_error: VdiskfsError | None = None
         self._local_error: str | None = None
         self._retry_at: float | None = None
@@ -60,6 +62,8 @@ class Health:
     @property
     def level(self) -> Level:
         """Normal, Warning (being tried again) or Critical (waits for the administrator)."""
+        if self._displaced is not None:
+            return Level.CRITICAL
         if self._vault_error is None and self._local_error is None:
             return Level.NORMAL
         waits = self._retry_at is not None or self._vault_error is None
@@ -68,6 +72,8 @@ class Health:
     @property
     def last_error(self) -> str | None:
         """The reason of a health that is not Normal: one line."""
+        if self._displaced is not None:
+            return self._displaced
         return str(self._vault_error) if self._vault_error is not None else self._local_error
 
     @property
@@ -76,6 +82,15 @@ class Health:
         if self._retry_at is None:
             return None
         return max(0.0, self._retry_at - trio.current_time())
+
+    @property
+    def shown_state(self) -> State:
+        """The state for people: displaced, whatever goes on in the branch."""
+        return self.state if self._displaced is None else State.DISPLACED
+
+    def displaced(self, reason: str) -> None:
+        """Another site has taken the disk over."""
+        self._displaced = reason
 
     def pass_started(self, *, first: bool) -> None:
         """A pass over suspect pages runs: the first replication, or a resynchronization."""

@@ -45,7 +45,7 @@ def disk_document(disk: ProtectedDisk) -> dict[str, object]:
         "name": disk.name,
         "id": disk.disk_id,
         "size": disk.image.size(),
-        "state": str(health.state),
+        "state": str(health.shown_state),
         "health": str(health.level),
         "generation": replicator.end.generation,
         "epoch": stored.epoch,

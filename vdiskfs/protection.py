@@ -9,6 +9,7 @@ the vault in the name of a guest: what needs the vault runs in tasks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import logging
 import os
@@ -21,14 +22,17 @@ from pathlib import PurePath
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog import DiskLog
+from vdiskfs.catalog import DiskLog, Owner
 from vdiskfs.catalog import DiskRecord as VaultRecord
+from vdiskfs.catalog.vault import now_text
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.native import ImageFlags
+from vdiskfs.ownership import Start, refusal
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Access, Disks, SourceFile
+from vdiskfs.twin import find_twin
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class Protection:
         self._starting: set[SourceFile] = set()
         self._retiring: set[ProtectedDisk] = set()
         self._by_cookie: dict[int, ProtectedDisk] = {}
+        self._force = False
         self.closing = False
 
     # ---- look-ups ----------------------------------------------------------------------
@@ -80,12 +85,12 @@ class Protection:
 
     def logs(self) -> Mapping[str, DiskLog]:
         """Return the points of the disks protected here, by name."""
-        return {disk.name: disk.points for disk in self.disks()}
+        return {disk.title: disk.points for disk in self.disks()}
 
     def access(self, name: str) -> Access | None:
         """Return who may read a disk's file; None: it is not here."""
         for disk in self._disks.values():
-            if disk.name == name:
+            if disk.name == name or name.startswith(f"{disk.name}@"):
                 return disk.file.access()
         return None
 
@@ -139,6 +144,8 @@ class Protection:
             VdiskfsError: the first disk that cannot be started says why.
         """
         self._files = files
+        # What is made later is never forced: the user did not mean it.
+        self._force = self._site.force
         records = await trio.to_thread.run_sync(self._site.state.records)
         limit = trio.CapacityLimiter(STARTS_AT_ONCE)
         known = {record.file for record in records if not record.retired}
@@ -163,6 +170,7 @@ class Protection:
                     file.drop()
                 else:
                     nursery.start_soon(take, file)
+        self._force = False
 
     async def _take_up(
         self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
@@ -191,20 +199,12 @@ class Protection:
             raise StateError(f"{file.path}: is protected already")
         self._starting.add(file)
         try:
-            lock = self._locks.pop(file, None) or ImageLock(file.descriptor, file.path)
+            lock = await self._lock(file, record)
             try:
                 if record is None:
                     record = await self._enroll(file)
                     last_end = LastEnd.NONE
-                image = self._writable_image(file)
-                disk = ProtectedDisk(self._site, file, record, image, image.track)
-                self._disks[file] = disk
-                self._by_cookie[image.cookie] = disk
-                try:
-                    await disk.start(last_end)
-                except BaseException:
-                    self._forget(disk)
-                    raise
+                disk = await self._start_disk(file, record, last_end)
             except BaseException:
                 if file in self._early:
                     self._locks[file] = lock
@@ -228,16 +228,31 @@ class Protection:
             self._nursery.start_soon(self._tell_name, disk, file.path)
         return disk
 
+    async def _start_disk(
+        self, file: SourceFile, record: DiskRecord, last_end: LastEnd
+    ) -> ProtectedDisk:
+        image = self._writable_image(file)
+        disk = ProtectedDisk(self._site, file, record, image, image.track)
+        self._disks[file] = disk
+        self._by_cookie[image.cookie] = disk
+        disk.on_displaced = self._later_read_only
+        try:
+            await disk.start(Start(last_end, self._force, self._site.accept_rollback))
+        except BaseException:
+            self._forget(disk)
+            raise
+        return disk
+
     async def _enroll(self, file: SourceFile) -> DiskRecord:
         """Make a disk in the vault and here for a file that is none yet."""
         vault = self._site.vault
         identity = file.identity()
-        made = await vault.create_disk(
-            PurePath(file.path).stem or "disk",
-            file=file.path,
-            size=identity.size,
-            site=self._site.name,
-        )
+        made = await self._check_twin(file, None)
+        if made is None:
+            made = await vault.create_disk(
+                _disk_name(file), file=file.path, size=identity.size, site=self._site.name,
+                owner=Owner(self._site.name, self._site.state.writer_id, "", now_text()),
+            )  # fmt: skip
         record = DiskRecord(
             disk_id=made.id, name=made.name, file=made.file, vault_id=vault.vault_id,
             writer_id=self._site.state.writer_id, device=identity.device,
@@ -245,6 +260,56 @@ class Protection:
         )  # fmt: skip
         await trio.to_thread.run_sync(self._site.state.create_disk, record)
         return record
+
+    async def _lock(self, file: SourceFile, record: DiskRecord | None) -> ImageLock:
+        """Take the image's lock bytes; where they are taken, say who owns the disk, if we can."""
+        lock = self._locks.pop(file, None)
+        if lock is not None:
+            return lock
+        try:
+            return ImageLock(file.descriptor, file.path)
+        except BusyError:
+            if not self._force:
+                await self._check_twin(file, record)
+            raise
+
+    async def _check_twin(self, file: SourceFile, record: DiskRecord | None) -> VaultRecord | None:
+        """Return the disk of another writer that a file is, if that is to be taken over.
+
+        Raises:
+            StateError: it is another writer's, and nothing is to be taken over.
+        """
+        vault, writer = self._site.vault, self._site.state.writer_id
+        if record is not None:
+            found = await vault.disk(record.disk_id)
+            twin = found if found.owner is not None and found.owner.writer != writer else None
+        else:
+            fd, _ = file.open_file(writable=False)
+            try:
+                twin = await find_twin(vault, _disk_name(file), fd, writer)
+            finally:
+                os.close(fd)
+        if twin is not None and twin.owner is not None and not self._force:
+            raise await refusal(self._site.liveness, twin, twin.owner, "owns it")
+        return twin
+
+    def _later_read_only(self, disk: ProtectedDisk) -> None:
+        if self._site.when_displaced == "read-only":
+            self._nursery.start_soon(self._turn_read_only, disk)
+
+    async def _turn_read_only(self, disk: ProtectedDisk) -> None:
+        """Let nobody write any more: what was written is kept, what would be is refused."""
+        if disk.read_only is not None or self._disks.get(disk.file) is not disk:
+            return
+        fd, _ = disk.file.open_file(writable=False)
+        try:
+            disk.read_only = native.Image(
+                self._site.core, fd, ImageFlags.DIRECT | ImageFlags.READONLY, disk.image.cookie
+            )
+        finally:
+            os.close(fd)
+        await disk.file.change_image(disk.read_only)
+        log.error("disk %s: takes no more writes", disk.name)
 
     def _writable_image(self, file: SourceFile) -> native.Image:
         """Return the image that guests have open already, if it can be written, or a new one."""
@@ -276,10 +341,14 @@ class Protection:
         lock = self._locks.pop(disk.file, None)
         if lock is not None:
             lock.close()
+        image = disk.image
+        if disk.read_only is not None:
+            image.close()
+            image = disk.read_only
         if disk.file.is_open:
-            self._plain[disk.file] = disk.image
+            self._plain[disk.file] = image
         else:
-            disk.image.close()
+            image.close()
 
     async def stop(self, *, clean: bool) -> None:
         """End all disks: the mount is gone."""
@@ -380,7 +449,11 @@ class Protection:
         """Return the disk's image, or a plain one."""
         disk = self._disks.get(file)
         if disk is not None:
-            return disk.image
+            if disk.read_only is None:
+                return disk.image
+            if writable:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), file.path)
+            return disk.read_only
         early = self._early.get(file)
         if early is not None:
             return early[0]
@@ -469,6 +542,10 @@ class Protection:
         await disk.health.until_done(
             "noting the new name", partial(self._site.vault.update_disk, disk.disk_id, change)
         )
+
+
+def _disk_name(file: SourceFile) -> str:
+    return PurePath(file.path).stem or "disk"
 
 
 def _unprotected(records: Iterable[DiskRecord], file: SourceFile) -> DiskRecord | None:

@@ -29,6 +29,7 @@ from vdiskfs.delta import Spooled, open_spooled, remove_spooled
 from vdiskfs.errors import FormatError, LocalError, StateError
 from vdiskfs.health import Health, State
 from vdiskfs.image import ChainEnd, EpochGivenUpError, EpochOutrunError, LiveImage
+from vdiskfs.ownership import DiskLine, spooled_deltas
 from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.point import PointReader
 from vdiskfs.state import DISK_END, DistrustNote, Stretch
@@ -51,7 +52,7 @@ class Replicator:
     """Replicates one disk as long as its `run` runs."""
 
     def __init__(
-        self, *, name: str, live: LiveImage, points: DiskLog, end: ChainEnd, directory: Path,
+        self, *, name: str, live: LiveImage, line: DiskLine, end: ChainEnd, directory: Path,
         make_writer: MakeWriter, pace: Pace, health: Health,
         published: Callable[[Spooled], None],
     ) -> None:  # fmt: skip
@@ -60,7 +61,7 @@ class Replicator:
         Args:
             name: the disk's, for messages.
             live: tracked already.
-            points: where deltas are published.
+            line: where deltas are published.
             end: the newest epoch that the vault holds; deltas in the spool follow it.
             directory: holds ``spool/`` and ``pass/``.
             make_writer: makes writers of this disk's deltas.
@@ -70,7 +71,7 @@ class Replicator:
         """
         self.name = name
         self.live = live
-        self.points = points
+        self.line = line
         self.stored = end
         self.end = end
         self.pace = pace
@@ -87,6 +88,11 @@ class Replicator:
         self._sealing = trio.Lock()
         self._moved = trio.Event()
         self._dirty_since_ns: int | None = None
+
+    @property
+    def points(self) -> DiskLog:
+        """The line that is written, with its ancestors."""
+        return self.line.points
 
     # ---- start -----------------------------------------------------------------------
 
@@ -140,8 +146,9 @@ class Replicator:
         if head.to_epoch <= self.end.epoch:
             remove_spooled(spooled)
             return True
-        follows = head.from_epoch == self.end.epoch and head.from_digest == self.end.digest
-        if not follows or head.generation != self.end.generation:
+        # One captured for an older generation is moved into ours before it is published.
+        same = head.from_digest == self.end.digest or head.generation != self.points.generation
+        if head.from_epoch != self.end.epoch or not same:
             log.warning("%s: does not follow epoch %d, dropped", path, self.end.epoch)
             self.distrust()
             remove_spooled(spooled)
@@ -295,10 +302,17 @@ class Replicator:
         while True:
             while not self._waiting:
                 await self._moved.wait()
-            spooled = self._waiting[0]
-            await self.health.until_done("uploading", partial(self.points.publish, spooled))
+            spooled = await self.health.until_done("uploading", self._publish)
             await self._shipped(spooled)
             await self.health.until_done("joining", self.points.publish_joins)
+
+    async def _publish(self) -> Spooled:
+        captured = self._waiting[0]
+        spooled = await self.line.publish(captured)
+        if self.end == ChainEnd.of(captured.head):
+            self.end = ChainEnd.of(spooled.head)
+        self._waiting[0] = spooled
+        return spooled
 
     async def _shipped(self, spooled: Spooled) -> None:
         head = spooled.head
@@ -339,16 +353,11 @@ class Replicator:
         return (counts.dirty_pages + counts.frozen_pages) * PAGE_SIZE
 
 
-def spool_end(spool: Path, end: ChainEnd) -> ChainEnd:
-    """Return the newest epoch that the spool holds in one line from ``end``; in a thread."""
-    for path in sorted(spool.glob("*.delta")):
-        try:
-            head = open_spooled(path).head
-        except FormatError:
-            break
-        if (head.from_epoch, head.from_digest) == (end.epoch, end.digest):
-            end = ChainEnd.of(head)
-    return end
+def spool_end(spool: Path, end: ChainEnd | None) -> ChainEnd | None:
+    """Return the newest epoch that the spool holds, ``end`` if that is newer; in a thread."""
+    found = spooled_deltas(spool)
+    newest = ChainEnd.of(found[-1].head) if found else None
+    return end if newest is None or (end is not None and end.epoch >= newest.epoch) else newest
 
 
 async def seal_together(

@@ -31,6 +31,7 @@ class Disk:
     format: str = "raw"
     direct: bool = True  # cache.direct=on: no page cache of QEMU's host in between
     read_only: bool = False
+    write_log: Path | None = None  # an empty file: QEMU's blklogwrites notes all writes in it
 
 
 class GuestError(AssertionError):
@@ -48,11 +49,12 @@ class Guest:
         *,
         memory_mib: int = 256,
         options: Sequence[str] = (),
+        programs: Sequence[Path] = (),
     ) -> None:
         self._disks = disks
         self._options = [*options, "-m", str(memory_mib)]
         self._initramfs = directory / "initramfs.gz"
-        initramfs(script, self._initramfs)
+        initramfs(script, self._initramfs, programs)
         self._process: subprocess.Popen[bytes] | None = None
         self._text = bytearray()
         self._changed = threading.Condition()
@@ -164,8 +166,15 @@ def block_options(name: str, disk: Disk) -> list[str]:
     # A comma within a value is written twice.
     path = str(disk.path).replace(",", ",,")
     file = f"driver=file,node-name={name}-file,filename={path},discard=unmap,{common}"
-    node = f"driver={disk.format},node-name={name},file={name}-file,discard=unmap,{common}"
-    return ["--blockdev", file, "--blockdev", node]
+    inner = name if disk.write_log is None else f"{name}-inner"
+    node = f"driver={disk.format},node-name={inner},file={name}-file,discard=unmap,{common}"
+    words = ["--blockdev", file, "--blockdev", node]
+    if disk.write_log is not None:
+        path = str(disk.write_log).replace(",", ",,")
+        words += ["--blockdev", f"driver=file,node-name={name}-log,filename={path}"]
+        log = f"log={name}-log,log-append=off,log-sector-size=512,discard=unmap"
+        words += ["--blockdev", f"driver=blklogwrites,node-name={name},file={inner},{log}"]
+    return words
 
 
 def _switch(on: bool) -> str:

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import zstandard
@@ -74,10 +74,11 @@ def _depends(package: str) -> list[str]:
     return re.findall(r"Depends: (\S+)", done.stdout.decode())
 
 
-def initramfs(script: str, target: Path) -> None:
+def initramfs(script: str, target: Path, programs: Sequence[Path] = ()) -> None:
     """Write an initramfs whose init loads the drivers, runs the script and turns off.
 
-    The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``.
+    The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``. The programs,
+    linked statically, lie in /bin under their own names.
     """
     busybox = shutil.which("busybox")
     if busybox is None:
@@ -91,6 +92,8 @@ def initramfs(script: str, target: Path) -> None:
             archive.add(directory, b"", stat.S_IFDIR | 0o755)
         archive.add("dev/console", b"", stat.S_IFCHR | 0o600, device=(5, 1))
         archive.add("bin/busybox", Path(busybox).read_bytes(), stat.S_IFREG | 0o755)
+        for program in programs:
+            archive.add(f"bin/{program.name}", program.read_bytes(), stat.S_IFREG | 0o755)
         for applet in _APPLETS:
             archive.add(f"bin/{applet}", b"busybox", stat.S_IFLNK | 0o777)
         for name, data in modules:

@@ -15,25 +15,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tests.e2e.extents import blocks
+from tests.e2e.instants import Instants, Intervals, NotACutError, common_instants, joined, place
 from tests.e2e.stamps import SECTOR, Words, base_of, operations, sectors
 from tests.e2e.versions import PARTIAL, START, Versions
 from tests.e2e.workload import FOREVER, WriteLog
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-Instants = tuple[tuple[int, int], ...]
 
 _STRANGE = -1  # bytes that no operation alone put there, and not zeros
-
-
-class NotACutError(AssertionError):
-    """The image is not the disk at any instant; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +38,6 @@ class Cut:
     instants: tuple[tuple[int, int], ...]  # stretches, both ends included, in order
     in_flight: int  # operations under way at some instant of the first stretch
     sectors: int  # touched by any operation
-
-
-class _Intervals(NamedTuple):
-    """Sorted by sector, then time; those of one sector do not overlap."""
-
-    sector: Ints
-    low: Ints
-    high: Ints
-    newest: Ints  # the operation seen (0: the initial bytes) at the beginning
-    missing: Ints  # the operation not seen at the end (0: there is none)
 
 
 class Oracle:
@@ -92,12 +77,38 @@ class Oracle:
         matched = self._matches(image, offset, size)
         found = self._intervals(matched)
         if check_size:
-            found = _joined(found, self._size_intervals(size))
-        instants = self._common_instants(found, window)
+            found = joined(found, self._size_intervals(size))
+        instants = common_instants(found, window)
         first, last = instants[0]
         versions = self._versions
         in_flight = int(((versions.start <= last) & (versions.end >= first)).sum())
         return Cut(instants, in_flight, versions.touched.size)
+
+    def check_flushed(self, image: Path, *, check_size: bool = True) -> None:
+        """Prove that an image has what a host's loss must leave (FAULTS.md, property L).
+
+        Each sector equals the last write to it that was completed before the last acknowledged
+        flush began, or any write that was not completed then: later ones in any order.
+
+        Raises:
+            NotACutError: a sector does not.
+        """
+        size = image.stat().st_size
+        found = self._intervals(self._matches(image, 0, size))
+        if check_size:
+            found = joined(found, self._size_intervals(size))
+        flush = max((begin for begin, _ in self._log.flushes), default=0)
+        order = np.lexsort((found.high, found.sector))
+        last = np.append(found.sector[order][1:] != found.sector[order][:-1], True)
+        newest = order[last[: order.size]]
+        lost = newest[found.high[newest] < flush]
+        if lost.size:
+            at = int(lost[0])
+            raise NotACutError(
+                f"{place(found.sector[at])} lacks operation #{found.missing[at]}, completed at "
+                f"{found.high[at]} ns, before the flush of {flush} ns: {lost.size} such places",
+                "lost",
+            )
 
     # ---- which versions the bytes are ---------------------------------------------------
 
@@ -145,7 +156,8 @@ class Oracle:
             sector = first + int(np.flatnonzero(other)[0])
             raise NotACutError(
                 f"sector {sector} (byte {sector * SECTOR}) changed and nobody wrote to it; "
-                f"it holds {self._describe(data[sector - first], sector)}"
+                f"it holds {self._describe(data[sector - first], sector)}",
+                "strange",
             )
 
     def _check_known(self, matched: Flags, seen: Ints) -> None:
@@ -162,7 +174,8 @@ class Oracle:
         mine = versions.operations_of(place)
         raise NotACutError(
             f"sector {sector} (byte {sector * SECTOR}) holds {what}, which it never held: "
-            f"{(~known).sum()} such sectors; its own operations are {mine}"
+            f"{(~known).sum()} such sectors; its own operations are {mine}",
+            "torn",
         )
 
     def _describe(self, data: Words, sector: int) -> str:
@@ -174,7 +187,7 @@ class Oracle:
 
     # ---- when that may have been --------------------------------------------------------
 
-    def _intervals(self, matched: Flags) -> _Intervals:
+    def _intervals(self, matched: Flags) -> Intervals:
         """Join the intervals of the versions that each sector may be."""
         versions = self._versions
         at = np.flatnonzero(matched)
@@ -185,7 +198,7 @@ class Oracle:
         fresh[1:] = (sector[1:] != sector[:-1]) | (low[1:] > high[:-1])
         begin = np.flatnonzero(fresh)
         finish = np.append(begin[1:], at.size)[: begin.size] - 1
-        return _Intervals(
+        return Intervals(
             versions.touched[sector[begin]],
             low[begin],
             high[finish],
@@ -193,14 +206,16 @@ class Oracle:
             versions.following[at[finish]],
         )
 
-    def _size_intervals(self, size: int) -> _Intervals:
+    def _size_intervals(self, size: int) -> Intervals:
         """Return when the file may have had this size; it stands as sector -1."""
         sizes = self._versions.sizes
         fits = sizes.size == size
         # A write that extends the file may have been carried out in several requests.
         growing = (sizes.before < size) & (size < sizes.size) & sizes.is_write
         if not (fits.any() or growing.any()):
-            raise NotACutError(f"the image has {size} bytes, a size that the file never had")
+            raise NotACutError(
+                f"the image has {size} bytes, a size that the file never had", "size"
+            )
         low = np.concatenate([sizes.low[fits], sizes.low[growing]])
         high = np.concatenate([sizes.high[fits], sizes.end[growing]])
         newest = np.concatenate([sizes.operation[fits], sizes.operation[growing]])
@@ -213,78 +228,7 @@ class Oracle:
         begin = np.flatnonzero(fresh)
         finish = np.append(begin[1:], low.size)[: begin.size] - 1
         none = np.full(begin.size, -1, np.int64)
-        return _Intervals(none, low[begin], reach[finish], newest[begin], missing[finish])
-
-    def _common_instants(self, found: _Intervals, window: tuple[int, int] | None) -> Instants:
-        """Return the instants that lie in an interval of every sector."""
-        low, high = window or (0, FOREVER)
-        single = np.ones(found.sector.size, bool)
-        same = found.sector[1:] == found.sector[:-1]
-        single[1:] &= ~same
-        single[:-1] &= ~same
-        low_at, high_at = -1, -1
-        if single.any():
-            ones = np.flatnonzero(single)
-            newest, oldest = ones[found.low[ones].argmax()], ones[found.high[ones].argmin()]
-            if found.low[newest] > low:
-                low, low_at = int(found.low[newest]), int(newest)
-            if found.high[oldest] < high:
-                high, high_at = int(found.high[oldest]), int(oldest)
-        if low > high:
-            raise NotACutError(self._contradiction(found, low_at, high_at, window))
-        return self._sweep(found, ~single, low, high)
-
-    def _sweep(self, found: _Intervals, several: Flags, low: int, high: int) -> Instants:
-        """Find instants in [low, high] for the sectors that fit at several stretches of time."""
-        sector, starts, ends = found.sector[several], found.low[several], found.high[several]
-        inside = (starts <= high) & (ends >= low)
-        needed = np.unique(sector).size
-        sector, starts, ends = sector[inside], starts[inside], ends[inside]
-        everywhere = np.unique(sector[(starts <= low) & (ends >= high)])
-        open_ = ~np.isin(sector, everywhere)
-        needed -= everywhere.size
-        if needed == 0:
-            return ((low, high),)
-        starts, ends = np.maximum(starts[open_], low), np.minimum(ends[open_], high)
-        # An interval covers its end: ends sort behind starts of the same instant.
-        times = np.concatenate([starts, ends])
-        steps = np.concatenate([np.ones(starts.size, np.int64), -np.ones(ends.size, np.int64)])
-        order = np.lexsort((-steps, times))
-        covered = np.cumsum(steps[order])
-        full = np.flatnonzero(covered == needed)
-        if full.size == 0:
-            raise NotACutError(
-                f"no instant fits all sectors: at best {covered.max(initial=0)} of the {needed} "
-                "sectors that hold bytes of several times fit at once"
-            )
-        instants = times[order]
-        return tuple((int(instants[at]), int(instants[at + 1])) for at in full)
-
-    def _contradiction(
-        self, found: _Intervals, low_at: int, high_at: int, window: tuple[int, int] | None
-    ) -> str:
-        seen = f"the seal began at {window[0] if window else 0} ns"
-        if low_at >= 0:
-            seen = (
-                f"{_place(found.sector[low_at])} holds operation #{found.newest[low_at]}, "
-                f"issued at {found.low[low_at]} ns"
-            )
-        lost = f"the seal had ended at {window[1] if window else 0} ns"
-        if high_at >= 0:
-            lost = (
-                f"{_place(found.sector[high_at])} lacks operation #{found.missing[high_at]}, "
-                f"completed at {found.high[high_at]} ns"
-            )
-        return f"not the disk at any instant: {seen}, but {lost}"
-
-
-def _place(sector: int) -> str:
-    return "the size" if sector < 0 else f"sector {sector} (byte {sector * SECTOR})"
-
-
-def _joined(a: _Intervals, b: _Intervals) -> _Intervals:
-    """Put the intervals of two sets of sectors into one."""
-    return _Intervals(*(np.concatenate(pair) for pair in zip(a, b, strict=True)))
+        return Intervals(none, low[begin], reach[finish], newest[begin], missing[finish])
 
 
 def check_group(cuts: list[Cut]) -> Instants:

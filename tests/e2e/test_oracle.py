@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.e2e.oracle import Cut, NotACutError, Oracle, check_group
+from tests.e2e.instants import NotACutError
+from tests.e2e.oracle import Cut, Oracle, check_group
 from tests.e2e.stamps import SECTOR, base_of, content, mix, operations, unmix
 from tests.e2e.workload import FOREVER, Kind, Mix, Operation, Workload, WriteLog
 
@@ -207,6 +208,49 @@ def test_a_lost_write_is_found_and_named(tmp_path: Path, history: History) -> No
     number = completed_visible(history)
     with pytest.raises(NotACutError, match=rf"lacks operation #{number}\b|holds"):
         judge(tmp_path, history, history.image(history.clock, skip=number))
+
+
+def test_what_is_wrong_has_a_kind(tmp_path: Path) -> None:
+    """Of five writes, the second one lost, the last one early, two of five: each by its name."""
+    log = WriteLog(1, SIZE)
+    for n in range(5):
+        op = Operation(Kind.WRITE, n * SECTOR, SECTOR, 20 * n + 10, 20 * n + 20, SIZE, SIZE)
+        log.operations.append(op)
+    path = tmp_path / "point.img"
+    for there, kind in (("10111", "lost"), ("11001", "reordered"), ("00011", "mixed")):
+        parts = [log.content(n) if yes == "1" else bytes(SECTOR) for n, yes in enumerate(there, 1)]
+        path.write_bytes(b"".join(parts).ljust(SIZE, b"\0"))
+        with pytest.raises(NotACutError) as caught:
+            Oracle(log).check(path)
+        assert caught.value.kind == kind
+
+
+def test_after_a_host_s_loss_what_was_flushed_must_be_there(tmp_path: Path) -> None:
+    """Any later write may be there without those before it; a flushed one may not be missing."""
+    log = WriteLog(1, SIZE)
+    for n, end in enumerate((20, 40, 60, 80)):
+        log.operations.append(Operation(Kind.WRITE, n * SECTOR, SECTOR, end - 10, end, SIZE, SIZE))
+    log.flushes.append((50, 65))
+    path = tmp_path / "disk.img"
+    for there, is_right in (("1100", True), ("1101", True), ("0111", False), ("1001", False)):
+        parts = [log.content(n) if yes == "1" else bytes(SECTOR) for n, yes in enumerate(there, 1)]
+        path.write_bytes(b"".join(parts).ljust(SIZE, b"\0"))
+        if is_right:
+            Oracle(log).check_flushed(path)
+        else:
+            with pytest.raises(NotACutError, match="before the flush"):
+                Oracle(log).check_flushed(path)
+
+
+def test_a_failed_write_that_was_overwritten_is_over(tmp_path: Path) -> None:
+    """What an operation of unknown end replaced cannot come back after its successor is done."""
+    log = WriteLog(1, SIZE)
+    for start, end in ((10, 20), (30, FOREVER), (50, 60)):
+        log.operations.append(Operation(Kind.WRITE, 0, SECTOR, start, end, SIZE, SIZE))
+    path = tmp_path / "disk.img"
+    for number, instants in ((1, (10, 60)), (2, (30, 60)), (3, (50, FOREVER))):
+        path.write_bytes(log.content(number).ljust(SIZE, b"\0"))
+        assert Oracle(log).check(path).instants == (instants,)
 
 
 def test_a_write_from_after_the_cut_is_found(tmp_path: Path, history: History) -> None:

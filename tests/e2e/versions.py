@@ -102,6 +102,14 @@ class Versions:
         # The entry behind a sector's last one is the next sector's beginning: operation 0.
         self.following: Ints = np.append(self.operation[1:], 0)
         self.high: Ints = end[self.following]
+        # One whose end is not known has given way at the latest when its successor was completed.
+        while (some := np.flatnonzero(self._outlives_successor())).size:
+            self.high[some] = self.high[some + 1]
+
+    def _outlives_successor(self) -> Flags:
+        inner = self.place[:-1] == self.place[1:]
+        result: Flags = inner & (self.high[:-1] > self.high[1:])
+        return result
 
     def _show(self, initial: Path | None) -> None:
         """Set shown, and work out the bytes of what is shown in part."""

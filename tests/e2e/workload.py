@@ -60,6 +60,7 @@ class WriteLog:
     seed: int
     initial_size: int
     operations: list[Operation] = field(default_factory=list)
+    flushes: list[tuple[int, int]] = field(default_factory=list)  # acknowledged: begin, end
 
     def content(self, number: int) -> bytes:
         """Return the bytes that operation ``number``, a write, put into its range."""

@@ -23,7 +23,9 @@ from vdiskfs import native
 from vdiskfs.catalog import Vault
 from vdiskfs.delta import DeltaWriter, PageBatch
 from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.liveness import Liveness
 from vdiskfs.native import Core, FileIdentity, Image, ImageFlags
+from vdiskfs.ownership import Start
 from vdiskfs.point.fetch import first_error
 from vdiskfs.replicator import Pace, Replicator
 from vdiskfs.state import DiskRecord, StateDirectory
@@ -108,12 +110,15 @@ class OneDisk:
         image = Image(self.core, fd, ImageFlags.NONE, next(self._cookies))
         os.close(fd)
         pace = Pace(NEVER_S, 1 << 30, 1)
-        site = Site("site", self.core, self.vault, self.state, pace, lambda: next(self._cookies))
+        site = Site(
+            "site", self.core, self.vault, self.state, pace, lambda: next(self._cookies),
+            Liveness(self.vault),
+        )  # fmt: skip
         file = PlainFile(self.path)
         records = self.state.records()
         record = records[0] if records else await self._enroll(file)
         self._disk = ProtectedDisk(site, cast(SourceFile, file), record, image)
-        await self._disk.start(self.state.last_end)
+        await self._disk.start(Start(self.state.last_end))
 
     async def _enroll(self, file: PlainFile) -> DiskRecord:
         identity = file.identity()

@@ -105,6 +105,35 @@ def unprotect(call: Call, *, name: str, dry_run: bool) -> None:
     _change(call, name, "unprotect", {}, dry_run=dry_run)
 
 
+@disk.command("branches")
+@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@click.pass_obj
+def branches(call: Call, *, name: str) -> None:
+    """List what displaced sites wrote beside the disk's main line.
+
+    The points of a branch are those of DISK@BRANCH: in recovery-points/ and in every
+    command that takes a point.
+
+    Example:
+        vdiskfs point restore web01@site-a-3@latest web01-of-site-a.img
+    """
+    parse_disk(name)
+    document = _vault_branches(call, name)
+    if call.out.document(document):
+        return
+    if not document["branches"]:
+        call.out.say(f"{name}: no branches")
+        return
+    rows = [
+        [
+            f"{name}@{item['name']}", item["site"], item["since"], item["parent"]["epoch"],
+            item["points"], item["last_time"] or "-",
+        ]
+        for item in document["branches"]
+    ]  # fmt: skip
+    call.out.table(("BRANCH", "SITE", "SINCE", ">FROM EPOCH", ">POINTS", "LAST POINT"), rows)
+
+
 def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: bool) -> None:
     """Have the daemon protect a disk, or stop it."""
     parse_disk(name)
@@ -140,6 +169,22 @@ def _vault_disk(call: Call, name: str) -> dict[str, Any]:
 
     async def work(vault: Any) -> dict[str, Any]:
         return disk_document(await vault.find_disk(name))
+
+    return with_vault(call, work)
+
+
+def _vault_branches(call: Call, name: str) -> dict[str, Any]:
+    from vdiskfs_tools.vaults import branches_document, with_vault
+
+    async def work(vault: Any) -> dict[str, Any]:
+        record = await vault.find_disk(name)
+        document = branches_document(record)
+        for row in document["branches"]:
+            log = vault.log(record, row["generation"])
+            own = [one for one in await log.points() if one.generation == row["generation"]]
+            row["points"] = len(own)
+            row["last_time"] = own[-1].time if own else None
+        return document
 
     return with_vault(call, work)
 

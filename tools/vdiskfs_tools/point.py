@@ -170,9 +170,8 @@ def _vault_points(
     from vdiskfs_tools.vaults import point_document, with_vault
 
     async def work(vault: Any) -> list[dict[str, Any]]:
-        record = await vault.find_disk(name)
-        points = await vault.log(record).points(since_ns, until_ns, limit)
-        return [point_document(record.name, item) for item in points]
+        log = await vault.find_log(name)
+        return [point_document(name, item) for item in await log.points(since_ns, until_ns, limit)]
 
     return with_vault(call, work)
 

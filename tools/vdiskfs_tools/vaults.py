@@ -116,15 +116,28 @@ async def found_point(vault: Vault, wanted: PointName) -> tuple[DiskLog, Point, 
     Raises:
         NotFoundError: there is no such disk, or no such point of it.
     """
-    record = await vault.find_disk(wanted.disk)
-    log = vault.log(record)
-    return log, await log.find(wanted.point), record.name
+    log = await vault.find_log(wanted.disk)
+    return log, await log.find(wanted.point), wanted.disk
 
 
 def disk_document(record: DiskRecord) -> dict[str, Any]:
     """Return a disk as ``--json`` prints it."""
     keys = ("name", "id", "size", "site", "file", "generation", "created", "retired")
     return {key: getattr(record, key) for key in keys}
+
+
+def branches_document(record: DiskRecord) -> dict[str, Any]:
+    """Return a disk's branches as ``disk branches --json`` prints them."""
+    rows = [
+        {
+            "name": branch.name, "generation": number, "site": branch.site,
+            "since": branch.since,
+            "parent": {"generation": fork[0], "epoch": fork[1]},
+        }
+        for number, branch in sorted(record.branches.items())
+        for fork in [record.parents[number] or (0, 0)]
+    ]  # fmt: skip
+    return {"disk": record.name, "branches": rows}
 
 
 def point_document(disk: str, point: Point) -> dict[str, Any]:

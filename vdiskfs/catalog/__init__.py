@@ -4,6 +4,7 @@ vault      Vault: identity, disks and names, sites
 log        DiskLog: the points of a disk: list, find, open, publish
 line       what the vault lists of a generation         tables   points inside a delta
 publish    segments, then the slot                      joins    joined deltas
+owners     who writes: claims, fences, generations, branches
 check      what is damaged, and whom it hurts
 points     Point, and the ways to name one              records, documents   JSON objects
 """
@@ -12,15 +13,17 @@ from vdiskfs.catalog.check import check
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.log import DiskLog, Tip
 from vdiskfs.catalog.points import Point
-from vdiskfs.catalog.records import DiskRecord, SiteRecord
+from vdiskfs.catalog.records import Branch, DiskRecord, Owner, SiteRecord
 from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault
 
 __all__ = [
+    "Branch",
     "CheckReport",
     "DiskLog",
     "DiskRecord",
     "IndexCache",
+    "Owner",
     "Point",
     "Problem",
     "SiteRecord",

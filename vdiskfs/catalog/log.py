@@ -118,6 +118,24 @@ class DiskLog:
         head = pieces[-1].head
         return Tip(self.generation, line.base, head.to_digest, head.time_ns, head.size, fenced)
 
+    async def place(self, epoch: int) -> tuple[int, bytes] | None:
+        """Return the generation of the lineage that an epoch lies in, and its digest.
+
+        None: no delta ends there.
+
+        Raises:
+            DamagedError: the chain to it is broken.
+        """
+        if epoch == 0:
+            return self._lines[0].generation, genesis_digest(self.vault_id, self.record.id)
+        try:
+            point = await self.find(epoch)
+        except NotFoundError:
+            return None
+        lines = [one for one in self._lines if one.generation <= point.generation]
+        pieces = await self._chains.open(lines, epoch)
+        return point.generation, pieces[-1].head.to_digest
+
     async def publish(self, spooled: Spooled, progress: Progress | None = None) -> Point:
         """Store a delta of the spool: segments first, then the slot. On return the point is.
 

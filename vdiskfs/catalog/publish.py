@@ -94,6 +94,16 @@ async def publish_slot(store: Store, spooled: Spooled) -> None:
     hook("slot.created")
 
 
+async def is_stored(store: Store, head: DeltaHead) -> bool:
+    """Say whether the vault holds this delta in its slot."""
+    name = slot_name(head.disk_id, head.generation, head.from_epoch)
+    try:
+        found = decode_head(await store.read_range(name, 0, HEAD_SIZE), where=name)
+    except NotFoundError:
+        return False
+    return (found.to_digest, found.writer_id) == (head.to_digest, head.writer_id)
+
+
 async def _recognise(store: Store, name: str, head: DeltaHead) -> None:
     """Return if the slot holds this delta: an earlier try landed, its answer was lost."""
     found = decode_head(await store.read_range(name, 0, HEAD_SIZE), where=name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vdiskfs.catalog.documents import FORMAT, decode_document, encode_document, take
@@ -12,6 +12,36 @@ from vdiskfs.delta.layout import is_id
 from vdiskfs.errors import FormatError
 
 _SAFE = re.compile(r"[a-z0-9_-]")
+_BRANCH = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who may write a disk's current generation.
+
+    ``writer`` is the id of a state directory, ``start`` a random number of its last start:
+    a copy of that directory, or an older state of it, does not know it. ``since`` is when
+    this writer came to own the disk.
+    """
+
+    site: str
+    writer: str
+    start: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A generation beside the main line: what a displaced writer could not ship.
+
+    ``token`` is a random number by which its writer recognises it.
+    """
+
+    name: str
+    site: str
+    writer: str
+    token: str
+    since: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +49,8 @@ class DiskRecord:
     """A protected disk: disks/<id>/disk.json, changed by compare-and-swap.
 
     ``generation`` is the one that may grow; ``parents`` has for each generation where it
-    began: None (with the empty disk) or a generation and its epoch. ``retired`` is when
-    the image went away, or None.
+    began: None (with the empty disk) or a generation and its epoch. ``branches`` are those
+    beside the main line. ``retired`` is when the image went away, or None.
     """
 
     id: str
@@ -32,6 +62,17 @@ class DiskRecord:
     generation: int = 1
     parents: Mapping[int, tuple[int, int] | None] = field(default_factory=lambda: {1: None})
     retired: str | None = None
+    owner: Owner | None = None
+    branches: Mapping[int, Branch] = field(default_factory=dict)
+
+    @property
+    def next_generation(self) -> int:
+        """Return the number of the generation, or branch, that is started next."""
+        return max(self.parents) + 1
+
+    def branch(self, name: str) -> int | None:
+        """Return the generation of a branch, or None."""
+        return next((number for number, one in self.branches.items() if one.name == name), None)
 
     def lineage(self, generation: int) -> list[tuple[int, int]]:
         """Return (generation, last epoch that counts) of all ancestors, oldest first."""
@@ -50,7 +91,11 @@ class DiskRecord:
 
 @dataclass(frozen=True, slots=True)
 class SiteRecord:
-    """A site's heartbeat: sites/<site>.json."""
+    """A heartbeat: sites/<site>.<writer>.json, one for each state directory.
+
+    ``process`` names the process that writes it, so that one that runs on the same kernel
+    can tell whether it lives; ``interval_s`` is how often it does.
+    """
 
     site: str
     host: str
@@ -59,6 +104,9 @@ class SiteRecord:
     disks: tuple[str, ...]
     pid: int
     started: str
+    writer: str = ""
+    process: str = ""
+    interval_s: int = 10
 
 
 def encode_disk(record: DiskRecord) -> bytes:
@@ -71,6 +119,10 @@ def encode_disk(record: DiskRecord) -> bytes:
         "format": FORMAT, "id": record.id, "name": record.name, "created": record.created,
         "generation": record.generation, "parents": parents, "site": record.site,
         "image": {"file": record.file, "size": record.size}, "retired": record.retired,
+        "owner": asdict(record.owner) if record.owner else None,
+        "branches": {
+            str(number): asdict(branch) for number, branch in sorted(record.branches.items())
+        },
     })  # fmt: skip
 
 
@@ -93,7 +145,11 @@ def decode_disk(data: bytes, disk_id: str, *, where: str) -> DiskRecord:
         generation=take(values, "generation", int, where=where),
         parents=_parents(take(values, "parents", dict, where=where), where),
         retired=retired if isinstance(retired, str) else None,
+        owner=_owner(values.get("owner"), where),
+        branches=_branches(values.get("branches"), where),
     )
+    if not set(record.branches) <= set(record.parents) - {record.generation}:
+        raise FormatError("a branch is no generation beside the main line", where=where)
     if record.id != disk_id or record.generation not in record.parents:
         raise FormatError("the document of another disk, or it contradicts itself", where=where)
     return record
@@ -102,9 +158,7 @@ def decode_disk(data: bytes, disk_id: str, *, where: str) -> DiskRecord:
 def _parents(values: dict[str, Any], where: str) -> dict[int, tuple[int, int] | None]:
     parents: dict[int, tuple[int, int] | None] = {}
     for key, value in values.items():
-        if not key.isascii() or not key.isdigit() or not 0 < int(key[:11]) < 1 << 32:
-            raise FormatError("a generation is no number", where=where)
-        generation = int(key)
+        generation = _generation(key, where)
         parents[generation] = None
         if value is not None:
             if not isinstance(value, dict):
@@ -117,12 +171,45 @@ def _parents(values: dict[str, Any], where: str) -> dict[int, tuple[int, int] | 
     return parents
 
 
+def _generation(key: str, where: str) -> int:
+    if not key.isascii() or not key.isdigit() or not 0 < int(key[:11]) < 1 << 32:
+        raise FormatError("a generation is no number", where=where)
+    return int(key)
+
+
+def _owner(values: object, where: str) -> Owner | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise FormatError("the owner has another type", where=where)
+    return Owner(**_texts(values, ("site", "writer", "start", "since"), where))
+
+
+def _branches(values: object, where: str) -> dict[int, Branch]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(one, dict) for one in values.values()):
+        raise FormatError("the branches have another type", where=where)
+    keys = ("name", "site", "writer", "token", "since")
+    found = {
+        _generation(key, where): Branch(**_texts(one, keys, where)) for key, one in values.items()
+    }
+    if not all(_BRANCH.fullmatch(branch.name) for branch in found.values()):
+        raise FormatError("a branch has a name that it cannot have", where=where)
+    return found
+
+
+def _texts(values: dict[str, Any], keys: tuple[str, ...], where: str) -> dict[str, str]:
+    return {key: take(values, key, str, where=where) for key in keys}
+
+
 def encode_site(record: SiteRecord) -> bytes:
     """Return the document of a site."""
     return encode_document({
         "format": FORMAT, "site": record.site, "host": record.host, "time": record.time,
         "version": record.version, "disks": list(record.disks), "pid": record.pid,
-        "started": record.started,
+        "started": record.started, "writer": record.writer, "process": record.process,
+        "interval_s": record.interval_s,
     })  # fmt: skip
 
 
@@ -140,6 +227,9 @@ def decode_site(data: bytes, *, where: str) -> SiteRecord:
         disks=tuple(disks),
         pid=take(values, "pid", int, where=where),
         started=take(values, "started", str, where=where),
+        writer=take({"writer": "", **values}, "writer", str, where=where),
+        process=take({"process": "", **values}, "process", str, where=where),
+        interval_s=take({"interval_s": 10, **values}, "interval_s", int, where=where),
     )
 
 

@@ -18,6 +18,7 @@ from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import (
     DiskRecord,
+    Owner,
     SiteRecord,
     decode_disk,
     decode_site,
@@ -66,7 +67,7 @@ class Vault:
         values = {
             "format": FORMAT,
             "vault_id": uuid.uuid4().hex,
-            "created": _now(),
+            "created": now_text(),
             "encryption": {"scheme": "none"},
         }
         try:
@@ -103,8 +104,9 @@ class Vault:
         return cls(store, vault_id, take(values, "created", str, where=where))
 
     async def create_disk(
-        self, name: str, *, file: str, size: int, site: str, disk_id: str | None = None
-    ) -> DiskRecord:
+        self, name: str, *, file: str, size: int, site: str, disk_id: str | None = None,
+        owner: Owner | None = None,
+    ) -> DiskRecord:  # fmt: skip
         """Add a disk under its name, or name-2, name-3, ... where that is another disk's.
 
         With the ``disk_id`` of an earlier call that may have been cut off, this completes it.
@@ -114,7 +116,7 @@ class Vault:
         """
         disk_id = disk_id or uuid.uuid4().hex
         given = await self._claim_name(name, disk_id)
-        record = DiskRecord(disk_id, given, _now(), site, file, size)
+        record = DiskRecord(disk_id, given, now_text(), site, file, size, owner=owner)
         try:
             await self.store.create(_disk_object(disk_id), encode_disk(record))
         except AlreadyExistsError:
@@ -143,6 +145,25 @@ class Vault:
         except NotFoundError:
             raise NotFoundError(f"the vault has no disk {disk_id}") from None
         return decode_disk(data, disk_id, where=name)
+
+    async def find_log(self, name: str) -> DiskLog:
+        """Return the points of DISK, or of DISK@BRANCH; NotFoundError.
+
+        A disk whose own name has an @ in it wins.
+        """
+        try:
+            return self.log(await self.find_disk(name))
+        except NotFoundError:
+            disk, sign, branch = name.rpartition("@")
+            if not sign or not disk:
+                raise
+        record = await self.find_disk(disk)
+        generation = record.branch(branch)
+        if generation is None:
+            raise NotFoundError(
+                f"disk {disk} has no branch {branch!r}", hint=f"see `vdiskfs disk branches {disk}`"
+            )
+        return self.log(record, generation)
 
     async def named_disk(self, object_name: str) -> DiskRecord:
         """Return the disk that an object names/... means; NotFoundError."""
@@ -181,22 +202,45 @@ class Vault:
             return changed
         raise ConflictError(f"disk {disk_id}: changed by others all the time")
 
-    async def write_site(self, record: SiteRecord) -> None:
-        """Write a site's heartbeat: one request as long as nobody else writes it."""
-        name = _site_object(record.site)
+    async def write_site(self, record: SiteRecord) -> bool:
+        """Write a site's heartbeat: one request as long as nobody else writes it.
+
+        Returns True if somebody else has: that is how a takeover draws its attention.
+        """
+        met = False
+        name = _site_object(record.site, record.writer)
         data = encode_site(record)
         for _ in range(_SWAP_TRIES):
             try:
-                etag = self._site_etags.get(record.site)
-                self._site_etags[record.site] = await self.store.replace(name, data, etag=etag)
+                etag = self._site_etags.get(name)
+                self._site_etags[name] = await self.store.replace(name, data, etag=etag)
             except (ConflictError, NotFoundError):
+                met = name in self._site_etags
                 try:
-                    self._site_etags[record.site] = (await self.store.stat(name)).etag
+                    self._site_etags[name] = (await self.store.stat(name)).etag
                 except NotFoundError:
-                    self._site_etags[record.site] = None
+                    self._site_etags[name] = None
             else:
-                return
+                return met
         raise ConflictError(f"site {record.site}: its heartbeat is changed by others all the time")
+
+    async def site(self, site: str, writer: str) -> SiteRecord | None:
+        """Return the last heartbeat of a state directory, or None: it never wrote one."""
+        name = _site_object(site, writer)
+        try:
+            data, _ = await self.store.read(name, limit=DOCUMENT_LIMIT)
+        except NotFoundError:
+            return None
+        return decode_site(data, where=name)
+
+    async def touch_site(self, site: str, writer: str) -> None:
+        """Let a state directory see, at its next heartbeat, that something concerns it."""
+        name = _site_object(site, writer)
+        try:
+            data, info = await self.store.read(name, limit=DOCUMENT_LIMIT)
+            await self.store.replace(name, data, etag=info.etag)
+        except (ConflictError, NotFoundError):
+            return  # it writes just now, and looks at its next start; or it never ran
 
     async def sites(self) -> list[SiteRecord]:
         """Return all sites, by name."""
@@ -257,9 +301,11 @@ def _name_object(name: str) -> str:
     return f"names/{safe_name(name)}.json"
 
 
-def _site_object(site: str) -> str:
-    return f"sites/{safe_name(site)}.json"
+def _site_object(site: str, writer: str) -> str:
+    # Two mounts of one host may have one name: each has its own sign of life.
+    return f"sites/{safe_name(site)}.{writer}.json" if writer else f"sites/{safe_name(site)}.json"
 
 
-def _now() -> str:
+def now_text() -> str:
+    """Return the time now as documents have it: ISO 8601, UTC, whole seconds."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"

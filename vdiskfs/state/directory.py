@@ -20,6 +20,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -266,6 +267,14 @@ class StateDirectory:
         sync_directory(self._disks)
         hook("disk.removed")
         shutil.rmtree(gone)
+
+    def set_aside(self) -> Path:
+        """Forget all disks, and keep their files beside: return where."""
+        aside = self.path / f"disks.{time.time_ns():020d}"
+        self._disks.rename(aside)
+        self._disks.mkdir(mode=0o700)
+        sync_directory(self.path)
+        return aside
 
     # -- the end ----------------------------------------------------------
 
