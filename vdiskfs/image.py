@@ -65,15 +65,15 @@ class LiveImage:
         return self.track.counts()
 
     def capture(
-        self, seal: native.Seal, end: ChainEnd, writer: DeltaWriter, label: str = "",
-        stored: Sequence[Spooled] = (), captured: Callable[[], None] = lambda: None,
+        self, seal: native.Seal, end: ChainEnd, make_writer: Callable[[], DeltaWriter],
+        label: str = "", stored: Sequence[Spooled] = (), captured: Callable[[], None] = lambda: None,
     ) -> Spooled:  # fmt: skip
         """Write the sealed epoch as one delta and forget what was frozen for it.
 
         Args:
             seal: as ``native.seal`` gave it for this image.
             end: the epoch that the delta starts from.
-            writer: a fresh one, of this disk's spool.
+            make_writer: gives a fresh one, of this disk's spool; it may find that full.
             label: the point's label.
             stored: parts of a pass; what the epoch itself changed wins over them.
             captured: called when the delta is durable; ``stored`` must be gone on its return.
@@ -87,11 +87,16 @@ class LiveImage:
                 image or writing the spool failed.
         """
         native.background()
+        writer: DeltaWriter | None = None
         try:
+            writer = make_writer()
             spooled = self._write(seal, end, writer, label, stored)
         except BaseException as error:
-            writer.abandon()
-            self.image.abandon()
+            try:
+                if writer is not None:
+                    writer.abandon()
+            finally:
+                self.image.abandon()
             if not isinstance(error, OSError):
                 raise
             given_up = f"epoch {seal.epoch} was given up"

@@ -13,6 +13,7 @@ part is durable.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,7 @@ from vdiskfs.delta import DeltaWriter, PageBatch, Spooled, open_file, open_spool
 from vdiskfs.errors import FormatError
 from vdiskfs.image import ChainEnd, LiveImage
 from vdiskfs.point import PointReader
+from vdiskfs.point.fetch import first_error
 from vdiskfs.state import Stretch, write_file
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION, pages_of
 
@@ -32,6 +34,9 @@ log = logging.getLogger(__name__)
 
 PART_SIZE = 256 * 1024 * 1024
 """Bytes of pages in one part: what a kill at the wrong moment costs to read again."""
+
+PART_MIN = 4 * 1024 * 1024
+"""Bytes of pages in a part where the local disk has hardly any room."""
 
 READ_PAGES = 1024
 """Pages in one batch: 4 MiB."""
@@ -121,6 +126,14 @@ class SuspectPass:
         Raises:
             OSError: reading the image, or writing the parts, failed. What is done stays done.
         """
+        try:
+            await self._run(compare, end)
+        except BaseExceptionGroup as group:
+            if group.subgroup(trio.Cancelled) is not None:
+                raise
+            raise first_error(group) from None
+
+    async def _run(self, compare: PointReader | None, end: ChainEnd) -> None:
         await trio.to_thread.run_sync(write_file, self._base, _base_of(end))
         async with trio.open_nursery() as nursery:
             # Two parts under way: one is written while the other travels.
@@ -140,13 +153,13 @@ class SuspectPass:
             await self._upload(part)
 
     async def _next_part(self, compare: PointReader | None) -> Spooled | None:
-        """Read up to PART_SIZE of suspect pages into a durable part; None: nothing differed."""
+        """Read up to `part_limit` of suspect pages into a durable part; None: nothing differed."""
         reader = native.PageReader(self._live.image, suspect=True, pages=READ_PAGES)
         writer = self._make_writer(self._directory, inside=False)
         seen: list[native.U64Array] = []
-        kept = 0
+        kept, limit = 0, part_limit(self._directory)
         try:
-            while kept * PAGE_SIZE < PART_SIZE and len(seen) < 4096:
+            while kept * PAGE_SIZE < limit and len(seen) < 4096:
                 batch = await trio.to_thread.run_sync(_read, reader)
                 if batch is None:
                     break
@@ -171,6 +184,15 @@ class SuspectPass:
             self._live.image.suspect_clear(pages)
             self.done_pages += len(pages)
         self._live.image.suspect_clear_from(pages_of(self._live.image.size()))
+
+
+def part_limit(directory: Path) -> int:
+    """Return how many bytes of pages the next part may hold: it gives way on a full disk.
+
+    Two parts are under way at once, and the spool needs room beside them.
+    """
+    status = os.statvfs(directory)
+    return max(PART_MIN, min(PART_SIZE, status.f_bavail * status.f_frsize // 4))
 
 
 def _base_of(end: ChainEnd) -> bytes:

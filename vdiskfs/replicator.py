@@ -274,10 +274,10 @@ class Replicator:
 
     async def seal_captured(self, seal: native.Seal, label: str) -> Spooled:
         """Capture what `seal_together` has sealed, into the spool."""
-        writer = self._make_writer(self._spool, inside=True)
+        make_writer = partial(self._make_writer, self._spool, inside=True)
         parts = list(self.pass_.parts)
         spooled = await trio.to_thread.run_sync(
-            lambda: self.live.capture(seal, self.end, writer, label, parts, self.pass_.drop)
+            lambda: self.live.capture(seal, self.end, make_writer, label, parts, self.pass_.drop)
         )
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
         self.health.pass_finished()

@@ -64,6 +64,9 @@ class Actor:
         """Start as the next daemon, on the kernel that the directory says is running."""
         boot = self.root / "boot"
         self.one.boot_id = boot.read_text() if boot.exists() else "boot-0"
+        site = self.root / "site"
+        self.one.site = site.read_text() if site.exists() else "site"
+        self.one.force = site.exists()
         await self.one.open()
 
     def _note_seal(self) -> None:
@@ -224,15 +227,22 @@ async def _rolled_back(actor: Actor) -> None:
     """A state directory from before the newest points: they were not made by it."""
     await _enabled(actor)
     await actor.one.stop()
-    actor.ledger.note("rolled-back")
+    actor.ledger.note("next-generation")
     old = actor.root / "old"
-    shutil.copytree(actor.root / "state", old)
+    shutil.copytree(actor.root / "state-site", old)
     await actor.open()
     actor.change(5)
     await actor.ship()
     await actor.one.stop()
-    shutil.rmtree(actor.root / "state")
-    old.rename(actor.root / "state")
+    shutil.rmtree(actor.root / "state-site")
+    old.rename(actor.root / "state-site")
+
+
+async def _left_by_another(actor: Actor) -> None:
+    """The site that owns the disk is gone; another one is to go on with a copy of it."""
+    await _spooled(actor)
+    (actor.root / "site").write_text("other")
+    actor.ledger.note("next-generation")
 
 
 async def _next_generation(actor: Actor) -> None:
@@ -270,6 +280,7 @@ SCENARIOS = {
         Scenario("give-up", _enabled, _give_up),
         Scenario("join", _fifteen, _join),
         Scenario("behind", _changed_behind, _look),
+        Scenario("takeover", _left_by_another, _next_generation),
         Scenario("generation", _rolled_back, _next_generation),
     )
 }

@@ -76,13 +76,14 @@ async def verify(actor: Actor) -> None:
     sealed = {(int(g), int(e)): digest for g, e, digest in ledger.lines("sealing")}
     for key, data in points.items():
         if sealed.get(key) != sha256(data).hexdigest():
-            raise CheckError(f"point {key} does not hold what was sealed")
+            seals = ledger.lines("sealing")
+            raise CheckError(f"point {key} does not hold what was sealed: {seals}")
     lost = {int(epoch) for (epoch,) in ledger.lines("stored")} - {epoch for _, epoch in points}
     if lost:
         raise CheckError(f"epochs {sorted(lost)} were stored and are gone")
     if points[max(points)] != live:
         raise CheckError(f"the newest point {max(points)} is not the live image")
-    if one.replicator.end.generation != 1 and not ledger.lines("rolled-back"):
+    if one.replicator.end.generation != 1 and not ledger.lines("next-generation"):
         raise CheckError("a new generation was started, and all was compared, for nothing")
     counts = one.replicator.live.counts()
     if counts.changed or counts.suspect_pages or counts.frozen_pages:

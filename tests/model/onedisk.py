@@ -20,7 +20,8 @@ import trio
 
 import vdiskfs.disk
 from vdiskfs import native
-from vdiskfs.catalog import Vault
+from vdiskfs.catalog import Owner, Vault
+from vdiskfs.catalog.vault import now_text
 from vdiskfs.delta import DeltaWriter, PageBatch
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.liveness import Liveness
@@ -68,6 +69,8 @@ class OneDisk:
         self.root = root
         self.path = root / "web01.img"
         self.boot_id = boot_id
+        self.site = "site"
+        self.force = False
         self.sealed: Callable[[], None] = lambda: None
         self.between: Callable[[], None] = lambda: None
         self._cookies = itertools.count(1)
@@ -102,7 +105,7 @@ class OneDisk:
 
     async def open(self) -> None:
         """Start as a daemon does: by what the one before it left."""
-        self.state = StateDirectory.open(self.root / "state", boot_id=self.boot_id)
+        self.state = StateDirectory.open(self.root / f"state-{self.site}", boot_id=self.boot_id)
         self.store = open_store(f"file://{self.root}/vault")
         self.vault = await Vault.open(self.store)
         self.core = Core()
@@ -111,18 +114,22 @@ class OneDisk:
         os.close(fd)
         pace = Pace(NEVER_S, 1 << 30, 1)
         site = Site(
-            "site", self.core, self.vault, self.state, pace, lambda: next(self._cookies),
+            self.site, self.core, self.vault, self.state, pace, lambda: next(self._cookies),
             Liveness(self.vault),
         )  # fmt: skip
         file = PlainFile(self.path)
         records = self.state.records()
         record = records[0] if records else await self._enroll(file)
         self._disk = ProtectedDisk(site, cast(SourceFile, file), record, image)
-        await self._disk.start(Start(self.state.last_end))
+        await self._disk.start(Start(self.state.last_end, self.force))
 
     async def _enroll(self, file: PlainFile) -> DiskRecord:
         identity = file.identity()
-        made = await self.vault.create_disk("web01", file=file.path, size=identity.size, site="site")
+        # As a mount does that finds the file of a disk that it has no record of.
+        made = next(iter(await self.vault.disks()), None) or await self.vault.create_disk(
+            "web01", file=file.path, size=identity.size, site=self.site,
+            owner=Owner(self.site, self.state.writer_id, "", now_text()),
+        )  # fmt: skip
         record = DiskRecord(
             disk_id=made.id, name=made.name, file=made.file, vault_id=self.vault.vault_id,
             writer_id=self.state.writer_id, device=identity.device, inode=identity.inode,

@@ -6,6 +6,7 @@ stands in its head and in every reference to it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import uuid
@@ -108,5 +109,6 @@ class SegmentFile:
 
     def abandon(self) -> None:
         """Delete the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Synchronous; runs in a thread. Nothing but local files is touched.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,8 +189,10 @@ class DeltaWriter:
 
     def abandon(self) -> None:
         """Delete everything written, but for segments already taken."""
-        self._file.close()
-        self._builder.close()
+        # Closing writes what is buffered; that the disk is full is known.
+        for file in (self._file, self._builder):
+            with contextlib.suppress(OSError):
+                file.close()
         self._temporary.unlink(missing_ok=True)
         if self._segment is not None:
             self._segment.abandon()

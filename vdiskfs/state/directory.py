@@ -3,7 +3,7 @@
     state.json            the site's writer id
     lock                  locked by the daemon that runs; holds its pid
     running               boot id of the daemon that runs, or that did not end in order
-    clean                 boot id of the last orderly end; removed at start
+    clean                 what it is renamed to by an orderly end; removed at start
     site.json             what the vault was last told of this site
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
@@ -279,8 +279,17 @@ class StateDirectory:
     # -- the end ----------------------------------------------------------
 
     def end_clean(self) -> None:
-        """Note the orderly end, after everything else is durable, and unlock."""
-        write_file(self.path / "clean", self._boot_id.encode())
+        """Note the orderly end, after everything else is durable, and unlock.
+
+        Raises:
+            LocalError: the disk refused. It needs no room.
+        """
+        try:
+            (self.path / "running").rename(self.path / "clean")
+            sync_directory(self.path)
+        except OSError as error:
+            raise LocalError(f"{self.path}: {error.strerror}") from error
+        hook("end.noted")
         self.close()
 
     def close(self) -> None:
