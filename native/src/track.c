@@ -384,10 +384,15 @@ int vdf_track_mend(vdf_track *track, uint64_t size)
     if (grow_all(track, end) == 0) {
         uint64_t first = vdf_load(&track->head->overflow) - 1;
         /* Suspect before it is forgotten that they were missed. */
-        if (first < end)
+        if (first < end) {
+            /* Changed as well: a pass's parts do not count beyond the epoch's smallest size. */
+            uint64_t now = atomic_load(&track->epoch) & 1;
             vdf_bitmap_set(&track->suspect, first, end - first);
-        else
+            vdf_bitmap_set(&track->dirty[now], first, end - first);
+            vdf_store(&track->head->changed[now], 1);
+        } else {
             error = 0;
+        }
         vdf_crash("mend.suspect");
         vdf_store(&track->head->overflow, 0);
         atomic_store(&track->overflow, 0);

@@ -356,11 +356,13 @@ class Image(_Closing):
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write all of it. Not durable until sync()."""
-        source = ffi.from_buffer(data)
-        _check(
-            lib.vdf_image_write(self.handle, offset, len(source), ffi.cast("uint8_t *", source)),
-            "write",
-        )
+        # Given back before anything is raised: the buffer of a traceback that the collector
+        # takes apart would be freed while it is lent.
+        with ffi.from_buffer(data) as source:
+            done = lib.vdf_image_write(
+                self.handle, offset, len(source), ffi.cast("uint8_t *", source)
+            )
+        _check(done, "write")
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does, for the modes that FUSE knows."""
@@ -407,14 +409,12 @@ class Image(_Closing):
 
     def fill(self, offset: int, data: Buffer) -> int:
         """Fill absent pages, and return how many bytes were absent."""
-        source = ffi.from_buffer(data)
         filled = ffi.new("uint64_t *")
-        _check(
-            lib.vdf_image_fill(
+        with ffi.from_buffer(data) as source:
+            done = lib.vdf_image_fill(
                 self.handle, offset, len(source), ffi.cast("uint8_t *", source), filled
-            ),
-            "fill",
-        )
+            )
+        _check(done, "fill")
         return int(filled[0])
 
     def is_present(self, offset: int, length: int) -> bool:
