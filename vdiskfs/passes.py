@@ -92,7 +92,7 @@ class SuspectPass:
 
     @property
     def is_unsent(self) -> bool:
-        """Whether a part of an earlier run still has segments here: nothing says they are stored."""
+        """Whether a part still has segments here: nothing says that they are stored."""
         return any(segment.path.exists() for part in self.parts for segment in part.segments)
 
     def doubt(self, stretches: Sequence[Stretch]) -> None:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from unittest import mock
 
-from tests.model.changes import MAX_SIZE, Change, random_changes
+from tests.model.changes import MAX_SIZE, random_changes
 from tests.model.onedisk import OneDisk, hooked
 from vdiskfs.delta import DeltaWriter
 from vdiskfs.errors import LocalError
@@ -284,5 +284,3 @@ SCENARIOS = {
         Scenario("generation", _rolled_back, _next_generation),
     )
 }
-
-

@@ -106,7 +106,9 @@ def check_live(live: bytes, before: bytes, after: bytes) -> None:
         raise CheckError(f"the image has {len(live)} bytes")
     for at in range(0, len(live), 512):
         sector = live[at : at + 512]
-        known = [one[at : at + 512].ljust(len(sector), b"\0")[: len(sector)] for one in (before, after)]
+        known = [
+            one[at : at + 512].ljust(len(sector), b"\0")[: len(sector)] for one in (before, after)
+        ]
         if sector not in known:
             raise CheckError(f"an acknowledged write is missing at byte {at}")
 
@@ -258,7 +260,9 @@ class Walk:
         return True
 
 
-def walk(name: str, *, every: int = 1, second_every: int = 1, directory: Path | None = None) -> Report:
+def walk(
+    name: str, *, every: int = 1, second_every: int = 1, directory: Path | None = None
+) -> Report:
     """Walk over one scenario; ``every``: each so many hooks only, ``second_every`` in recovery."""
     with tempfile.TemporaryDirectory(dir=directory) as place:
         return Walk(SCENARIOS[name], Path(place), every, second_every).run()

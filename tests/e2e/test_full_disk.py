@@ -159,4 +159,3 @@ def test_an_image_without_room_gives_its_guest_enospc_and_nobody_else(tmp_path: 
         for disk in ("thin01", "thick01"):
             wait_same(site, disk)
         assert "Traceback" not in (site.state / "daemon.log").read_text()
-

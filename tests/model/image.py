@@ -66,7 +66,7 @@ class ImageModel(RuleBasedStateMachine):
         self.stack.enter_context(hooked(self.one))
         # Nobody cuts the power of this host: syncs cost time and prove nothing here.
         for name in ("fsync", "fdatasync"):
-            self.stack.enter_context(mock.patch.object(os, name, lambda _: None))
+            self.stack.enter_context(mock.patch.object(os, name, return_value=None))
         self.one.sealed = self._note_seal
         self.live = bytearray()
         self.durable = bytearray()  # as of the last sync that a guest asked for

@@ -120,7 +120,7 @@ class OneDisk:
         file = PlainFile(self.path)
         records = self.state.records()
         record = records[0] if records else await self._enroll(file)
-        self._disk = ProtectedDisk(site, cast(SourceFile, file), record, image)
+        self._disk = ProtectedDisk(site, cast("SourceFile", file), record, image)
         await self._disk.start(Start(self.state.last_end, self.force))
 
     async def _enroll(self, file: PlainFile) -> DiskRecord:
