@@ -80,6 +80,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         ("heartbeat_s = inf", "heartbeat_s"),
         ("log_level = 'loud'", "log_level"),
         ("bandwidth_limit = -1", "bandwidth_limit"),
+        ('when_displaced = "merge"', "when_displaced"),
         ("[azure]\nkey_file = 'relative'", "azure"),
         ("workers", "not TOML"),
     ],

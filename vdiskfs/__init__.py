@@ -15,23 +15,34 @@ The modules, from the top
     takeover      a connection, from one daemon to the next
     browse        recovery points as the tree shows them
     monitor       the documents of status
+    heartbeat     the site is alive, and the vault is the same
     protection    which files are disks
+    enrolment     a file becomes a disk, or is refused
     disk          one protected disk, from start to stop
     tree          the names of the mount
-    replicator    when to seal, what waits, what was shipped; stride: how long an epoch lasts
+    replicator    when to seal, when a pass runs, what is given back
+    suspects      which pages the vault may lack    shipping  the spool into the vault
+    stride        how long an epoch lasts
+    ownership     which line of the vault a disk writes, and by what right
+    leftovers     what a spool holds that does not follow: a branch
+    ownernote     what a disk knows here of who owns it
+    liveness      whether the owner of a disk still runs
+    twin          whether a file is a copy of a disk that the vault has
     passes        what suspect pages hold
     hydration     images of points, filled when they are read
     catalog       what the vault holds: disks, points; publishing, joining, checking
+    spool         deltas that wait for the vault
     image         a live image: seal, capture, forget
     point         a disk at one epoch: reading, restoring, comparing
     delta         the byte layout
+    resync        whether a disk is to be resynchronized, and when
     health        how a disk fares, and waiting to try again
     store         objects by name: a folder, Azure Blob
     state         what survives the daemon on this host
     registry      the mounts of this host
     crypto        digests, and the place of encryption
     native        the C core (native/): data requests, tracking; the only file that touches ffi
-    config, units, errors
+    config, window, units, errors
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again

@@ -65,6 +65,18 @@ class Control(Protocol):
     async def unprotect(self, name: str) -> Document:
         """End protection; the history stays."""
 
+    async def retry(self, name: str) -> Document:
+        """End the wait for the next try of what failed."""
+
+    async def pause(self, name: str) -> Document:
+        """Let a disk's replication stand still."""
+
+    async def resume(self, name: str) -> Document:
+        """Let a disk's replication go on."""
+
+    async def resync(self, name: str, *, now: bool, cancel: bool) -> Document:
+        """Compare a disk with the vault, or stop that."""
+
     async def points(self, name: str, since: str, until: str, limit: int | None) -> Document:
         """Return a disk's points, newest last."""
 
@@ -101,6 +113,22 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
 
     async def unprotect(request: Request) -> Document:
         return await control.unprotect(request.path_params["name"])
+
+    async def retry(request: Request) -> Document:
+        return await control.retry(request.path_params["name"])
+
+    async def pause(request: Request) -> Document:
+        return await control.pause(request.path_params["name"])
+
+    async def resume(request: Request) -> Document:
+        return await control.resume(request.path_params["name"])
+
+    async def resync(request: Request) -> Document:
+        body = await _body(request)
+        now, cancel = body.get("now") is True, body.get("cancel") is True
+        if now and cancel:
+            raise UsageError("resync: now and cancel exclude each other")
+        return await control.resync(request.path_params["name"], now=now, cancel=cancel)
 
     async def points(request: Request) -> Document:
         query = request.query_params
@@ -143,6 +171,10 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/disks/{name}", _route(disk), methods=get),
             Route("/v1/disks/{name}/protect", _route(protect), methods=post),
             Route("/v1/disks/{name}/unprotect", _route(unprotect), methods=post),
+            Route("/v1/disks/{name}/retry", _route(retry), methods=post),
+            Route("/v1/disks/{name}/pause", _route(pause), methods=post),
+            Route("/v1/disks/{name}/resume", _route(resume), methods=post),
+            Route("/v1/disks/{name}/resync", _route(resync), methods=post),
             Route("/v1/disks/{name}/points", _route(points), methods=get),
             Route("/v1/disks/{name}/points/{point}", _route(point), methods=get),
             Route("/v1/points", _route(create_points), methods=post),

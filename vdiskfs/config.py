@@ -21,6 +21,7 @@ from typing import Any
 
 from vdiskfs.errors import NotFoundError, RefusedError, UsageError
 from vdiskfs.units import parse_size
+from vdiskfs.window import Window
 
 GIB = 1 << 30
 WHEN_DISPLACED = ("read-only", "keep")
@@ -44,6 +45,8 @@ class Config:
     epoch_interval_s: float = 1.0
     cache_limit: int = 4 * GIB
     spool_limit: int = 8 * GIB
+    resync_threshold: float = 50.0
+    resync_window: str = ""
     compression_level: int = 1
     workers: int = 8
     allow_mmap: bool = True
@@ -295,6 +298,13 @@ def _count(low: int, high: int) -> Callable[[Any], int]:
     return rule
 
 
+def _window(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError('must be a window such as "22:00-06:00"')
+    Window.parse(value)
+    return value
+
+
 def _log_level(value: Any) -> str:
     if value not in LOG_LEVELS:
         raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
@@ -351,6 +361,8 @@ _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
     "epoch_interval_s": _number(0.05, 86400),
     "cache_limit": _size(16 << 20),
     "spool_limit": _size(16 << 20),
+    "resync_threshold": _number(1, 100),
+    "resync_window": _window,
     "compression_level": _count(1, 19),
     "workers": _count(1, 64),
     "allow_mmap": _truth,

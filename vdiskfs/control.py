@@ -28,9 +28,9 @@ class MountControl:
 
     def __init__(
         self, settings: MountSettings, protection: Protection, browser: Browser,
-        unmount: Callable[..., Awaitable[Document]], vault_error: Callable[[], str | None],
+        unmount: Callable[..., Awaitable[Document]], *, vault_error: Callable[[], str | None],
         hand_over: Callable[[], Awaitable[Document]],
-        *, counts: Callable[[], CoreCounts],
+        counts: Callable[[], CoreCounts],
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
         self._settings = settings
@@ -76,6 +76,33 @@ class MountControl:
         disk = await self._protection.unprotect(name)
         self._browser.forget_records()
         return {"name": disk.name, "id": disk.disk_id, "state": str(disk.health.state)}
+
+    async def retry(self, name: str) -> Document:
+        """End the wait for the next try of what failed."""
+        disk = self._protection.find(name)
+        waited = disk.health.retry_now()
+        return {"name": disk.name, "retried": waited, "last_error": disk.health.last_error}
+
+    async def pause(self, name: str) -> Document:
+        """Let a disk's replication stand still; it is tracked on."""
+        disk = self._protection.find(name)
+        await disk.replicator.pause()
+        return disk_document(disk)
+
+    async def resume(self, name: str) -> Document:
+        """Let a disk's replication go on."""
+        disk = self._protection.find(name)
+        await disk.replicator.resume()
+        return disk_document(disk)
+
+    async def resync(self, name: str, *, now: bool, cancel: bool) -> Document:
+        """Compare a disk with the vault, or stop that."""
+        disk = self._protection.find(name)
+        if cancel:
+            await disk.replicator.cancel_resync()
+        else:
+            await disk.replicator.start_resync(now=now)
+        return disk_details(disk, self._settings.options.epoch_interval_s)
 
     async def points(self, name: str, since: str, until: str, limit: int | None) -> Document:
         """Return a disk's points, newest last."""

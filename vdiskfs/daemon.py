@@ -25,10 +25,8 @@ import math
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -41,7 +39,7 @@ import trio
 from vdiskfs import native
 from vdiskfs.api import serve_socket
 from vdiskfs.browse import Browser
-from vdiskfs.catalog import SiteRecord, Vault
+from vdiskfs.catalog import Vault
 from vdiskfs.config import MountSettings, vault_environ
 from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
@@ -49,8 +47,9 @@ from vdiskfs.disk import Site
 from vdiskfs.errors import BusyError, LocalError, RefusedError, StateError, VdiskfsError
 from vdiskfs.fdstore import HANDED_OVER, FdStore, take_descriptors
 from vdiskfs.fs import MAX_TASKS, OPTIONS, Operations
+from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
-from vdiskfs.liveness import Liveness, own_process
+from vdiskfs.liveness import Liveness
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
 from vdiskfs.registry import MountEntry, remove_entry, write_entry
@@ -59,7 +58,7 @@ from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint, user
 from vdiskfs.store import open_store
 from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
 from vdiskfs.tree import Handover, Namespace, Nodes, open_source
-from vdiskfs.units import format_time
+from vdiskfs.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +94,7 @@ class Daemon:
         self._answered = trio.Event()
         self._drain = False
         self._over = False
-        self._vault_error: str | None = None
         self._cookies = itertools.count(1)
-        self._started = format_time(time.time_ns())
         self._store = FdStore.take()
         self._kept = take_descriptors()
         self._settled = False  # a successor could resume
@@ -128,7 +125,7 @@ class Daemon:
                 self._over = settings.over
             else:
                 fuse_fd = await trio.to_thread.run_sync(_mount, settings)
-            stack.callback(_unmount_left, settings.mountpoint)
+            stack.callback(self._unmount_left)
             if mountpoint is not None:
                 seal_mountpoint(mountpoint)
             flags = CoreFlags.ALLOW_MMAP if settings.options.allow_mmap else CoreFlags.NONE
@@ -137,9 +134,9 @@ class Daemon:
             if kept is not None:
                 core.resume(kept.init)
             try:
-                await self._serve(core, fuse_fd, source, state, vault, ready)
+                await self._serve(core, source, state, vault, ready)
             except BaseException as failure:
-                if self._settled and not self._ended.is_set():
+                if not self._is_over:
                     # Nothing is answered and nothing unmounted: a successor goes on.
                     log.critical("the daemon failed", exc_info=failure)
                     _leave(1)
@@ -147,12 +144,15 @@ class Daemon:
             state.end_clean()
 
     async def _serve(
-        self, core: native.Core, fuse_fd: int, source: int | None, state: StateDirectory,
-        vault: Vault, ready: _Ready,
+        self, core: native.Core, source: int | None, state: StateDirectory, vault: Vault,
+        ready: _Ready,
     ) -> None:  # fmt: skip
         options = self._settings.options
         images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
-        pace = Pace(options.epoch_interval_s, options.spool_limit, options.compression_level)
+        pace = Pace(
+            options.epoch_interval_s, options.spool_limit, options.compression_level,
+            options.resync_threshold / 100, Window.parse(options.resync_window),
+        )  # fmt: skip
         site = Site(
             self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
             options.when_displaced, self._settings.force, self._settings.accept_rollback,
@@ -160,9 +160,9 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             protection = Protection(site, options.patterns, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
-            handover = Handover(self._store)
-            handover.load(self._kept)
-            namespace = Namespace(core, source, protection, browser, handover=handover)
+            namespace = Namespace(
+                core, source, protection, browser, handover=Handover(self._store, self._kept)
+            )
             resumed = self._settled
             nursery.start_soon(self._watch_core, core, protection, images, namespace.nodes, nursery)
             if namespace.disks is not None:
@@ -170,9 +170,11 @@ class Daemon:
                     await protection.resume(namespace.disks)
                 else:
                     await protection.start(namespace.disks, protect=self._settings.protect)
+            heartbeat = Heartbeat(self._settings, site, protection.disks)
             control = MountControl(
                 self._settings, protection, browser, self._unmount_for(protection),
-                lambda: self._vault_error, self._hand_over, counts=core.counts,
+                vault_error=lambda: heartbeat.vault_error, hand_over=self._hand_over,
+                counts=core.counts,
             )  # fmt: skip
             pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
             nursery.start_soon(self._names)
@@ -181,7 +183,7 @@ class Daemon:
                 _keep, "the control socket",
                 partial(self._serve_control, state.control, control),
             )  # fmt: skip
-            nursery.start_soon(_keep, "the heartbeat", partial(self._heartbeat, site, protection))
+            nursery.start_soon(_keep, "the heartbeat", heartbeat.run)
             nursery.start_soon(self._signals)
             nursery.start_soon(self._leave_when_told, core)
             if resumed and namespace.disks is not None:
@@ -189,7 +191,7 @@ class Daemon:
                     protection.start, namespace.disks, protect=self._settings.protect, patient=True
                 ))  # fmt: skip
             await self._announce(state, ready, resumed=resumed)
-            self._settle(core, fuse_fd, source, vault)
+            self._settle(core, source, vault)
             await self._ended.wait()
             await self._finish(protection)
             self._finished.set()
@@ -203,16 +205,28 @@ class Daemon:
             core.stop()
             await images.aclose()
 
+    @property
+    def _is_over(self) -> bool:
+        """No successor has anything to serve: never begun to be kept, or ended in order."""
+        return self._ended.is_set() or not self._settled
+
+    def _unmount_left(self) -> None:
+        """Take away what a start that failed has mounted; an ended mount is gone already."""
+        if self._is_over:
+            remove_entry(self._settings.mountpoint)
+            with contextlib.suppress(OSError):
+                native.unmount(self._settings.mountpoint, lazy=True)
+
     def _next_cookie(self) -> int:
         return next(self._cookies)
 
-    def _settle(self, core: native.Core, fuse_fd: int, source: int | None, vault: Vault) -> None:
+    def _settle(self, core: native.Core, source: int | None, vault: Vault) -> None:
         """Give a successor what it needs, and say that the mount serves."""
         if self._store is None:
             return
         if not self._settled:
             give_away(
-                self._store, fuse_fd, source, Session(core.init_request, vault.vault_id,
+                self._store, core.fuse_fd, source, Session(core.init_request, vault.vault_id,
                 vault.created), can_resend=core.can_resend,
             )  # fmt: skip
             hook("connection.kept")
@@ -261,10 +275,8 @@ class Daemon:
         self._answered.set()
 
     async def _names(self) -> None:
-        try:
-            await pyfuse3.main(max_tasks=MAX_TASKS)
-        finally:
-            self._ended.set()
+        await pyfuse3.main(max_tasks=MAX_TASKS)
+        self._ended.set()
 
     async def _watch_core(
         self, core: native.Core, protection: Protection, images: PointImages, nodes: Nodes,
@@ -283,29 +295,6 @@ class Daemon:
                     nursery.start_soon(serve_node, core, nodes, event.offset)
                 else:
                     _tell_disk(event, protection)
-
-    async def _heartbeat(self, site: Site, protection: Protection) -> None:
-        while True:
-            record = SiteRecord(
-                site=self._settings.site, host=socket.gethostname(),
-                time=format_time(time.time_ns()), version=version("vdiskfs"),
-                disks=tuple(disk.disk_id for disk in protection.disks()),
-                pid=os.getpid(), started=self._started, writer=site.state.writer_id,
-                process=own_process(), interval_s=math.ceil(self._settings.options.heartbeat_s),
-            )  # fmt: skip
-            try:
-                if await site.vault.write_site(record):
-                    for disk in protection.disks():
-                        await disk.line.look()
-            except VdiskfsError as error:
-                if self._vault_error is None:
-                    log.warning("the vault does not answer: %s", error)
-                self._vault_error = str(error)
-            else:
-                self._vault_error = None
-                for disk in protection.disks():
-                    disk.health.vault_answers()
-            await trio.sleep(self._settings.options.heartbeat_s)
 
     async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
@@ -326,6 +315,8 @@ class Daemon:
     def _unmount_for(self, protection: Protection) -> Unmounter:
         async def unmount(*, drain: bool, lazy: bool) -> Mapping[str, object]:
             if drain:
+                for disk in protection.disks():
+                    disk.replicator.check_not_paused()
                 for disk in protection.disks():
                     await disk.replicator.seal_if_changed()
                     await disk.replicator.wait_shipped()
@@ -375,9 +366,10 @@ async def _keep(what: str, task: Callable[[], Awaitable[None]]) -> None:
 
 async def _finish_disk(replicator: Replicator) -> None:
     try:
-        if not replicator.live.counts().suspect_pages:
+        if not replicator.suspects.needed:
             await replicator.seal_if_changed()
-        await replicator.wait_shipped()
+        if not replicator.paused:
+            await replicator.wait_shipped()
     except (VdiskfsError, OSError) as error:
         log.warning("disk %s: what changed last is not captured yet: %s", replicator.name, error)
     except Exception:
@@ -415,13 +407,6 @@ def _mount(settings: MountSettings) -> int:
         raise RefusedError(f"{settings.mountpoint}: mounting was refused", hint=hint) from error
     except OSError as error:
         raise LocalError(f"{settings.mountpoint}: cannot be mounted: {error.strerror}") from error
-
-
-def _unmount_left(mountpoint: str) -> None:
-    """Take away what a start that failed has mounted; an ended mount is gone already."""
-    remove_entry(mountpoint)
-    with contextlib.suppress(OSError):
-        native.unmount(mountpoint, lazy=True)
 
 
 def _bind_over(settings: MountSettings) -> None:

@@ -11,8 +11,10 @@ right, is `vdiskfs.ownership`'s.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -23,11 +25,12 @@ from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.liveness import Liveness
-from vdiskfs.ownership import DiskLine, Displaced, Remembered, Start
+from vdiskfs.ownernote import Displaced, Remembered, Start
+from vdiskfs.ownership import DiskLine
 from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
+from vdiskfs.state import DiskPaths, FileStamp, LastEnd, StateDirectory
 from vdiskfs.state import DiskRecord as LocalRecord
-from vdiskfs.state import FileStamp, LastEnd, StateDirectory
 from vdiskfs.tree import SourceFile
 
 log = logging.getLogger(__name__)
@@ -130,28 +133,13 @@ class ProtectedDisk:
             last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
         found = await self._recover(last_end, end) if known else None
         lost = found is None and last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
-        if lost and self._track is None:
-            # Bits that were only in the page cache are gone: none of them says anything.
-            await trio.to_thread.run_sync(clear_track, paths.track)
-        new = False
-        if self._track is not None:
-            track = self._track
-        else:
-            track, new = await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        track, new = await self._open_track(lost=lost, known=known)
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
-        if not known:
-            _clear(paths.spool)
-        if self._track is not None and not known:
-            # What is written until it is tracked again is allocated, and so suspect below.
-            await trio.to_thread.run_sync(self.image.set_track, None)
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
-        number = track.epoch
-        if new or not known:
-            # Numbers go on above all that the vault and the spool have seen.
-            number = max(number, last.epoch + 1, used.epoch + 1 if used else 0)
-        # The size that the next delta starts from: a killed daemon may have spooled an epoch
-        # that it had not forgotten.
-        track.set_epoch(number, last.size)
+        # Numbers go on above all that the vault and the spool have seen. The size that the next
+        # delta starts from: a killed daemon may have spooled an epoch that it had not forgotten.
+        seen = max(last.epoch, used.epoch if used else 0) if new or not known else 0
+        track.set_epoch(max(track.epoch, seen + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
         replicator = Replicator(
             name=self.name, live=live, line=self.line, end=end, directory=paths.directory,
@@ -159,19 +147,19 @@ class ProtectedDisk:
             published=self._note_published,
         )  # fmt: skip
         if not trusted:
-            await trio.to_thread.run_sync(replicator.distrust)
+            await trio.to_thread.run_sync(replicator.suspects.distrust)
             # What a pass has read of it is as old as the rest.
             _clear(paths.pass_)
         # Before the spool lets go of what it proves; after what is not known is noted durably.
         self._remember(end)
         self._write_record(end=None)
-        await trio.to_thread.run_sync(replicator.load)
-        for directory in (paths.spool, paths.pass_):
-            await trio.to_thread.run_sync(remove_leftovers, directory)
-        if not trusted or found is not None:
-            _note_size(live.image, replicator.end.size)
+        host_died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
+        await trio.to_thread.run_sync(partial(replicator.load, host_died=host_died))
+        await trio.to_thread.run_sync(_tidy, paths)
+        _note_size(live.image, replicator.end.size)
         if found is not None:
-            await trio.to_thread.run_sync(replicator.doubt, doubted(found), found.spans)
+            log.info("disk %s: %d pages were marked changed", self.name, live.counts().dirty_pages)
+            await trio.to_thread.run_sync(replicator.suspects.doubt, doubted(found), found.spans)
         await trio.to_thread.run_sync(native.begin_intent, self.image)
         await trio.to_thread.run_sync(self.site.state.note_started, self.disk_id)
         crash.hook("disk.started")
@@ -180,8 +168,23 @@ class ProtectedDisk:
         # From here to the end without a wait: a change is either counted now or comes as an event.
         self._replicator = replicator
         counts = live.counts()
-        if counts.changed or counts.suspect_pages or replicator.distrusted or end.epoch == 0:
+        if counts.changed or replicator.suspects.needed or end.epoch == 0:
             replicator.touched()
+
+    async def _open_track(self, *, lost: bool, known: bool) -> tuple[native.Track, bool]:
+        """Return the track, and whether it is new: the one that guests' writes use already, if any.
+
+        With ``lost`` bits that were only in the page cache are gone: none of them says anything.
+        """
+        if self._track is not None:
+            if not known:
+                # What is written until it is tracked again is allocated, and so made suspect.
+                await trio.to_thread.run_sync(self.image.set_track, None)
+            return self._track, False
+        directory = self.site.state.disk(self.disk_id).track
+        if lost:
+            await trio.to_thread.run_sync(clear_track, directory)
+        return await trio.to_thread.run_sync(open_track, directory, self.image.size())
 
     def _own_end(self, last_end: LastEnd) -> LastEnd:
         """Say how tracking of this disk ended, if the mount's end says anything of it."""
@@ -256,6 +259,16 @@ class ProtectedDisk:
                     self.health.local_failed(f"replication failed: {error!r}")
                     await trio.sleep(RESTART_S)
 
+    def open_read_only(self) -> native.Image:
+        """Open the image that guests are to have from now on: it takes no writes."""
+        fd, _ = self.file.open_file(writable=False)
+        try:
+            flags = native.ImageFlags.DIRECT | native.ImageFlags.READONLY
+            self.read_only = native.Image(self.site.core, fd, flags, self.image.cookie)
+        finally:
+            os.close(fd)
+        return self.read_only
+
     def renamed(self, path: str) -> None:
         """The file has another name; the disk is the same."""
         self.record = replace(self.record, file=path)
@@ -276,6 +289,11 @@ class ProtectedDisk:
         await trio.to_thread.run_sync(live.close)
         if clean:
             self._write_record(FileStamp.of(self.file.identity()))
+
+
+def _tidy(paths: DiskPaths) -> None:
+    for directory in (paths.spool, paths.pass_):
+        remove_leftovers(directory)
 
 
 def _note_size(image: native.Image, known: int) -> None:

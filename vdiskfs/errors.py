@@ -6,7 +6,9 @@
     ├── StateError               exit 4   not allowed in this state
     │   ├── AlreadyExistsError            the name is taken
     │   ├── ConflictError                 a compare-and-swap lost, or a slot is taken
-    │   └── BusyError                     in use
+    │   ├── BusyError                     in use
+    │   ├── WrongVaultError               another vault, or an older state of it
+    │   └── PassStoppedError              a pass was stopped; what it did stays
     ├── VaultUnreachableError    exit 5   the network, throttling, the vault's own errors
     ├── DamagedError             exit 6   data damaged or proof failed
     │   └── FormatError                   bytes that are not what the format says
@@ -64,6 +66,14 @@ class ConflictError(StateError):
 
 class BusyError(StateError):
     """The thing is in use."""
+
+
+class WrongVaultError(StateError):
+    """What answers is another vault, or an older state of it: nothing is sent there."""
+
+
+class PassStoppedError(StateError):
+    """A pass was stopped: by the user, or because its window closed."""
 
 
 class VaultUnreachableError(VdiskfsError):

@@ -1,9 +1,9 @@
 """How a disk fares: its state, its health with the reason, and waiting to try again.
 
-Errors are recoverable (the vault cannot now: 1, 2, 4, 8, 10 minutes and then every 30,
-with jitter, cut short when the vault answers somebody else or the user asks) or not
-(credentials, a damaged chain, a vault that is gone): then nothing is tried until the user
-asks. Blips of seconds are the store's own matter and never get here.
+Errors are recoverable (the vault or this host cannot now: 1, 2, 4, 8, 10 minutes and then
+every 30, with jitter, cut short when the vault answers again or the user asks) or not
+(credentials, a damaged chain, a vault that is gone or another one): then nothing is tried
+until the user asks. Blips of seconds are the store's own matter and never get here.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
 import trio
 
-from vdiskfs.errors import VaultUnreachableError, VdiskfsError
+from vdiskfs.errors import LocalError, VaultUnreachableError, VdiskfsError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class State(StrEnum):
     ENABLING = "Enabling"
     INITIAL_REPLICATION = "InitialReplication"
     PROTECTED = "Protected"
+    RESYNC_REQUIRED = "ResyncRequired"
     RESYNCING = "Resyncing"
     RETIRED = "Retired"
     DISPLACED = "Displaced"
@@ -46,42 +48,66 @@ class Level(StrEnum):
     CRITICAL = "Critical"
 
 
+@dataclass(eq=False, slots=True)
+class _Trouble:
+    """Something that failed and waits for its next try: at a time, or (None) for the user."""
+
+    error: VdiskfsError
+    retry_at: float | None = None
+
+
 class Health:
     """One disk's state. Only the trio thread uses it."""
 
-    def __init__(self, disk: str) -> None:
-        """Begin as Enabling."""
+    def __init__(self, disk: str, chance: Callable[[], float] = random.random) -> None:
+        """Begin as Enabling; ``chance`` gives numbers from 0 to 1 for the jitter."""
         self.disk = disk
         self.state = State.ENABLING
         self._displaced: str | None = None
-        self._vault_error: VdiskfsError | None = None
+        self._chance = chance
+        self._troubles: list[_Trouble] = []
+        self._wrong_vault: VdiskfsError | None = None
         self._local_error: str | None = None
-        self._retry_at: float | None = None
+        self._notice: str | None = None
         self._retry = trio.Event()
+        self._cut_short = False
 
     @property
     def level(self) -> Level:
         """Normal, Warning (being tried again) or Critical (waits for the administrator)."""
-        if self._displaced is not None:
+        if self._displaced is not None or self._critical() is not None:
             return Level.CRITICAL
-        if self._vault_error is None and self._local_error is None:
-            return Level.NORMAL
-        waits = self._retry_at is not None or self._vault_error is None
-        return Level.WARNING if waits else Level.CRITICAL
+        if self._troubles or self._local_error is not None or self._notice is not None:
+            return Level.WARNING
+        return Level.NORMAL
 
     @property
     def last_error(self) -> str | None:
-        """The reason of a health that is not Normal: one line."""
+        """The reason of a health that is not Normal: one line, with what to do."""
         if self._displaced is not None:
             return self._displaced
-        return str(self._vault_error) if self._vault_error is not None else self._local_error
+        critical = self._critical()
+        if critical is not None:
+            line = f"{critical.message}; {critical.hint}" if critical.hint else critical.message
+            return f"{line}; then: vdiskfs disk retry {self.disk}"
+        if self._troubles:
+            return str(self._troubles[0].error)
+        return self._local_error if self._local_error is not None else self._notice
 
     @property
     def next_retry_s(self) -> float | None:
         """Seconds until the next try, or None: nothing waits for one."""
-        if self._retry_at is None:
-            return None
-        return max(0.0, self._retry_at - trio.current_time())
+        waits = [one.retry_at for one in self._troubles if one.retry_at is not None]
+        return max(0.0, min(waits) - trio.current_time()) if waits else None
+
+    @property
+    def is_vault_away(self) -> bool:
+        """Whether something waits because it failed: nothing reaches the vault now."""
+        return bool(self._troubles)
+
+    def _critical(self) -> VdiskfsError | None:
+        stuck = [one.error for one in self._troubles if one.retry_at is None]
+        return stuck[0] if stuck else self._wrong_vault
 
     @property
     def shown_state(self) -> State:
@@ -95,10 +121,17 @@ class Health:
     def pass_started(self, *, first: bool) -> None:
         """A pass over suspect pages runs: the first replication, or a resynchronization."""
         self.state = State.INITIAL_REPLICATION if first else State.RESYNCING
+        self._notice = None
 
     def pass_finished(self) -> None:
         """An epoch was captured: the disk has a point, here at least."""
         self.state = State.PROTECTED
+        self._notice = None
+
+    def resync_required(self, reason: str) -> None:
+        """A resynchronization waits: for the vault, for its window, or for the user."""
+        self.state = State.RESYNC_REQUIRED
+        self._notice = f"to be resynchronized: {reason}"
 
     def local_failed(self, reason: str) -> None:
         """The local disk could not keep an epoch. Nothing is lost; it will be tried again."""
@@ -110,41 +143,83 @@ class Health:
         """An epoch was kept again."""
         self._local_error = None
 
-    def retry_now(self) -> None:
-        """End the wait, if one is on: the user asks, or the vault has answered somebody."""
+    def vault_is_wrong(self, error: VdiskfsError | None) -> None:
+        """The heartbeat found another vault in the place of this disk's; None: it is back."""
+        if error is not None and str(error) != str(self._wrong_vault):
+            log.error("disk %s: %s", self.disk, error)
+        self._wrong_vault = error
+
+    def retry_now(self) -> bool:
+        """End the wait, if one is on: the user asks. Return whether one was on."""
+        waits = bool(self._troubles)
+        self._cut_short = False
+        self._wake()
+        return waits
+
+    def _wake(self) -> None:
         self._retry.set()
         self._retry = trio.Event()
 
     def vault_answers(self) -> None:
-        """The vault answered: an error that time may mend is tried again at once."""
-        if self._retry_at is not None:
-            self.retry_now()
+        """The vault answered somebody: an error that time may mend is tried again at once.
+
+        Once: what then fails all the same (one object that is throttled, say) keeps to its
+        table until the vault was seen away in between.
+        """
+        if not self._cut_short and self.next_retry_s is not None:
+            self._cut_short = True
+            self._wake()
+
+    def vault_is_silent(self) -> None:
+        """The vault did not answer somebody: its next answer cuts the wait short again."""
+        self._cut_short = False
 
     async def until_done(self, what: str, action: Callable[[], Awaitable[T]]) -> T:
         """Do it until it is done; only cancelling ends it otherwise."""
+        trouble: _Trouble | None = None
         tries = 0
-        while True:
-            try:
-                result = await action()
-            except VdiskfsError as error:
-                await self._wait_after(what, error, tries)
+        try:
+            while True:
+                try:
+                    result = await action()
+                except VdiskfsError as error:
+                    failure = error
+                except OSError as error:
+                    failure = LocalError(f"{what}: {error.strerror or error}")
+                else:
+                    if trouble is not None:
+                        log.info("disk %s: %s works again", self.disk, what)
+                    return result
+                if trouble is None:
+                    trouble = _Trouble(failure)
+                    self._troubles.append(trouble)
+                trouble.error = failure
+                await self._wait_after(what, trouble, tries)
                 tries += 1
-            else:
-                if self._vault_error is not None:
-                    log.info("disk %s: %s works again", self.disk, what)
-                self._vault_error = None
-                return result
+        finally:
+            if trouble is not None:
+                self._troubles.remove(trouble)
+            if not self._troubles:
+                self._cut_short = False
 
-    async def _wait_after(self, what: str, error: VdiskfsError, tries: int) -> None:
-        self._vault_error = error
-        if not isinstance(error, VaultUnreachableError):
+    async def _wait_after(self, what: str, trouble: _Trouble, tries: int) -> None:
+        error = trouble.error
+        if not isinstance(error, VaultUnreachableError | LocalError):
             log.error("disk %s: %s: %s (will not be tried again by itself)", self.disk, what, error)
+            trouble.retry_at = None
             await self._retry.wait()
             return
-        minutes = RETRY_MINUTES[min(tries, len(RETRY_MINUTES) - 1)]
-        wait_s = 60 * minutes * random.uniform(0.9, 1.1)  # noqa: S311 (jitter, not a secret)
+        wait_s = self._wait_s(error, tries)
         log.warning("disk %s: %s: %s (next try in %.0f s)", self.disk, what, error, wait_s)
-        self._retry_at = trio.current_time() + wait_s
+        trouble.retry_at = trio.current_time() + wait_s
         with trio.move_on_after(wait_s):
             await self._retry.wait()
-        self._retry_at = None
+        # Until the try has its answer the disk is no more than Warning.
+        trouble.retry_at = trio.current_time()
+
+    def _wait_s(self, error: VdiskfsError, tries: int) -> float:
+        minutes = RETRY_MINUTES[min(tries, len(RETRY_MINUTES) - 1)]
+        wait_s = 60 * minutes * (0.9 + 0.2 * self._chance())
+        asked_s = error.retry_after_s if isinstance(error, VaultUnreachableError) else None
+        # Never earlier than the vault asked for.
+        return wait_s if asked_s is None else max(wait_s, asked_s)

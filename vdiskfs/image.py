@@ -16,7 +16,9 @@ from pathlib import Path
 from vdiskfs import native
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
+from vdiskfs.delta.entries import Extents, extents_of_pages
 from vdiskfs.errors import LocalError
+from vdiskfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +66,52 @@ class LiveImage:
         """Return what is marked now, in pages."""
         return self.track.counts()
 
+    def suspect_pages(self, runs: Extents) -> None:
+        """Mark pages suspect; those beyond the end are taken away again by the pass."""
+        for start, end in zip(runs.start.tolist(), runs.end.tolist(), strict=True):
+            self.image.suspect_mark(start * PAGE_SIZE, (end - start) * PAGE_SIZE)
+
+    def suspect_changed(self, vault_size: int) -> native.Seal:
+        """Make what changed since the last seal suspect instead, and return that seal.
+
+        A pass compares it then with the vault, in parts, where a capture would need room for
+        all of it at once. Waits for the local disk: changed pages are read once more. On any
+        error they stay marked as changed, too.
+
+        Args:
+            vault_size: bytes of the disk in the vault: what was cut off meanwhile is suspect.
+        """
+        native.background()
+        [seal] = native.seal([self.image])
+        try:
+            reader = native.PageReader(self.image)
+            while (batch := reader.next()) is not None:
+                self.suspect_pages(extents_of_pages(batch.pageno))
+            low = min(seal.cut, seal.size) // PAGE_SIZE * PAGE_SIZE
+            if low < vault_size:
+                self.image.suspect_mark(low, vault_size - low)
+                self.mark_end(seal.size)
+        except BaseException as error:
+            self.image.abandon()
+            if isinstance(error, OSError):
+                raise _given_up(seal, error) from error
+            raise
+        hook("changed.suspect")
+        self.image.forget()
+        return seal
+
+    def mark_end(self, size: int) -> None:
+        """Mark the page that a size lies inside of: the next delta may have to hold it.
+
+        A delta that ends short of its predecessor says what its last page holds.
+        """
+        if size % PAGE_SIZE:
+            self.image.mark(size // PAGE_SIZE * PAGE_SIZE, 1)
+
     def capture(
         self, seal: native.Seal, end: ChainEnd, make_writer: Callable[[], DeltaWriter],
-        label: str = "", stored: Sequence[Spooled] = (), captured: Callable[[], None] = lambda: None,
+        label: str = "", stored: Sequence[Spooled] = (), *,
+        captured: Callable[[], None] = lambda: None,
     ) -> Spooled:  # fmt: skip
         """Write the sealed epoch as one delta and forget what was frozen for it.
 
@@ -99,15 +144,7 @@ class LiveImage:
                 self.image.abandon()
             if not isinstance(error, OSError):
                 raise
-            given_up = f"epoch {seal.epoch} was given up"
-            if error.errno == errno.EFBIG:
-                raise EpochOutrunError(f"{given_up}: changes outran its capture") from error
-            reason = (
-                "what a request overwrote could not be preserved"
-                if error.errno == errno.ECANCELED
-                else f"{error.strerror or error}"
-            )
-            raise EpochGivenUpError(f"{given_up}: {reason}") from error
+            raise _given_up(seal, error) from error
         hook("epoch.spooled")
         # Parts that outlived what the epoch changed would put old pages into the next delta.
         captured()
@@ -140,6 +177,18 @@ class LiveImage:
                 label=label,
             )
         )
+
+
+def _given_up(seal: native.Seal, error: OSError) -> EpochGivenUpError:
+    given_up = f"epoch {seal.epoch} was given up"
+    if error.errno == errno.EFBIG:
+        return EpochOutrunError(f"{given_up}: changes outran its capture")
+    reason = (
+        "what a request overwrote could not be preserved"
+        if error.errno == errno.ECANCELED
+        else f"{error.strerror or error}"
+    )
+    return EpochGivenUpError(f"{given_up}: {reason}")
 
 
 def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:

@@ -12,6 +12,7 @@ pauses, up to half a minute. What machines ask meanwhile waits.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -132,10 +133,8 @@ class Keeper:
         return status
 
     def _take_signals(self) -> list[int]:
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 64)
-        except BlockingIOError:
-            pass
         taken, self._signals = self._signals, []
         return taken
 

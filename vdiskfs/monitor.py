@@ -55,6 +55,8 @@ def disk_document(disk: ProtectedDisk) -> dict[str, object]:
         "dirty_bytes": replicator.dirty_bytes(),
         "spooled_bytes": replicator.spooled_bytes,
         "points_waiting": replicator.waiting,
+        "paused": replicator.paused,
+        "progress": _progress(disk),
         "last_error": health.last_error,
         "next_retry_s": None if retry is None else round(retry, 1),
     }
@@ -64,24 +66,14 @@ def disk_details(disk: ProtectedDisk, interval_s: float) -> dict[str, object]:
     """Return the document of ``vdiskfs disk show --json``."""
     replicator = disk.replicator
     counts = replicator.live.counts()
-    done = replicator.pass_.done_pages * PAGE_SIZE
-    left = counts.suspect_pages * PAGE_SIZE
-    running = disk.health.state in (State.INITIAL_REPLICATION, State.RESYNCING)
     return {
         **disk_document(disk),
         "file": disk.record.file,
         "policy": {"epoch_interval_s": interval_s},
         "captured_epoch": replicator.end.epoch,
         "captured_time": format_time(replicator.end.time_ns) if replicator.end.epoch else None,
-        "suspect_bytes": left,
-        "progress": {
-            "phase": str(disk.health.state),
-            "done_bytes": done,
-            "total_bytes": done + left,
-            "sent_bytes": replicator.pass_.sent_pages * PAGE_SIZE,
-        }
-        if running
-        else None,
+        "suspect_bytes": counts.suspect_pages * PAGE_SIZE,
+        "resync": _resync(disk),
         "counts": {
             "dirty_pages": counts.dirty_pages,
             "frozen_pages": counts.frozen_pages,
@@ -89,4 +81,32 @@ def disk_details(disk: ProtectedDisk, interval_s: float) -> dict[str, object]:
             "preserved_pages": counts.preserved_pages,
             "overflow": counts.overflow,
         },
+    }
+
+
+def _progress(disk: ProtectedDisk) -> dict[str, object] | None:
+    """Return how far the pass is that runs, or None."""
+    if disk.health.state not in (State.INITIAL_REPLICATION, State.RESYNCING):
+        return None
+    pass_ = disk.replicator.pass_
+    done = pass_.done_pages * PAGE_SIZE
+    left = disk.replicator.live.counts().suspect_pages * PAGE_SIZE
+    return {
+        "phase": str(disk.health.state),
+        "done_bytes": done,
+        "total_bytes": done + left,
+        "sent_bytes": pass_.sent_pages * PAGE_SIZE,
+    }
+
+
+def _resync(disk: ProtectedDisk) -> dict[str, object] | None:
+    """Return the resynchronization that runs or waits, or None."""
+    suspects = disk.replicator.suspects
+    if suspects.is_first or not suspects.needed:
+        return None
+    wait_s = suspects.resync.wait_s()
+    return {
+        "reason": suspects.reason,
+        "cancelled": suspects.resync.cancelled,
+        "in_window": wait_s is None and not suspects.resync.cancelled,
     }

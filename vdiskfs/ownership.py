@@ -16,35 +16,42 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from vdiskfs import native
 from vdiskfs.catalog import Branch, DiskLog, DiskRecord, IndexCache, Owner, Tip, Vault
 from vdiskfs.catalog.owners import Claim, add_branch, claim, next_generation, take_over
 from vdiskfs.catalog.publish import is_stored
 from vdiskfs.catalog.vault import now_text
 from vdiskfs.crash import hook
-from vdiskfs.delta import Spooled, open_spooled, remove_spooled
+from vdiskfs.delta import Spooled, remove_spooled
 from vdiskfs.delta.rehead import rehead
 from vdiskfs.errors import (
     ConflictError,
-    DamagedError,
-    FormatError,
     NotFoundError,
     StateError,
     VdiskfsError,
 )
 from vdiskfs.image import ChainEnd
-from vdiskfs.liveness import Liveness, age_s
-from vdiskfs.state import LastEnd, read_record, sync_directory, write_record
+from vdiskfs.leftovers import advance, after, begun, parent_of, set_aside, ship, spooled_deltas
+from vdiskfs.liveness import Liveness
+from vdiskfs.ownernote import (
+    Displaced,
+    Note,
+    Remembered,
+    Start,
+    place_of,
+    read_note,
+    refusal,
+    rolled_back,
+    write_note,
+)
+from vdiskfs.state import LastEnd
 
 log = logging.getLogger(__name__)
 
@@ -52,64 +59,6 @@ PATIENCE_S = 5.0
 """How long an owner that meets a fence waits for the takeover to be finished."""
 
 _TRIES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """The newest epoch that this site knows the vault to hold; epoch 0: none."""
-
-    generation: int
-    epoch: int
-    digest: str
-
-    def __str__(self) -> str:
-        """As a note has it."""
-        return f"{self.generation}:{self.epoch}:{self.digest}"
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How a disk is to be started: how its last run ended, what the user allows."""
-
-    last_end: LastEnd = LastEnd.CLEAN
-    force: bool = False
-    accept_rollback: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Displaced:
-    """Another writer has taken the disk over: who, since when; where our writes are kept."""
-
-    by: str
-    since: str
-    branch: str
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return (
-            f"displaced by {self.by} since {self.since}; what is written here is kept as "
-            f"branch {self.branch}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What owner.json says.
-
-    ``start`` is the number in the vault that is ours, ``pending`` one that may have got
-    there; ``token`` marks a branch that is being made, ``line`` is the branch that is
-    written, 0 the main line; ``spent`` is the newest stored epoch when the spool was emptied
-    into a branch; ``place`` is the directory that wrote this.
-    """
-
-    start: str = ""
-    pending: str = ""
-    place: str = ""
-    token: str = ""
-    line: int = 0
-    spent: str = ""
-    by: str = ""
-    since: str = ""
 
 
 class DiskLine:
@@ -161,7 +110,7 @@ class DiskLine:
         Raises:
             StateError: another writer owns the disk, or the vault lacks what it had.
         """
-        self._note = await trio.to_thread.run_sync(_read_note, self._directory)
+        self._note = await trio.to_thread.run_sync(read_note, self._directory)
         for _ in range(_TRIES):
             try:
                 self._stored, known = await self._start(last, how)
@@ -172,7 +121,7 @@ class DiskLine:
 
     async def _start(self, last: Remembered, how: Start) -> tuple[ChainEnd, bool]:
         note = self._note
-        self.moved = note.place not in ("", _place(self._directory))
+        self.moved = note.place not in ("", place_of(self._directory))
         survived = how.last_end is LastEnd.DAEMON_DIED and not self.moved
         record = await self._record(last, how)
         owner = record.owner
@@ -186,19 +135,20 @@ class DiskLine:
             if not how.force:
                 await self._keep_quietly(record, last)
                 raise await self._refused(record, owner, "owns it")
-            return await self._take_over(record, last)
+            return await self._take_over(record, last, how)
         ours = self._claim(record).is_of(owner)
         sure = ours and (survived or how.last_end in (LastEnd.CLEAN, LastEnd.NONE))
         if owner is not None and not sure and await self._liveness.is_alive(owner):
             if not how.force:
                 raise await self._refused(record, owner, "uses a copy of this state directory")
-            return await self._take_over(record, last)
+            return await self._take_over(record, last, how)
         if not ours:
+            taken = await self._take_over(record, last, how)
             log.warning(
                 "disk %s: this state directory is not the last one that wrote it: "
-                "going on in a new generation", self.name,
+                "goes on in a new generation", self.name,
             )  # fmt: skip
-            return await self._take_over(record, last)
+            return taken
         return await self._go_on(record, last, how)
 
     async def _go_on(
@@ -211,25 +161,33 @@ class DiskLine:
         if known and not tip.fenced:
             return await self._settle(await self._claimed(record), tip, last, known=True)
         if not known:
-            held = await self._holds(record, last)
-            if not held and not how.accept_rollback:
-                raise _rolled_back(self.name, last, tip.epoch)
             empty = tip.epoch == record.base(record.generation) and not tip.fenced
-            if held and empty and last.generation != record.generation:
+            if empty and last.generation != record.generation and await self._holds(record, last):
                 # A takeover of ours that was cut off after its last step.
                 return await self._settle(await self._claimed(record), tip, last, known=False)
+        taken = await self._take_over(record, last, how)
+        if not known:
             log.warning(
                 "disk %s: the vault's epoch %d is not the one that this site knows: "
-                "going on in a new generation", self.name, tip.epoch,
+                "goes on in a new generation", self.name, tip.epoch,
             )  # fmt: skip
-        return await self._take_over(record, last)
+        return taken
 
-    async def _take_over(self, record: DiskRecord, last: Remembered) -> tuple[ChainEnd, bool]:
+    async def _take_over(
+        self, record: DiskRecord, last: Remembered, how: Start
+    ) -> tuple[ChainEnd, bool]:
+        if not how.accept_rollback and not await self._holds(record, last):
+            raise rolled_back(self.name, last)
         wanted = await self._new_claim(record)
         before = record.owner
         record, tip = await take_over(self._vault, record, wanted, self._log)
         await self._write(start=wanted.start, pending="", token="", line=0, by="", since="")
         hook("owner.kept")
+        if before is not None and before.writer != self._writer:
+            log.warning(
+                "disk %s: taken over from site %s, owner since %s; generation %d, from epoch %d",
+                self.name, before.site, before.since, record.generation, tip.epoch,
+            )  # fmt: skip
         if before is not None:
             with contextlib.suppress(VdiskfsError):
                 await self._vault.touch_site(before.site, before.writer)
@@ -247,7 +205,7 @@ class DiskLine:
         return end, known
 
     async def _go_on_displaced(self, record: DiskRecord, last: Remembered) -> tuple[ChainEnd, bool]:
-        last = await self._advance(last)
+        last = await advance(self._vault.store, self._spool, last)
         if self._note.line not in record.branches:
             await self._branch_off(record, (last.generation, last.epoch))
         points = self.points_of_branch(await self._vault.disk(self._disk_id))
@@ -266,7 +224,7 @@ class DiskLine:
             return await self._vault.disk(self._disk_id)
         except NotFoundError:
             if not how.accept_rollback:
-                raise _rolled_back(self.name, last, None) from None
+                raise rolled_back(self.name, last) from None
         return await self._vault.create_disk(
             self.name, file=f"{self.name}.img", size=0, site=self._site, disk_id=self._disk_id
         )
@@ -423,87 +381,21 @@ class DiskLine:
             await self._write(spent=str(last))
         kept = []
         while waiting and await is_stored(self._vault.store, waiting[0].head):
-            last = _after(waiting[0])
+            last = after(waiting[0])
             kept.append(waiting.pop(0))
         if waiting:
-            number = await self._begun(record, waiting[0], last)
+            number = await begun(self._log, record, self._note.token, waiting[0], last)
             if number is None:
                 await self._write(token="")
-                parent = await self._parent(record, waiting[0], last)
+                parent = await parent_of(self._log, record, waiting[0], last)
                 number = None if parent is None else await self._branch(record, parent)
             if number is not None:
                 points = self._log(await self._vault.disk(record.id), number)
-                kept += await self._ship(waiting, points)
+                kept += await ship(self.name, waiting, points)
                 await self._write(token="")
         for spooled in kept:
             await trio.to_thread.run_sync(remove_spooled, spooled)
-        await trio.to_thread.run_sync(self._set_aside)
-
-    async def _begun(self, record: DiskRecord, first: Spooled, last: Remembered) -> int | None:
-        """Return a branch that was begun for this delta, and has what comes before it."""
-        for number, branch in record.branches.items():
-            if branch.token == self._note.token:
-                tip = await self._log(record, number).tip()
-                if tip.epoch == first.head.from_epoch and (
-                    tip.digest == first.head.from_digest or tip.digest.hex() == last.digest
-                ):
-                    return number
-        return None
-
-    async def _ship(self, waiting: list[Spooled], points: DiskLog) -> list[Spooled]:
-        tip = await points.tip()
-        epoch, digest = tip.epoch, tip.digest
-        kept = []
-        for spooled in waiting:
-            if spooled.head.from_epoch != epoch:
-                break
-            moved = await trio.to_thread.run_sync(rehead, spooled, points.generation, digest)
-            await points.publish(moved)
-            hook("branch.shipped")
-            kept.append(moved)
-            epoch, digest = moved.head.to_epoch, moved.head.to_digest
-        name = points.record.branches[points.generation].name
-        log.warning("disk %s: what was not shipped is kept as branch %s", self.name, name)
-        return kept
-
-    async def _parent(
-        self, record: DiskRecord, first: Spooled, last: Remembered
-    ) -> tuple[int, int] | None:
-        """Return the epoch of the vault that a delta follows, with its generation."""
-        head = first.head
-        for generation, digest in (
-            (last.generation, last.digest if last.epoch == head.from_epoch else ""),
-            (head.generation, head.from_digest.hex()),
-        ):
-            if generation not in record.parents:
-                continue
-            found = await self._log(record, generation).place(head.from_epoch)
-            if found is not None and (found[1].hex() == digest or not head.from_epoch):
-                return found[0], head.from_epoch
-        return None
-
-    def _set_aside(self) -> None:
-        """Keep what follows nothing that the vault has, where nobody takes it for the spool."""
-        left = sorted(self._spool.iterdir()) if self._spool.exists() else []
-        left = [path for path in left if path.suffix in (".delta", ".segment")]
-        if left:
-            aside = self._directory / "set-aside" / f"{time.time_ns():020d}"
-            aside.mkdir(mode=0o700, parents=True)
-            for path in left:
-                path.rename(aside / path.name)
-            sync_directory(aside)
-            sync_directory(self._spool)
-            log.error("disk %s: deltas that follow nothing in the vault are in %s",
-                      self.name, aside)  # fmt: skip
-
-    async def _advance(self, last: Remembered) -> Remembered:
-        """Pass deltas of the spool that were stored, though the answer never came."""
-        for spooled in await trio.to_thread.run_sync(spooled_deltas, self._spool):
-            if spooled.head.from_epoch == last.epoch and await is_stored(
-                self._vault.store, spooled.head
-            ):
-                last = _after(spooled)
-        return last
+        await trio.to_thread.run_sync(set_aside, self.name, self._directory)
 
     # ---- claims and notes --------------------------------------------------------------
 
@@ -533,68 +425,6 @@ class DiskLine:
         return record
 
     async def _write(self, **changes: Any) -> None:
-        note = replace(self._note, place=_place(self._directory), **changes)
-        path = self._directory / "owner.json"
-        await trio.to_thread.run_sync(write_record, path, {"format": 1, **asdict(note)})
+        note = replace(self._note, place=place_of(self._directory), **changes)
+        await trio.to_thread.run_sync(write_note, self._directory, note)
         self._note = note
-
-
-async def refusal(liveness: Liveness, record: DiskRecord, owner: Owner, what: str) -> StateError:
-    """Return the error that says who owns a disk, since when, and what can be done."""
-    sign = await liveness.last_sign(owner)
-    seen = "no sign of life"
-    if sign is not None:
-        age = max(0.0, age_s(sign))
-        seen = f"last sign of life {sign.time} ({age:.0f} s ago) from host {sign.host}"
-    return StateError(
-        f"disk {record.name}: site {owner.site} {what} since {owner.since}; {seen}",
-        hint="stop it there, or take the disk over with --force "
-        "(what it has not shipped becomes a branch)",
-    )
-
-
-def spooled_deltas(spool: Path) -> list[Spooled]:
-    """Return the deltas of a spool in order, up to the first that is damaged; in a thread."""
-    found = []
-    for path in sorted(spool.glob("*.delta")):
-        try:
-            found.append(open_spooled(path))
-        except FormatError:
-            break
-    return found
-
-
-def _after(spooled: Spooled) -> Remembered:
-    head = spooled.head
-    return Remembered(head.generation, head.to_epoch, head.to_digest.hex())
-
-
-def _rolled_back(name: str, last: Remembered, found: int | None) -> StateError:
-    has = "does not know the disk" if found is None else f"ends at epoch {found}"
-    return StateError(
-        f"disk {name}: the vault {has}, and lacks epoch {last.epoch} of generation "
-        f"{last.generation}, which it had: it was rolled back, or is another one",
-        hint="find the vault that has it, or go on without with --accept-rollback",
-    )
-
-
-def _read_note(directory: Path) -> Note:
-    try:
-        body = read_record(directory / "owner.json")
-    except NotFoundError:
-        return Note()
-    body.pop("format", None)
-    try:
-        return Note(**body)
-    except TypeError:
-        raise DamagedError(f"{directory / 'owner.json'}: not the note of an owner") from None
-
-
-def _place(directory: Path) -> str:
-    """Name a directory so that a copy of it has another name: inode and time of birth."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        identity = native.file_identity(fd)
-    finally:
-        os.close(fd)
-    return f"{identity.inode}:{identity.birth_ns}"

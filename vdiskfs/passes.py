@@ -7,7 +7,8 @@ the pass captures it again. Frames go into *parts*: durable on the local disk fi
 their segments are uploaded, and only then the room is given back.
 
 A pass resumes: parts that are finished stay, and pages leave `suspect` only when their
-part is durable.
+part is durable. A page that becomes suspect again after a part has read it is stored again
+whatever the vault holds: the part would win over the vault.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import numpy as np
 import trio
 
 from vdiskfs import native
+from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaWriter, PageBatch, Spooled, open_file, open_spooled
+from vdiskfs.delta.entries import NO_EXTENTS, U8, U64, unite_extents
 from vdiskfs.errors import FormatError
 from vdiskfs.image import ChainEnd, LiveImage
-from vdiskfs.point import PointReader
 from vdiskfs.point.fetch import first_error
+from vdiskfs.spool import changed_runs
 from vdiskfs.state import Stretch, write_file
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION, pages_of
 
@@ -42,6 +45,9 @@ READ_PAGES = 1024
 """Pages in one batch: 4 MiB."""
 
 _DATA = 2
+
+# sums(first page, count): XXH3-64 and kind of pages of the vault's newest epoch.
+Sums = Callable[[int, int], Awaitable[tuple[U64, U8]]]
 
 
 class MakeWriter(Protocol):
@@ -70,9 +76,10 @@ class SuspectPass:
         self.parts: list[Spooled] = []
         self.done_pages = 0
         self.sent_pages = 0
+        self._covered = NO_EXTENTS
 
-    def load(self, end: ChainEnd) -> None:
-        """Take up the parts that an earlier run left. A damaged one makes its pages suspect.
+    def load(self, end: ChainEnd) -> bool:
+        """Take up the parts that an earlier run left; False: one is damaged, `drop` is due.
 
         Parts from before another epoch than ``end`` are part of a delta already, which the
         daemon, or the host, did not live to note: what they hold is older than that delta.
@@ -82,13 +89,29 @@ class SuspectPass:
             self.drop()
         for path in sorted(self._directory.glob("*.part"), key=lambda one: one.stat().st_mtime_ns):
             try:
-                self.parts.append(open_spooled(path))
+                self._add(open_spooled(path))
             except FormatError as error:
                 log.warning("%s: dropped, all pages are looked at again: %s", path, error)
-                self._live.image.suspect_mark_allocated()
-                native.sync_track(self._live.track)
-                self.drop()
-                return
+                return False
+        return True
+
+    def _add(self, part: Spooled) -> None:
+        self._covered = unite_extents([self._covered, *changed_runs([part])])
+        self.parts.append(part)
+
+    def begin(self) -> None:
+        """A new pass: nothing is done yet."""
+        self.done_pages = self.sent_pages = 0
+
+    def give_up_parts(self) -> None:
+        """Forget what was read so far: its pages are suspect again. Waits for the disk."""
+        self._live.suspect_pages(self._covered)
+        native.sync_track(self._live.track)
+        self.drop()
+
+    def reads_beyond(self, size: int) -> bool:
+        """Whether a part holds pages that begin at or beyond ``size`` bytes."""
+        return bool(len(self._covered)) and int(self._covered.end[-1]) > pages_of(size)
 
     @property
     def is_unsent(self) -> bool:
@@ -112,47 +135,49 @@ class SuspectPass:
     def drop(self) -> None:
         """Forget the parts; their segments in the vault become garbage."""
         self.parts.clear()
+        self._covered = NO_EXTENTS
         if self._directory.exists():
             for path in self._directory.iterdir():
                 path.unlink()
 
-    async def run(self, compare: PointReader | None, end: ChainEnd) -> None:
+    async def run(self, compare: Sums | None, end: ChainEnd) -> None:
         """Read until no page is suspect and all that differs is stored.
 
         Args:
-            compare: the disk at the vault's newest epoch; None where the vault has nothing.
+            compare: gives what the vault's newest epoch holds, waiting for the vault where
+                it has to; None where the vault has nothing.
             end: that epoch.
 
         Raises:
-            OSError: reading the image, or writing the parts, failed. What is done stays done.
+            OSError: reading the image, or writing the parts, failed. What is done stays done,
+                when it is cancelled, too.
         """
+        await trio.to_thread.run_sync(write_file, self._base, _base_of(end))
         try:
-            await self._run(compare, end)
+            await self._run(compare)
         except BaseExceptionGroup as group:
             if group.subgroup(trio.Cancelled) is not None:
                 raise
             raise first_error(group) from None
 
-    async def _run(self, compare: PointReader | None, end: ChainEnd) -> None:
-        await trio.to_thread.run_sync(write_file, self._base, _base_of(end))
+    async def _run(self, compare: Sums | None) -> None:
         async with trio.open_nursery() as nursery:
             # Two parts under way: one is written while the other travels.
             send, receive = trio.open_memory_channel[Spooled](0)
             nursery.start_soon(self._upload_all, receive)
             async with send:
-                for part in self.parts:
+                for part in list(self.parts):
                     await send.send(part)
                 while self._live.counts().suspect_pages:
                     new = await self._next_part(compare)
                     if new is not None:
-                        self.parts.append(new)
                         await send.send(new)
 
     async def _upload_all(self, receive: trio.MemoryReceiveChannel[Spooled]) -> None:
         async for part in receive:
             await self._upload(part)
 
-    async def _next_part(self, compare: PointReader | None) -> Spooled | None:
+    async def _next_part(self, compare: Sums | None) -> Spooled | None:
         """Read up to `part_limit` of suspect pages into a durable part; None: nothing differed."""
         reader = native.PageReader(self._live.image, suspect=True, pages=READ_PAGES)
         writer = self._make_writer(self._directory, inside=False)
@@ -164,7 +189,7 @@ class SuspectPass:
                 if batch is None:
                     break
                 seen.append(batch.pageno.copy())
-                wanted = await _differing(batch, compare)
+                wanted = await self._differing(batch, compare)
                 kept += len(wanted.pageno)
                 if len(wanted.pageno):
                     await trio.to_thread.run_sync(writer.add, wanted)
@@ -174,9 +199,31 @@ class SuspectPass:
             raise
         if part is None:
             writer.abandon()
+        else:
+            hook("part.durable")
+            self._add(part)
         self._settle(seen)
+        hook("pass.settled")
         self.sent_pages += kept
         return part
+
+    async def _differing(self, batch: native.Batch, compare: Sums | None) -> PageBatch:
+        """Return the pages of the batch that the vault does not hold as they are."""
+        again = self._covered.contains(batch.pageno)
+        if compare is None:
+            # Before the first epoch everything is zero.
+            return _select(batch, again | ~batch.zero)
+        same = np.zeros(len(batch.pageno), np.bool_)
+        regions = batch.pageno // np.uint64(PAGES_PER_REGION)
+        for region in np.unique(regions).tolist():
+            inside = np.nonzero(regions == region)[0]
+            first = int(batch.pageno[inside[0]])
+            count = int(batch.pageno[inside[-1]]) - first + 1
+            sums, kinds = await compare(first, count)
+            at = (batch.pageno[inside] - np.uint64(first)).astype(np.int64)
+            data = (kinds[at] == _DATA) & ~batch.zero[inside] & (sums[at] == batch.sum[inside])
+            same[inside] = data | ((kinds[at] != _DATA) & batch.zero[inside])
+        return _select(batch, again | ~same)
 
     def _settle(self, seen: list[native.U64Array]) -> None:
         """The pages are known now; those beyond the end of the image are none any more."""
@@ -202,24 +249,6 @@ def _base_of(end: ChainEnd) -> bytes:
 def _read(reader: native.PageReader) -> native.Batch | None:
     native.background()
     return reader.next()
-
-
-async def _differing(batch: native.Batch, compare: PointReader | None) -> PageBatch:
-    """Return the pages of the batch that the vault does not hold as they are."""
-    if compare is None:
-        # Before the first epoch everything is zero.
-        return _select(batch, ~batch.zero)
-    same = np.zeros(len(batch.pageno), np.bool_)
-    regions = batch.pageno // np.uint64(PAGES_PER_REGION)
-    for region in np.unique(regions).tolist():
-        inside = np.nonzero(regions == region)[0]
-        first = int(batch.pageno[inside[0]])
-        count = int(batch.pageno[inside[-1]]) - first + 1
-        sums, kinds = await compare.sums(first, count)
-        at = (batch.pageno[inside] - np.uint64(first)).astype(np.int64)
-        data = (kinds[at] == _DATA) & ~batch.zero[inside] & (sums[at] == batch.sum[inside])
-        same[inside] = data | ((kinds[at] != _DATA) & batch.zero[inside])
-    return _select(batch, ~same)
 
 
 def _select(batch: native.Batch, wanted: native.BoolArray) -> PageBatch:

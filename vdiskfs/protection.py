@@ -15,24 +15,20 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import PurePath
 
 import trio
 
-from vdiskfs import native
-from vdiskfs.catalog import DiskLog, Owner
-from vdiskfs.catalog import DiskRecord as VaultRecord
-from vdiskfs.catalog.vault import now_text
+from vdiskfs import enrolment, native
+from vdiskfs.catalog import DiskLog
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.native import ImageFlags
-from vdiskfs.ownership import Start, refusal
+from vdiskfs.ownernote import Start
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Access, Disks, SourceFile
-from vdiskfs.twin import find_twin
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +55,7 @@ class Protection:
         self._starting: set[SourceFile] = set()
         self._retiring: set[ProtectedDisk] = set()
         self._by_cookie: dict[int, ProtectedDisk] = {}
-        self._force = False
+        self._force = self._accept = False
         self.closing = False
 
     # ---- look-ups ----------------------------------------------------------------------
@@ -113,7 +109,7 @@ class Protection:
         for file in [*files.scan(lambda path: path in known or self.matches(path)),
                      *files.unnamed()]:  # fmt: skip
             record = find_record(records, file.identity(), file.path)
-            if record is None or file in self._early:
+            if record is None or file in self._early or not self._was_tracked(record):
                 file.drop()
                 continue
             try:
@@ -122,13 +118,20 @@ class Protection:
                 log.error("disk %s: cannot be tracked yet: %s", record.name, error)
                 file.drop()
 
+    def _was_tracked(self, record: DiskRecord) -> bool:
+        """Say whether the predecessor had started the disk: else its bitmaps say too little."""
+        return self._site.state.end_of_disk(record) is LastEnd.DAEMON_DIED
+
     def _resume_disk(self, file: SourceFile, record: DiskRecord) -> None:
+        if self._site.state.end_of_disk(record) is not LastEnd.DAEMON_DIED:
+            raise StateError("the predecessor had not started it")
         with contextlib.suppress(BusyError):  # `start` says it, and what to do
             self._locks[file] = ImageLock(file.descriptor, file.path)
         image = self._open_image(file, writable=True)
         try:
             paths = self._site.state.disk(record.disk_id)
             image.set_track(native.Track(paths.track, image.size()))
+            native.begin_intent(image)
         except BaseException:
             image.close()
             raise
@@ -144,8 +147,9 @@ class Protection:
             VdiskfsError: the first disk that cannot be started says why.
         """
         self._files = files
-        # What is made later is never forced: the user did not mean it.
-        self._force = self._site.force
+        # Neither a successor nor what is made later is forced: the user meant what was there.
+        self._force = self._site.force and not patient
+        self._accept = self._site.accept_rollback and not patient
         records = await trio.to_thread.run_sync(self._site.state.records)
         limit = trio.CapacityLimiter(STARTS_AT_ONCE)
         known = {record.file for record in records if not record.retired}
@@ -156,13 +160,17 @@ class Protection:
         async def take(file: SourceFile) -> None:
             async with limit:
                 record = find_record(records, file.identity(), file.path)
-                ended = _unprotected(records, file) is not None
-                if record is not None or (protect and not ended):
+                ended = enrolment.unprotected(records, file) is not None
+                # Of a file that is open and has no name only what was a disk is one.
+                if record is not None or (protect and not ended and wanted(file.path)):
                     take_up = self._take_up if patient else self._protect
                     await take_up(file, record, self._site.state.last_end)
                 else:
                     file.drop()
 
+        for image, _ in list(self._early.values()):
+            # Until then a death of the host would make everything suspect.
+            await trio.to_thread.run_sync(native.begin_intent, image)
         unnamed = files.unnamed() if patient else []
         async with trio.open_nursery() as nursery:
             for file in [*files.scan(wanted), *unnamed]:
@@ -170,12 +178,14 @@ class Protection:
                     file.drop()
                 else:
                     nursery.start_soon(take, file)
-        self._force = False
+        self._force = self._accept = False
 
     async def _take_up(
         self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
     ) -> None:  # fmt: skip
         """Protect a held file; a disk that guests use waits for the vault, not they for it."""
+        if file not in self._early and record is not None:
+            last_end = LastEnd.UNKNOWN  # guests write, and nobody has tracked them so far
         while not (self.closing or file in self._disks or file in self._starting):
             file.hold()
             try:
@@ -199,10 +209,12 @@ class Protection:
             raise StateError(f"{file.path}: is protected already")
         self._starting.add(file)
         try:
-            lock = await self._lock(file, record)
+            lock = self._locks.pop(file, None) or await enrolment.lock_image(
+                self._site, file, record, force=self._force
+            )
             try:
                 if record is None:
-                    record = await self._enroll(file)
+                    record = await enrolment.enroll(self._site, file, force=self._force)
                     last_end = LastEnd.NONE
                 disk = await self._start_disk(file, record, last_end)
             except BaseException:
@@ -237,61 +249,11 @@ class Protection:
         self._by_cookie[image.cookie] = disk
         disk.on_displaced = self._later_read_only
         try:
-            await disk.start(Start(last_end, self._force, self._site.accept_rollback))
+            await disk.start(Start(last_end, self._force, self._accept))
         except BaseException:
             self._forget(disk)
             raise
         return disk
-
-    async def _enroll(self, file: SourceFile) -> DiskRecord:
-        """Make a disk in the vault and here for a file that is none yet."""
-        vault = self._site.vault
-        identity = file.identity()
-        made = await self._check_twin(file, None)
-        if made is None:
-            made = await vault.create_disk(
-                _disk_name(file), file=file.path, size=identity.size, site=self._site.name,
-                owner=Owner(self._site.name, self._site.state.writer_id, "", now_text()),
-            )  # fmt: skip
-        record = DiskRecord(
-            disk_id=made.id, name=made.name, file=made.file, vault_id=vault.vault_id,
-            writer_id=self._site.state.writer_id, device=identity.device,
-            inode=identity.inode, birth_ns=identity.birth_ns,
-        )  # fmt: skip
-        await trio.to_thread.run_sync(self._site.state.create_disk, record)
-        return record
-
-    async def _lock(self, file: SourceFile, record: DiskRecord | None) -> ImageLock:
-        """Take the image's lock bytes; where they are taken, say who owns the disk, if we can."""
-        lock = self._locks.pop(file, None)
-        if lock is not None:
-            return lock
-        try:
-            return ImageLock(file.descriptor, file.path)
-        except BusyError:
-            if not self._force:
-                await self._check_twin(file, record)
-            raise
-
-    async def _check_twin(self, file: SourceFile, record: DiskRecord | None) -> VaultRecord | None:
-        """Return the disk of another writer that a file is, if that is to be taken over.
-
-        Raises:
-            StateError: it is another writer's, and nothing is to be taken over.
-        """
-        vault, writer = self._site.vault, self._site.state.writer_id
-        if record is not None:
-            found = await vault.disk(record.disk_id)
-            twin = found if found.owner is not None and found.owner.writer != writer else None
-        else:
-            fd, _ = file.open_file(writable=False)
-            try:
-                twin = await find_twin(vault, _disk_name(file), fd, writer)
-            finally:
-                os.close(fd)
-        if twin is not None and twin.owner is not None and not self._force:
-            raise await refusal(self._site.liveness, twin, twin.owner, "owns it")
-        return twin
 
     def _later_read_only(self, disk: ProtectedDisk) -> None:
         if self._site.when_displaced == "read-only":
@@ -299,17 +261,9 @@ class Protection:
 
     async def _turn_read_only(self, disk: ProtectedDisk) -> None:
         """Let nobody write any more: what was written is kept, what would be is refused."""
-        if disk.read_only is not None or self._disks.get(disk.file) is not disk:
-            return
-        fd, _ = disk.file.open_file(writable=False)
-        try:
-            disk.read_only = native.Image(
-                self._site.core, fd, ImageFlags.DIRECT | ImageFlags.READONLY, disk.image.cookie
-            )
-        finally:
-            os.close(fd)
-        await disk.file.change_image(disk.read_only)
-        log.error("disk %s: takes no more writes", disk.name)
+        if disk.read_only is None and self._disks.get(disk.file) is disk:
+            await disk.file.change_image(disk.open_read_only())
+            log.error("disk %s: takes no more writes", disk.name)
 
     def _writable_image(self, file: SourceFile) -> native.Image:
         """Return the image that guests have open already, if it can be written, or a new one."""
@@ -365,6 +319,8 @@ class Protection:
             track = image.track
             if clean:
                 await trio.to_thread.run_sync(image.sync_internal)
+                if track is not None:
+                    await trio.to_thread.run_sync(native.sync_track, track)
                 stamp = FileStamp.of(file.identity())
                 self._site.state.write_disk(replace(record, end=stamp, file=file.path))
             image.set_track(None)
@@ -391,12 +347,12 @@ class Protection:
             file = self._files.find(named)
         except (OSError, ValueError) as error:
             raise NotFoundError(f"{path}: no such file below disks/") from error
-        record = _unprotected(records, file)
+        record = enrolment.unprotected(records, file)
         if record is None:
             return await self._protect(file, None, LastEnd.NONE)
         # The same disk goes on. What was written meanwhile is not known: nothing is trusted.
         try:
-            await self._site.vault.update_disk(record.disk_id, _revive)
+            await enrolment.tell(self._site, record.disk_id, enrolment.revived)
         except BaseException:
             file.drop()
             raise
@@ -428,11 +384,12 @@ class Protection:
         log.info("disk %s: no longer protected; its recovery points stay", disk.name)
 
     async def _let_go(self, disk: ProtectedDisk, *, gone: bool) -> None:
+        await disk.replicator.resume()
         await disk.replicator.seal_if_changed()
         await disk.replicator.wait_shipped()
         disk.health.state = State.RETIRED
         await disk.health.until_done(
-            "retiring", partial(self._site.vault.update_disk, disk.disk_id, _retired)
+            "retiring", partial(enrolment.tell, self._site, disk.disk_id, enrolment.retired)
         )
         await disk.stop(clean=False)
         self._forget(disk)
@@ -538,30 +495,5 @@ class Protection:
                 self._nursery.start_soon(self._tell_name, disk, path)
 
     async def _tell_name(self, disk: ProtectedDisk, path: str) -> None:
-        change = partial(_with_file, path=path)
-        await disk.health.until_done(
-            "noting the new name", partial(self._site.vault.update_disk, disk.disk_id, change)
-        )
-
-
-def _disk_name(file: SourceFile) -> str:
-    return PurePath(file.path).stem or "disk"
-
-
-def _unprotected(records: Iterable[DiskRecord], file: SourceFile) -> DiskRecord | None:
-    """Return the record of the disk that this file was until the user unprotected it."""
-    identity = file.identity()
-    found = [one for one in records if one.retired and one.matches(identity)]
-    return found[-1] if found else None
-
-
-def _with_file(record: VaultRecord, path: str) -> VaultRecord:
-    return replace(record, file=path)
-
-
-def _retired(record: VaultRecord) -> VaultRecord:
-    return replace(record, retired=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
-
-
-def _revive(record: VaultRecord) -> VaultRecord:
-    return replace(record, retired=None)
+        change = partial(enrolment.tell, self._site, disk.disk_id, enrolment.with_file(path))
+        await disk.health.until_done("noting the new name", change)

@@ -49,6 +49,8 @@ def recover_track(
         "disk %s: the host died; %s in %d regions that were active are compared",
         name, format_size(len(found.regions) * native.INTENT_REGION), len(found.regions),
     )  # fmt: skip
+    for start, end in found.spans:
+        log.info("disk %s: so is what lies in [%d, %d), distrusted", name, start, end)
     return found
 
 

@@ -1,10 +1,12 @@
-"""One disk's way to the vault: when to seal, what waits in the spool, what was shipped.
+"""One disk's way to the vault: when to seal, when a pass runs, what is given back.
 
-A replicator owns two tasks. *Sealing* waits until the disk is dirty, lets the epoch
+A replicator owns three tasks. *Sealing* waits until the disk is dirty, lets the epoch
 interval pass, seals and captures into the spool; while pages are suspect it runs a pass
-first. *Shipping* publishes the spool in order. Sealing never waits for the vault: what
-cannot be shipped stays in the spool, and when that is full the epochs merge by themselves,
-because nothing is sealed. An idle disk costs nothing.
+first. *Shipping* (`vdiskfs.shipping`) publishes the spool in order. Sealing never waits for
+the vault: what cannot be shipped stays in the spool, and when that is full the epochs merge
+by themselves, because nothing is sealed. *Bounding* looks whether even that grows beyond a
+part of the disk: then the spool is given back, and the disk is resynchronized later
+(`vdiskfs.resync`). An idle disk costs nothing.
 
 What waits, and how long until the next try, is `vdiskfs.health`'s; that a point exists is
 the catalog's.
@@ -13,8 +15,8 @@ the catalog's.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,28 +26,40 @@ import trio
 
 from vdiskfs import native
 from vdiskfs.catalog import DiskLog
-from vdiskfs.catalog.publish import upload_segments
-from vdiskfs.delta import Spooled, open_spooled, remove_spooled
-from vdiskfs.errors import FormatError, LocalError, StateError
+from vdiskfs.delta import Spooled
+from vdiskfs.errors import LocalError, PassStoppedError, StateError
 from vdiskfs.health import Health, State
 from vdiskfs.image import ChainEnd, EpochGivenUpError, EpochOutrunError, LiveImage
-from vdiskfs.ownership import DiskLine, spooled_deltas
+from vdiskfs.leftovers import spooled_deltas
+from vdiskfs.ownership import DiskLine
 from vdiskfs.passes import MakeWriter, SuspectPass
-from vdiskfs.point import PointReader
-from vdiskfs.state import DISK_END, DistrustNote, Stretch
+from vdiskfs.shipping import Shipper
+from vdiskfs.spool import Spool, remove_newest_first
+from vdiskfs.state import sync_directory
 from vdiskfs.stride import Stride
-from vdiskfs.units import NS, PAGE_SIZE, REGION_SIZE
+from vdiskfs.suspects import Suspects
+from vdiskfs.units import NS, PAGE_SIZE, format_size
+from vdiskfs.window import Window
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+"""How often what grows without an event (dirty pages, a full spool) is looked at."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How a disk is replicated. Sizes are bytes."""
+    """How a disk is replicated. Sizes are bytes.
+
+    ``resync_threshold`` is the part of the disk's size that may wait while the vault is
+    away; ``resync_window`` when resynchronizations run that nobody asked for (None: always).
+    """
 
     epoch_interval_s: float
     spool_limit: int
     compression_level: int
+    resync_threshold: float = 0.5
+    resync_window: Window | None = None
 
 
 class Replicator:
@@ -72,89 +86,65 @@ class Replicator:
         self.name = name
         self.live = live
         self.line = line
-        self.stored = end
-        self.end = end
         self.pace = pace
         self.stride = Stride(pace.epoch_interval_s)
         self.health = health
-        self.pass_ = SuspectPass(live, directory / "pass", make_writer, self._upload_part)
-        self._spool = directory / "spool"
-        self._distrusted = DistrustNote(directory / "distrusted")
+        self.spool = Spool(directory / "spool", end)
+        self.shipper = Shipper(
+            spool=self.spool, line=line, health=health, published=published,
+            announce=self._announce,
+        )  # fmt: skip
+        self.suspects = Suspects(
+            name=name, live=live, spool=self.spool, line=line, health=health,
+            directory=directory, window=pace.resync_window,
+            pass_=SuspectPass(live, directory / "pass", make_writer, self.shipper.upload_part),
+            wait_shipped=self.wait_shipped,
+        )  # fmt: skip
+        self.resync = self.suspects.resync
+        self._paused = directory / "paused"
         self._make_writer = make_writer
-        self._published = published
-        self._waiting: deque[Spooled] = deque()
-        self.spooled_bytes = 0
         self._dirty = trio.Event()
         self._sealing = trio.Lock()
         self._moved = trio.Event()
         self._dirty_since_ns: int | None = None
+        self.paused = False
+
+    @property
+    def pass_(self) -> SuspectPass:
+        """The pass over suspect pages, which is empty while none runs."""
+        return self.suspects.pass_
 
     @property
     def points(self) -> DiskLog:
         """The line that is written, with its ancestors."""
         return self.line.points
 
+    @property
+    def stored(self) -> ChainEnd:
+        """The newest epoch that the vault holds."""
+        return self.spool.stored
+
+    @property
+    def end(self) -> ChainEnd:
+        """The newest captured epoch: what the next delta starts from."""
+        return self.spool.end
+
     # ---- start -----------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Take up the spool and the pass of an earlier run; in a thread, before `run`.
+    def load(self, *, host_died: bool = False) -> None:
+        """Take up what an earlier run left: spool, pass, marks; in a thread, before `run`.
 
         Deltas that the vault holds already are removed; one that is damaged, or does not
         follow, is dropped with all after it, and what they held becomes suspect.
+
+        Args:
+            host_died: marks that were made last may be missing in the bitmaps.
         """
-        self._spool.mkdir(mode=0o700, exist_ok=True)
-        for path in sorted(self._spool.glob("*.delta")):
-            if not self._load_delta(path):
-                self.pass_.drop()
-                break
-        self.pass_.load(self.end)
-
-    @property
-    def distrusted(self) -> bool:
-        """Whether what the vault holds is still to be compared with what is here."""
-        return self._distrusted.exists()
-
-    def distrust(self, stretches: Sequence[Stretch] = ((0, DISK_END),)) -> None:
-        """Nothing is known of any page there: all that is allocated is suspect; in a thread.
-
-        So is all that has data in the vault; that is marked when the pass begins, and noted
-        durably until then. What was distrusted before is marked again.
-        """
-        if stretches:
-            self._distrusted.add(list(stretches))
-        for start, end in self._distrusted.stretches():
-            self.live.image.suspect_mark_allocated(start, end)
-
-    def doubt(self, stretches: Sequence[Stretch], spans: Sequence[Stretch]) -> None:
-        """The host died: nothing is believed of ``stretches``; in a thread, after `load`.
-
-        The track has made suspect what is in the log's regions, but not what is in ``spans``.
-        """
-        self.pass_.doubt(stretches)
-        if spans or self.distrusted:
-            self.distrust(spans)
-
-    def _load_delta(self, path: Path) -> bool:
-        try:
-            spooled = open_spooled(path)
-        except FormatError as error:
-            log.warning("%s: dropped, all pages are looked at again: %s", path, error)
-            self.distrust()
-            path.unlink()
-            return False
-        head = spooled.head
-        if head.to_epoch <= self.end.epoch:
-            remove_spooled(spooled)
-            return True
-        # One captured for an older generation is moved into ours before it is published.
-        same = head.from_digest == self.end.digest or head.generation != self.points.generation
-        if head.from_epoch != self.end.epoch or not same:
-            log.warning("%s: does not follow epoch %d, dropped", path, self.end.epoch)
-            self.distrust()
-            remove_spooled(spooled)
-            return False
-        self._enqueue(spooled)
-        return True
+        self.spool.load(self.points.generation, self.suspects.distrust_all)
+        self.suspects.load(host_died=host_died)
+        self.paused = self._paused.exists()
+        if self.paused:
+            self.shipper.stop()
 
     # ---- sealing ---------------------------------------------------------------------
 
@@ -165,23 +155,30 @@ class Replicator:
         self._dirty.set()
 
     async def run(self) -> None:
-        """Seal and ship until cancelled."""
+        """Seal and ship until cancelled. What an earlier run was stopped in is begun again."""
+        if self.suspects.needed or self.live.counts().changed:
+            self._dirty.set()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._seal_loop)
-            nursery.start_soon(self._ship_loop)
+            nursery.start_soon(self._bound_loop)
+            nursery.start_soon(self.shipper.run)
 
     async def _seal_loop(self) -> None:
         while True:
             await self._dirty.wait()
-            if not self.live.counts().suspect_pages:
+            if not self.suspects.needed:
                 await trio.sleep(self.stride.interval_s)
-            await self._wait_room()
             try:
+                await self._wait_turn()
                 await self._seal_in_stride()
             except EpochOutrunError as error:
                 self.stride.outrun()
                 log.info("disk %s: %s; next in %.0f s", self.name, error, self.stride.interval_s)
                 self._dirty.set()
+            except PassStoppedError:
+                self._dirty.set()
+                if not self.suspects.is_first:
+                    self.health.resync_required(self.suspects.reason)
             except (LocalError, OSError) as error:
                 # The local disk failed or is full: nothing is lost, the pages stay marked.
                 self.health.local_failed(str(error))
@@ -189,84 +186,112 @@ class Replicator:
                 await trio.sleep(max(1.0, self.pace.epoch_interval_s))
 
     async def _seal_in_stride(self) -> None:
+        left_s = math.inf if self.suspects.is_first else self.resync.left_s()
         track = self.live.track
         track.set_budget(self.stride.budget_pages)
         try:
-            await self.seal_if_changed()
+            await self.seal_if_changed(pass_s=left_s)
         finally:
             # Points that somebody asked for are made whatever they cost.
             track.set_budget(None)
         self.stride.kept()
 
-    async def _wait_room(self) -> None:
-        """Wait until the spool takes another epoch; meanwhile epochs merge."""
-        while self.spooled_bytes >= self.pace.spool_limit:
-            await self._moved.wait()
+    async def _bound_loop(self) -> None:
+        """Look at what waits, as long as something waits in the spool."""
+        while True:
+            while not len(self.spool):
+                await self._moved.wait()
+            try:
+                if self._is_too_much():
+                    await self._give_back()
+            except (LocalError, OSError) as error:
+                self.health.local_failed(str(error))
+            with trio.move_on_after(LOOK_S):
+                await self._moved.wait()
 
-    async def seal_if_changed(self) -> None:
-        """Run the pass where pages are suspect, then seal and capture what changed."""
+    async def _wait_turn(self) -> None:
+        """Wait until something may be sealed, or a pass may run."""
+        while True:
+            wait_s = self._obstacle_s()
+            if wait_s is None:
+                return
+            with trio.move_on_after(wait_s):
+                await self._moved.wait()
+
+    def _obstacle_s(self) -> float | None:
+        """Return when to look again whether something may be done, or None: it may be done."""
+        if self.paused:
+            return math.inf
+        if not self.suspects.needed:
+            # A spool that is full takes nothing more: the epochs merge.
+            return LOOK_S if self.spool.bytes >= self.pace.spool_limit else None
+        if self.suspects.is_first:
+            return LOOK_S if len(self.spool) else None
+        wait_s = self.resync.wait_s()
+        if wait_s is None and len(self.spool):
+            # What is compared with must hold all that was captured before.
+            wait_s = LOOK_S
+        if wait_s is None:
+            return None
+        self.health.resync_required(self.suspects.reason)
+        return min(wait_s, LOOK_S) if len(self.spool) else wait_s
+
+    def _is_too_much(self) -> bool:
+        """Whether what waits for a vault that is away is beyond the threshold."""
+        if not self.health.is_vault_away or not len(self.spool):
+            return False
+        if self.resync.reason is not None and len(self.spool) == 1:
+            return False  # only the oldest is left: it was offered
+        limit = self.pace.resync_threshold * self.live.image.size()
+        return self.dirty_bytes() + self.spool.bytes >= limit
+
+    async def _give_back(self) -> None:
+        """Give the spool back: what it held is to be compared with the vault later."""
+        async with self._sealing:
+            if not self._is_too_much():
+                return
+            before, end = self.spool.bytes, self.end
+            taken = self.spool.take_newer()
+            waits = format_size(self.dirty_bytes() + before)
+            reason = f"{waits} waited while the vault was away"
+            with trio.CancelScope(shield=True):
+                try:
+                    await trio.to_thread.run_sync(
+                        self.suspects.mark_given_back, taken, end.size, reason
+                    )
+                except BaseException:
+                    for spooled in taken:
+                        self.spool.add(spooled)
+                    raise
+                freed = format_size(before - self.spool.bytes)
+                log.error("disk %s: is to be resynchronized: %s; %s of the spool and %d points "
+                          "are given back", self.name, reason, freed, len(taken))  # fmt: skip
+                self.health.resync_required(reason)
+                await trio.to_thread.run_sync(remove_newest_first, taken)
+            self._dirty.set()
+
+    async def seal_if_changed(self, *, pass_s: float = math.inf) -> None:
+        """Run the pass where pages are suspect, then seal and capture what changed.
+
+        Raises:
+            PassStoppedError: the pass was stopped, or not finished in ``pass_s`` seconds;
+                nothing was sealed then.
+        """
         async with self._sealing:
             self._dirty = trio.Event()
-            await self._run_pass()
+            if not self.suspects.needed and self.dirty_bytes() > self.spool.room(
+                self.pace.spool_limit
+            ):
+                # More than the spool takes goes the way of a pass: parts that leave one by one.
+                await self.suspects.take_changed()
+            await self.suspects.run(pass_s)
             if self.live.counts().changed or self.pass_.parts or self.end.epoch == 0:
                 await seal_together([self], locked=True)
-            elif self.health.state in (State.ENABLING, State.RESYNCING):
+            elif self.health.state is not State.PROTECTED:
                 # The pass found what the vault holds: its newest point is this disk.
                 self.health.pass_finished()
+            await self.suspects.settle()
             self.health.local_works()
-
-    async def _run_pass(self) -> None:
-        if not self._needs_pass():
-            return
-        self.health.pass_started(first=self.stored.epoch == 0)
-        if self._waiting:
-            # What is compared with must hold all that was captured before.
-            await self.wait_shipped()
-        while self._needs_pass():
-            if self.stored.epoch == 0:
-                await self._trust()
-                await self.pass_.run(None, self.stored)
-                continue
-            reader = await self.health.until_done(
-                "reading the newest point", partial(self.points.open, self.stored.epoch)
-            )
-            async with reader:
-                if self.distrusted:
-                    for start, end in self._distrusted.stretches():
-                        await self._suspect_stored(reader, start, end)
-                    await self._trust()
-                await self.pass_.run(reader, self.stored)
-
-    def _needs_pass(self) -> bool:
-        """Whether pages are not known, or parts of a pass were read and are not stored."""
-        unknown = self.live.counts().suspect_pages or self.distrusted
-        return bool(unknown) or self.pass_.is_unsent
-
-    async def _trust(self) -> None:
-        """All that is distrusted is marked suspect: once that is durable, the note goes."""
-        await trio.to_thread.run_sync(native.sync_track, self.live.track)
-        await trio.to_thread.run_sync(self._distrusted.clear)
-
-    async def _suspect_stored(self, reader: PointReader, start: int, end: int) -> None:
-        """Mark what has data in the vault: here it may have become a hole."""
-        size = min(reader.size, self.live.image.size(), end)
-        offset = await self.health.until_done("reading", partial(reader.next_data, start))
-        while offset is not None and offset < size:
-            region = offset // REGION_SIZE
-            first, last = max(start, region * REGION_SIZE), min(size, (region + 1) * REGION_SIZE)
-            self.live.image.suspect_mark(first, last - first)
-            offset = await self.health.until_done(
-                "reading", partial(reader.next_data, (region + 1) * REGION_SIZE)
-            )
-
-    async def _upload_part(self, part: Spooled) -> None:
-        points = self.points
-        await self.health.until_done(
-            "uploading",
-            partial(upload_segments, points.store, points.record.id, part.segments),
-        )
-        for segment in part.segments:
-            segment.path.unlink(missing_ok=True)
 
     def hold(self) -> trio.Lock:
         """The lock that a seal needs; `seal_together` takes several in the order of names."""
@@ -274,74 +299,97 @@ class Replicator:
 
     async def seal_captured(self, seal: native.Seal, label: str) -> Spooled:
         """Capture what `seal_together` has sealed, into the spool."""
-        make_writer = partial(self._make_writer, self._spool, inside=True)
+        make_writer = partial(self._make_writer, self.spool.directory, inside=True)
         parts = list(self.pass_.parts)
         spooled = await trio.to_thread.run_sync(
-            lambda: self.live.capture(seal, self.end, make_writer, label, parts, self.pass_.drop)
+            lambda: self.live.capture(
+                seal, self.end, make_writer, label, parts, captured=self.pass_.drop
+            )
         )
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
         self.health.pass_finished()
-        self._enqueue(spooled)
+        self.spool.add(spooled)
+        self.shipper.wake()
         self._announce()
         return spooled
 
-    def _enqueue(self, spooled: Spooled) -> None:
-        head = spooled.head
-        self._waiting.append(spooled)
-        self.spooled_bytes += head.stored_bytes
-        self.end = ChainEnd.of(head)
-
     def _announce(self) -> None:
-        """The spool has gained or lost a delta: whoever waits looks again."""
+        """Something has changed that tasks wait for: they look again."""
         self._moved.set()
         self._moved = trio.Event()
 
-    # ---- shipping --------------------------------------------------------------------
-
-    async def _ship_loop(self) -> None:
-        while True:
-            while not self._waiting:
-                await self._moved.wait()
-            spooled = await self.health.until_done("uploading", self._publish)
-            await self._shipped(spooled)
-            await self.health.until_done("joining", self.points.publish_joins)
-
-    async def _publish(self) -> Spooled:
-        captured = self._waiting[0]
-        spooled = await self.line.publish(captured)
-        if self.end == ChainEnd.of(captured.head):
-            self.end = ChainEnd.of(spooled.head)
-        self._waiting[0] = spooled
-        return spooled
-
-    async def _shipped(self, spooled: Spooled) -> None:
-        head = spooled.head
-        self.stored = ChainEnd.of(head)
-        # Known durably before the spool lets go of it. A cancel must not come in between.
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._published, spooled)
-            await trio.to_thread.run_sync(remove_spooled, spooled)
-        self._waiting.popleft()
-        self.spooled_bytes -= head.stored_bytes
-        self._announce()
-
     async def wait_shipped(self) -> None:
         """Wait until the spool is empty."""
-        while self._waiting:
+        while len(self.spool):
             await self._moved.wait()
+
+    # ---- what the user asks ------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Let replication stand still, over restarts, too. Every change is tracked on."""
+        self._paused.touch(mode=0o600)
+        await trio.to_thread.run_sync(sync_directory, self._paused.parent)
+        self.paused = True
+        self.shipper.stop()
+        self.suspects.stop()
+        self._announce()
+
+    def check_not_paused(self) -> None:
+        """Raise StateError if replication is paused: what is asked for would wait for ever."""
+        if self.paused:
+            raise StateError(
+                f"disk {self.name}: replication is paused",
+                hint=f"vdiskfs disk resume {self.name}",
+            )
+
+    async def resume(self) -> None:
+        """End `pause`."""
+        self._paused.unlink(missing_ok=True)
+        await trio.to_thread.run_sync(sync_directory, self._paused.parent)
+        self.paused = False
+        self.shipper.go()
+        self._announce()
+
+    async def start_resync(self, *, now: bool) -> None:
+        """Compare the disk with the vault: what is marked already, or else all of it.
+
+        Args:
+            now: outside of its window, too.
+
+        Raises:
+            StateError: the disk is paused, or its first replication is not finished.
+        """
+        self.check_not_paused()
+        await self.suspects.ask(now=now)
+        self._dirty.set()
+        self._announce()
+
+    async def cancel_resync(self) -> None:
+        """Stop a resynchronization, or hold it back. The marks stay, tracking goes on.
+
+        Raises:
+            StateError: there is none.
+        """
+        await self.suspects.cancel()
+        self._announce()
 
     # ---- what others ask ---------------------------------------------------------------
 
     @property
+    def spooled_bytes(self) -> int:
+        """Bytes of the deltas in the spool."""
+        return self.spool.bytes
+
+    @property
     def waiting(self) -> int:
         """Deltas in the spool: points that exist here and not yet in the vault."""
-        return len(self._waiting)
+        return len(self.spool)
 
     def lag_s(self) -> float:
         """Return how far the vault is behind, in seconds: 0 when nothing waits."""
-        if self._waiting:
+        if len(self.spool):
             # Before the first stored epoch the lag counts from the oldest that waits.
-            since = self.stored.time_ns or self._waiting[0].head.time_ns
+            since = self.stored.time_ns or self.spool.first.head.time_ns
             return max(0.0, (time.time_ns() - since) / NS)
         if self._dirty_since_ns is not None and self.live.counts().changed:
             return (time.monotonic_ns() - self._dirty_since_ns) / NS
@@ -374,15 +422,15 @@ async def seal_together(
     ordered = sorted(replicators, key=lambda one: one.name)
     held: list[trio.Lock] = []
     try:
-        if not locked:
-            for one in ordered:
-                await one.hold().acquire()
-                held.append(one.hold())
-                if one.live.counts().suspect_pages or one.end.epoch == 0:
-                    raise StateError(
-                        f"disk {one.name}: the first replication is not finished",
-                        hint="wait for it: vdiskfs status --watch",
-                    )
+        for one in () if locked else ordered:
+            # Asked before the lock, too: a pass holds it for as long as it takes.
+            _check_known(one)
+            await one.hold().acquire()
+            held.append(one.hold())
+            _check_known(one)
+        for one in ordered:
+            if one.suspects.pass_.parts and (size := one.live.image.size()) < one.end.size:
+                one.live.mark_end(size)
         images = [one.live.image for one in ordered]
         seals = await trio.to_thread.run_sync(native.seal, images)
         spooled: list[Spooled] = []
@@ -401,3 +449,17 @@ async def seal_together(
     finally:
         for lock in held:
             lock.release()
+
+
+def _check_known(one: Replicator) -> None:
+    one.check_not_paused()
+    if one.end.epoch == 0:
+        raise StateError(
+            f"disk {one.name}: the first replication is not finished",
+            hint="wait for it: vdiskfs status --watch",
+        )
+    if one.suspects.needed:
+        raise StateError(
+            f"disk {one.name}: a resynchronization is not finished",
+            hint="wait for it: vdiskfs status --watch",
+        )

@@ -126,12 +126,18 @@ void vdf_strand_clear(vdf_core *core)
 
 int vdf_core_retry(vdf_core *core, uint64_t nodeid, int error)
 {
-    vdf_stranded *found;
+    vdf_stranded *waiting = NULL, *found;
     uint8_t *buffer = NULL;
 
+    /* Each once: one that finds no image again (closed meanwhile) waits for another event. */
+    while ((found = take(core, nodeid, 0)) != NULL) {
+        found->next = waiting;
+        waiting = found;
+    }
     if (error == 0 && posix_memalign((void **)&buffer, VDF_PAGE_SIZE, VDF_BUFFER_SIZE) != 0)
         error = ENOMEM;
-    while ((found = take(core, nodeid, 0)) != NULL) {
+    while ((found = waiting) != NULL) {
+        waiting = found->next;
         if (error != 0) {
             refuse(core, found, -error);
             continue;

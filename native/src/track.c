@@ -132,6 +132,9 @@ static int create_head(vdf_track *track)
     if (error != 0)
         return error;
     start_head(track->head);
+    /* Of what follows any may be lost with the host, but never what makes it a track. */
+    if (msync(track->head, VDF_PAGE_SIZE, MS_SYNC) != 0)
+        return -errno;
     vdf_crash("track.made");
     return vdf_rename(track->dir, "track.new", track->dir, "track", RENAME_NOREPLACE);
 }

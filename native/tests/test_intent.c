@@ -1,107 +1,8 @@
 /*
  * test_intent.c - the intent log: what is in it before a write is through, what leaves it,
- * what a torn or damaged one says, and what recovery makes of a track after a host's death.
+ * what a torn or damaged one says.
  */
-#include "internal.h"
-#include "scratch.h"
-
-#include <linux/falloc.h>
-#include <stdlib.h>
-
-#define REGION ((uint64_t)VDF_INTENT_REGION)
-#define SLOTS 32
-#define REGIONS 200
-#define NEVER (UINT64_C(1) << 62)
-
-static const uint8_t block[VDF_PAGE_SIZE] = {1, 2, 3};
-
-static vdf_intent_counts counts(const scratch *s)
-{
-    vdf_intent_counts out;
-
-    vdf_intent_counts_get(s->image, &out);
-    return out;
-}
-
-static void wait_kept(const scratch *s)
-{
-    for (int i = 0; counts(s).is_void; i++) {
-        CHECK(i < 60 * 1000);
-        vdf_sleep_ns(1000 * 1000);
-    }
-}
-
-/* A tracked image of `size` bytes whose log is kept. */
-static void begin(scratch *s, uint64_t size, bool made)
-{
-    if (made)
-        scratch_make(s, size);
-    s->image = scratch_image(s, 0, O_RDWR);
-    CHECK(vdf_track_open_slots(s->tracks, size, made ? VDF_TRACK_NEW : 0, SLOTS, &s->track) == 0);
-    CHECK(vdf_image_set_track(s->image, s->track) == 0);
-    CHECK(!made || counts(s).is_void);
-    CHECK(vdf_image_begin_intent(s->image) == 0);
-    wait_kept(s);
-}
-
-static void end(scratch *s)
-{
-    scratch_close(s);
-    scratch_remove(s);
-}
-
-/* What the log on disk says; its regions are counted in `regions`, by number. */
-static int read_log(const scratch *s, vdf_intent_record *record, unsigned *regions)
-{
-    static const char *const names[] = {"dirty.0", "dirty.1", "suspect"};
-    int files[VDF_INTENT_FILES];
-    vdf_intentlog log;
-    int dir = open(s->tracks, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    CHECK(dir >= 0);
-    for (unsigned i = 0; i < VDF_INTENT_FILES; i++)
-        CHECK((files[i] = openat(dir, names[i], O_RDONLY | O_CLOEXEC)) >= 0);
-    int error = vdf_intentlog_open(dir, files, VDF_INTENT_FILES, &log, record);
-    memset(regions, 0, REGIONS * sizeof *regions);
-    for (uint32_t i = 0; error == 0 && i < log.slots; i++)
-        if (record->region[i] < REGIONS)
-            regions[record->region[i]]++;
-    if (error == 0)
-        vdf_intentlog_close(&log);
-    for (unsigned i = 0; i < VDF_INTENT_FILES; i++)
-        close(files[i]);
-    close(dir);
-    free(record->region);
-    record->region = NULL;
-    return error;
-}
-
-static unsigned count_active(const scratch *s)
-{
-    unsigned regions[REGIONS], active = 0;
-    vdf_intent_record record;
-
-    CHECK(read_log(s, &record, regions) == 0 && !(record.flags & VDF_INTENT_VOID));
-    for (unsigned i = 0; i < REGIONS; i++) {
-        CHECK(regions[i] <= 1);
-        active += regions[i];
-    }
-    return active;
-}
-
-static bool is_active(const scratch *s, uint64_t region)
-{
-    unsigned regions[REGIONS];
-    vdf_intent_record record;
-
-    CHECK(read_log(s, &record, regions) == 0);
-    return regions[region] != 0;
-}
-
-static void write_page(const scratch *s, uint64_t offset)
-{
-    CHECK(vdf_image_write(s->image, offset, sizeof block, block) == 0);
-}
+#include "intents.h"
 
 static void a_region_is_logged_once_before_its_first_write_is_through(void)
 {
@@ -224,14 +125,6 @@ static void a_log_that_cannot_be_written_is_void_and_costs_the_guest_nothing(voi
     end(&s);
 }
 
-static int recover(const scratch *s, uint64_t change_ns, vdf_recovery *out)
-{
-    static uint64_t region[VDF_INTENT_MAX];
-
-    *out = (vdf_recovery){.region = region, .capacity = VDF_INTENT_MAX};
-    return vdf_track_recover(s->tracks, REGIONS * REGION, change_ns, 9, REGIONS * REGION, out);
-}
-
 static void a_void_log_says_nothing(void)
 {
     vdf_recovery found;
@@ -350,101 +243,6 @@ static void a_log_of_other_files_says_nothing(void)
 
 /* ---- recovery -------------------------------------------------------------------------- */
 
-static bool is_suspect(const scratch *s, uint64_t page)
-{
-    return vdf_bitmap_test(&s->track->suspect, page);
-}
-
-static void check_recovered(scratch *s, const vdf_recovery *found)
-{
-    const uint64_t pages = REGION / VDF_PAGE_SIZE;
-    vdf_track_counts now;
-
-    CHECK(found->end[0] <= found->start[0] && found->end[1] <= found->start[1]);
-    s->image = scratch_image(s, 0, O_RDWR);
-    CHECK(vdf_track_open(s->tracks, REGIONS * REGION, 0, &s->track) == 0);
-    CHECK(vdf_image_set_track(s->image, s->track) == 0);
-    vdf_track_counts_get(s->track, &now);
-    CHECK(now.epoch == 9 && now.frozen_pages == 0 && now.preserved_pages == 0 && !now.frozen);
-    CHECK(now.suspect_pages == found->regions * pages && now.changed);
-    for (uint32_t i = 0; i < found->regions; i++)
-        for (uint64_t page = 0; page < pages; page++) {
-            CHECK(is_suspect(s, found->region[i] * pages + page));
-            CHECK(!vdf_track_is_changed(s->image, found->region[i] * pages + page));
-        }
-    /* What left the log is marked by page: in the running epoch, whatever it was in before. */
-    for (uint64_t i = 0; i < REGIONS; i++)
-        CHECK(is_suspect(s, i * pages) || vdf_track_is_changed(s->image, i * pages));
-    CHECK(now.dirty_pages == REGIONS - found->regions);
-    scratch_close(s);
-}
-
-static void recovery_believes_the_bitmaps_outside_the_regions_and_can_be_run_again(void)
-{
-    vdf_recovery found;
-    vdf_seal seal;
-    scratch s;
-
-    begin(&s, REGIONS * REGION, true);
-    for (uint64_t i = 0; i < REGIONS; i++) {
-        write_page(&s, i * REGION);
-        if (i == REGIONS / 2)
-            CHECK(vdf_seal_images(&s.image, 1, &seal) == 0);
-    }
-    write_page(&s, 0); /* frozen: preserved */
-    uint32_t active = count_active(&s);
-    scratch_close(&s);
-    for (int i = 0; i < 3; i++) {
-        CHECK(recover(&s, 0, &found) == 0 && found.regions == active);
-        check_recovered(&s, &found);
-    }
-    scratch_remove(&s);
-}
-
-static void recovery_believes_nothing_that_somebody_else_may_have_changed(void)
-{
-    unsigned regions[REGIONS];
-    vdf_intent_record record;
-    vdf_recovery found;
-    scratch s;
-
-    begin(&s, REGIONS * REGION, true);
-    write_page(&s, 0);
-    CHECK(read_log(&s, &record, regions) == 0);
-    scratch_close(&s);
-    CHECK(recover(&s, NEVER, &found) == -ESTALE);
-    uint64_t allowed = record.stamp_ns + VDF_INTENT_ALLOWANCE_S * UINT64_C(1000000000);
-    CHECK(recover(&s, allowed + 1, &found) == -ESTALE);
-    CHECK(recover(&s, allowed, &found) == 0);
-    scratch_remove(&s);
-}
-
-static void recovery_knows_sizes_from_the_vault_and_cuts_from_the_log(void)
-{
-    static uint64_t region[VDF_INTENT_MAX];
-    vdf_recovery found = {.region = region, .capacity = VDF_INTENT_MAX};
-    const uint64_t size = 100 * REGION + 4097, base = REGIONS * REGION;
-    vdf_seal seal;
-    scratch s;
-
-    begin(&s, base, true);
-    CHECK(vdf_image_truncate(s.image, 50 * REGION) == 0);
-    CHECK(vdf_image_truncate(s.image, size) == 0);
-    scratch_close(&s);
-    CHECK(vdf_track_recover(s.tracks, size, 0, 4, base, &found) == 0);
-    CHECK(found.start[VDF_SPAN_CUT] == 50 * REGION && found.end[VDF_SPAN_CUT] == size);
-    s.image = scratch_image(&s, 0, O_RDWR);
-    CHECK(vdf_track_open(s.tracks, size, 0, &s.track) == 0);
-    CHECK(vdf_image_set_track(s.image, s.track) == 0);
-    CHECK(vdf_track_is_changed(s.image, size / VDF_PAGE_SIZE));
-    CHECK(vdf_seal_images(&s.image, 1, &seal) == 0);
-    CHECK(seal.epoch == 4 && seal.size == size && seal.cut == size);
-    CHECK(vdf_capture_forget(s.image) == 0);
-    end(&s);
-}
-
-/* ---- many at once -------------------------------------------------------------------------- */
-
 typedef struct writer {
     scratch *s;
     uint64_t state;
@@ -521,9 +319,6 @@ int main(void)
     a_torn_record_leaves_the_one_before_it();
     a_damaged_log_is_never_read_as_an_older_one();
     a_log_of_other_files_says_nothing();
-    recovery_believes_the_bitmaps_outside_the_regions_and_can_be_run_again();
-    recovery_believes_nothing_that_somebody_else_may_have_changed();
-    recovery_knows_sizes_from_the_vault_and_cuts_from_the_log();
     many_writers_share_what_they_wait_for();
     return 0;
 }

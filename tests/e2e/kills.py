@@ -268,6 +268,7 @@ def check_all(
         site.wait_shipped(disk)
         newest = site.point(disk)
         findings.judge(f"{disk}, its last point", lambda: same(newest, site.image(disk)))
+    findings.judge("the disks", lambda: only_disks(site))
     findings.judge("web03, its model", lambda: same(site.image("web03"), load.fsx.model))
     for disk, log, twin in load.logs():
         oracle = Oracle(log)
@@ -284,6 +285,12 @@ def check_all(
     findings.judge(
         "the vault", lambda: site.run("vault", "check", "--read-data", "--vault", site.vault)
     )
+
+
+def only_disks(site: MountedSite) -> None:
+    """Find no disks in the vault but those that were made."""
+    names = {row["name"] for row in site.json("disk", "list")["disks"]}
+    assert names == set(SIZES), f"{sorted(names)}"
 
 
 def chosen(site: MountedSite, disk: str, asked: list[Asked], rng: random.Random) -> list[Path]:

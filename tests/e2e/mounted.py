@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class MountedSite:
         self.config = self.root / "vdiskfs.conf"
         self.config.write_text(options)
         self.pid = 0
+        self.keeper = 0
 
     def __enter__(self) -> Self:
         return self
@@ -76,8 +78,9 @@ class MountedSite:
 
     def _kill(self) -> None:
         if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, 9)
+            for pid in (self.keeper, self.pid):  # else it would start another one
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
             subprocess.run(["umount", "-l", self.mountpoint], check=False, capture_output=True)
             self.pid = 0
 
@@ -109,6 +112,7 @@ class MountedSite:
             "--state", self.state, "--config", self.config, *extra,
         )  # fmt: skip
         self.pid = int(self.json("status")["pid"])
+        self.keeper = int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()[1])
         return self
 
     def umount(self, *extra: str, check: bool = True) -> None:
@@ -136,6 +140,18 @@ class MountedSite:
         pause = time.monotonic() - began
         self.wait_successor(self.pid, disks, wait_s)
         return pause
+
+    def kill_for_good(self) -> None:
+        """Kill the daemon, and its keeper first: the mount is dead. Waits until both are gone."""
+        handles = [os.pidfd_open(pid) for pid in (self.keeper, self.pid)]
+        try:
+            for handle in handles:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            for handle in handles:
+                assert select.select([handle], [], [], 60)[0]
+        finally:
+            for handle in handles:
+                os.close(handle)
 
     def wait_successor(self, before: int, disks: set[str], wait_s: float = 60) -> None:
         """Wait until another daemon than ``before`` answers, and lists these disks."""

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.fsx import Fsx
 from tests.e2e.kills import Counts, Findings, ViolationError, kill_guest_round, kill_round
+from tests.e2e.mounted import MountedSite
 from tests.e2e.names import Names
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
@@ -91,3 +92,21 @@ def test_all_that_is_wrong_is_told_with_the_counts() -> None:
         findings.counts()
     assert caught.value.counts["violations"] == 2
     assert caught.value.counts["points"] == 7
+
+
+def test_an_open_file_without_a_name_is_no_disk_after_a_kill(tmp_path: Path) -> None:
+    """It is still there for who has it open, and nothing of it goes to the vault."""
+    with MountedSite(tmp_path) as site:
+        site.add_image("web01", 1 << 20)
+        site.init().mount()
+        path = site.mountpoint / "disks" / "note.txt"
+        with path.open("w+b", buffering=0) as file:
+            file.write(b"secret")
+            path.unlink()
+            site.kill_daemon()
+            site.wait_shipped("web01")
+            file.seek(0)
+            assert file.read() == b"secret"
+            assert [row["name"] for row in site.json("disk", "list")["disks"]] == ["web01"]
+        log = (site.state / "daemon.log").read_text()
+        assert "note" not in log

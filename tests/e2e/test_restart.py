@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,30 +37,11 @@ def began(root: Path, size: int = SIZE) -> MountedSite:
     return site.init()
 
 
-def kill_daemon(site: MountedSite) -> None:
-    """Kill the daemon, and wait until it is gone."""
-    process = os.pidfd_open(site.pid)
-    try:
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-    finally:
-        os.close(process)
-    site.wait("the daemon is gone", lambda pid=site.pid: is_gone(pid))  # type: ignore[misc]
-
-
 def end_daemon(site: MountedSite) -> None:
-    """Kill the daemon, and clear the dead mount away as an administrator does."""
-    kill_daemon(site)
+    """Kill daemon and keeper, and clear the dead mount away as an administrator does."""
+    site.kill_for_good()
     site.run("umount", site.mountpoint)
     site.pid = 0
-
-
-def is_gone(pid: int) -> bool:
-    """Say whether the process runs no more; a zombie does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"
 
 
 def as_after_a_power_cut(site: MountedSite) -> None:
@@ -124,7 +104,7 @@ def test_a_daemon_killed_under_load_misses_nothing_and_reuses_no_epoch(
                 load.wait_operations(300)
                 used = max(used, site.json("disk", "show", "web01")["captured_epoch"])
                 load.wait_operations(600)
-                kill_daemon(site)
+                site.kill_for_good()
             assert load.errors  # the writers saw it
             site.run("umount", site.mountpoint)
             site.pid = 0
@@ -181,7 +161,7 @@ def test_a_first_replication_killed_again_and_again_goes_on(tmp_path: Path) -> N
         for number, moment in enumerate(moments):
             site.mount()
             site.wait(f"moment {number}", moment)
-            kill_daemon(site)
+            site.kill_for_good()
             print(f"killed at moment {number}: {stored() // MIB} MiB stored")
             site.run("umount", site.mountpoint)
             site.pid = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from tests.azurite import AzureVault
 from tests.e2e.gauges import overwrite_pages
 from tests.e2e.mounted import PROGRAM, MountedSite
-from tests.e2e.test_restart import as_after_a_power_cut, end_daemon
+from tests.e2e.test_restart import as_after_a_power_cut
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -63,6 +64,8 @@ def mounting(site: MountedSite, *extra: str) -> subprocess.CompletedProcess[str]
 def refused(site: MountedSite, *extra: str) -> str:
     """Mount, be refused with exit 4 and one line, and return it."""
     result = mounting(site, *extra)
+    if result.returncode == 0:
+        site.pid = int(site.json("status")["pid"])  # so that it is ended
     assert result.returncode == 4, result
     assert not result.stdout
     lines = result.stderr.strip().split("\n")
@@ -73,6 +76,14 @@ def refused(site: MountedSite, *extra: str) -> str:
 def branches(site: MountedSite) -> list[dict[str, Any]]:
     result = site.run("--json", "disk", "branches", "web01", "--vault", site.vault)
     return list(json.loads(result.stdout)["branches"])
+
+
+def refuses_writes(image: Path) -> bool:
+    try:
+        with image.open("r+b"):
+            return False
+    except OSError as error:
+        return error.errno == errno.EROFS
 
 
 def test_a_second_site_is_refused_and_told_who_owns_the_disk_since_when(sites: Sites) -> None:
@@ -140,7 +151,13 @@ def test_a_takeover_ends_the_generation_and_the_loser_keeps_a_branch(sites: Site
     overwrite_pages(b.image("web01"), 10, seed=2)
     b.wait_shipped("web01")
     a.run("vault", "check", "--read-data", "--vault", a.vault)
-    # The loser does not come back by itself, and not without a word.
+    # Of the loser the daemon alone may die: what has the image open sees no other bytes.
+    with a.image("web01").open("rb", buffering=0) as guest:
+        a.kill_daemon()
+        assert guest.read(4096) == left[:4096]
+        assert a.disk("web01")["state"] == "Displaced"
+    a.wait("no write is taken", lambda: refuses_writes(a.image("web01")))
+    # After an end in order it does not come back by itself, and not without a word.
     a.umount()
     assert "site-b owns it" in refused(a)
     assert len(branches(a)) == 1
@@ -162,12 +179,11 @@ def test_a_displaced_disk_may_go_on_into_its_branch(tmp_path: Path) -> None:
         overwrite_pages(a.image("web01"), 20, seed=3)
         a.wait("a point in the branch", lambda: a.disk("web01")["epoch"] > epoch)
         a.wait("shipped", lambda: a.disk("web01")["dirty_bytes"] == 0)
-        end_daemon(a)
-        # Only the daemon died: programs may be there still, so the disk comes back as it was.
-        a.mount()
+        # Only the daemon dies: programs may be there still, so the disk comes back as it was.
+        a.kill_daemon()
         assert a.disk("web01")["state"] == "Displaced"
-        overwrite_pages(a.image("web01"), 20, seed=4)
         epoch = a.disk("web01")["epoch"]
+        overwrite_pages(a.image("web01"), 20, seed=4)
         a.wait("a point in the branch", lambda: a.disk("web01")["epoch"] > epoch)
         a.wait("shipped", lambda: a.disk("web01")["dirty_bytes"] == 0
                and a.disk("web01")["spooled_bytes"] == 0)  # fmt: skip
@@ -227,7 +243,7 @@ def test_a_site_comes_back_after_every_end_without_a_word(tmp_path: Path) -> Non
         a.add_image("web01", SIZE, os.urandom(SIZE))
         a.init().mount().wait_shipped("web01")
         ends: list[Callable[[MountedSite], None]]
-        ends = [end_daemon, MountedSite.umount, end_daemon, _power_cut, _power_cut]
+        ends = [_end_both, MountedSite.umount, _end_both, _power_cut, _power_cut]
         for number, end in enumerate(ends):
             epoch = a.disk("web01")["epoch"]
             overwrite_pages(a.image("web01"), 10, seed=number)
@@ -240,8 +256,15 @@ def test_a_site_comes_back_after_every_end_without_a_word(tmp_path: Path) -> Non
         assert branches(a) == []
 
 
+def _end_both(site: MountedSite) -> None:
+    """Kill keeper and daemon, and clear the dead mount away."""
+    site.kill_for_good()
+    site.run("umount", site.mountpoint)
+    site.pid = 0
+
+
 def _power_cut(site: MountedSite) -> None:
-    end_daemon(site)
+    _end_both(site)
     as_after_a_power_cut(site)
 
 

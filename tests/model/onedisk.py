@@ -26,7 +26,7 @@ from vdiskfs.delta import DeltaWriter, PageBatch
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.liveness import Liveness
 from vdiskfs.native import Core, FileIdentity, Image, ImageFlags
-from vdiskfs.ownership import Start
+from vdiskfs.ownernote import Start
 from vdiskfs.point.fetch import first_error
 from vdiskfs.replicator import Pace, Replicator
 from vdiskfs.state import DiskRecord, StateDirectory
@@ -160,13 +160,13 @@ class OneDisk:
 
     async def seal(self) -> None:
         """Run the pass where it is due, seal and capture what changed; not shipped."""
-        if self.replicator.waiting and self._needs_pass():
+        if len(self.replicator.spool) and self._needs_pass():
             await self.ship()  # a pass compares with what the vault holds
             return
         await self.replicator.seal_if_changed()
 
     def _needs_pass(self) -> bool:
-        return bool(self.replicator.live.counts().suspect_pages) or self.replicator.distrusted
+        return self.replicator.suspects.needed
 
     async def ship(self) -> None:
         """Seal what changed, and return when all of it is in the vault, joins included."""

@@ -63,7 +63,7 @@ def run_round(name: str, seed: int, tally: Tally) -> bool:
     tally.rounds[name] += 1
     begin_s = time.monotonic()
     try:
-        counts = SCENARIOS[name].load()(directory, seed)
+        counts = SCENARIOS[name].run(directory, seed)
     except Exception as error:  # noqa: BLE001 - one failed round does not end the soak
         tally.failed[name] += 1
         tally.add(name, getattr(error, "counts", {}))

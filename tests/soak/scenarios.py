@@ -8,29 +8,61 @@ in seconds (``pauses_s``); those of ``ViolationError`` are counted too.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.e2e.guest_log import guest_log_round
+from tests.e2e.kills import kill_guest_round, kill_round
+from tests.e2e.power import power_loss_round
+from tests.races import race_round
+
 Counts = Mapping[str, int | list[float]]
-Round = Callable[[Path, int], Counts]
+OUTAGES = "tests.replicate.outages"
+RACES = 50  # in one round: each takes some tenths of a second
 
 
 class Scenario(NamedTuple):
-    """Where a round is found, and how often it is drawn beside the others."""
+    """A round, and how often it is drawn beside the others."""
 
-    module: str
-    function: str
+    run: Callable[[Path, int], Counts]
     weight: int
 
-    def load(self) -> Round:
-        """Import it."""
-        found: Round = getattr(importlib.import_module(self.module), self.function)
-        return found
+
+def power_losses(directory: Path, seed: int) -> Counts:
+    """Lose the power once, on ext4 or xfs."""
+    loss = power_loss_round(directory, seed, ("ext4", "xfs")[seed % 2])
+    return {
+        "losses": 1, "points": loss.points, "operations": loss.operations,
+        "device_writes_lost": loss.writes_lost, "regions": loss.regions,
+        "pages_compared": loss.compared, "violations": 0,
+    }  # fmt: skip
+
+
+def races(directory: Path, seed: int) -> Counts:
+    """Play races of two writers, in memory: the seeds from ``seed`` on."""
+    assert directory.is_dir()
+    total: Counter[str] = Counter()
+    for one in range(seed, seed + RACES):
+        total += race_round(one)
+    wanted = ("rounds", "generations", "branches", "points", "shipped")
+    return {("races" if key == "rounds" else key): total[key] for key in wanted} | {"violations": 0}
+
+
+def outages(directory: Path, seed: int) -> Counts:
+    """Live through a day of a bad vault, by a clock that is not the host's."""
+    assert directory.is_dir()
+    found: Counts = importlib.import_module(OUTAGES).outage_round(seed)
+    return {**found, "days": 1, "violations": 0}
 
 
 SCENARIOS = {
-    "kill": Scenario("tests.e2e.kills", "kill_round", 6),
-    "kill-guest": Scenario("tests.e2e.kills", "kill_guest_round", 1),
-    "guest-log": Scenario("tests.e2e.guest_log", "guest_log_round", 1),
+    "kill": Scenario(kill_round, 6),
+    "kill-guest": Scenario(kill_guest_round, 1),
+    "guest-log": Scenario(guest_log_round, 1),
+    "power": Scenario(power_losses, 4),
+    "race": Scenario(races, 1),
 }
+if (Path(__file__).parents[2] / f"{OUTAGES.replace('.', '/')}.py").exists():
+    SCENARIOS["outage"] = Scenario(outages, 2)

@@ -28,6 +28,7 @@ Kind = Literal[
     "half-upload",  # half of the body is passed on, then both connections end
     "drop-reply",  # applied; the connection is reset instead of the answer
     "truncate",  # half of the answer's body, then the end
+    "etag",  # applied; the answer's ETag is another one
     "flip",  # one bit of the answer's body is wrong
     "stall",  # the answer's headers, and then nothing
     "drip",  # the answer's body, a byte at a time
@@ -193,6 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "drop-reply":
             self._reset()
             return
+        if kind == "etag":
+            headers = [(k, '"0x8DEADBEEF000001"' if k.lower() == "etag" else v) for k, v in headers]
         if kind == "flip":
             middle = len(data) // 2
             data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]

@@ -171,4 +171,4 @@ def test_in_the_foreground_it_is_the_same_process(settings: MountSettings, tmp_p
 
 
 def test_settings_are_in_no_argument_list() -> None:
-    assert launch._command(7)[1:] == ["-m", "vdiskfs.daemon", "--settings-fd", "7"]
+    assert launch._command(7)[1:] == ["-m", "vdiskfs.keeper", "--settings-fd", "7"]

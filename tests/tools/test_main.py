@@ -74,6 +74,8 @@ TABLE = [
     (errors.AlreadyExistsError("x"), 4),
     (errors.ConflictError("x"), 4),
     (errors.BusyError("x"), 4),
+    (errors.WrongVaultError("x"), 4),
+    (errors.PassStoppedError("x"), 4),
     (errors.VaultUnreachableError("x"), 5),
     (errors.DamagedError("x"), 6),
     (errors.FormatError("x"), 6),

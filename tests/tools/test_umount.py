@@ -87,7 +87,7 @@ def test_a_mount_without_its_daemon_is_cleared_away(
     assert ran == []
     result = run("umount", "/mnt/gone")
     assert result.exit_code == 0
-    assert ran == [["umount", "--", "/mnt/gone"]]
+    assert ran == [["umount", "-c", "--", "/mnt/gone"]]
 
 
 def test_what_the_host_says_against_it_is_passed_on(

@@ -64,14 +64,15 @@ def check_kernel(release: str | None = None) -> Finding:
     version = (int(match[1]), int(match[2])) if match else (0, 0)
     if version < (6, 6):
         return Finding(
-            "kernel", "warning", f"{release}: no mmap of disks, and I/O in flight fails with EIO"
-            " if the daemon dies",
-            "set allow_mmap = false, give QEMU werror=stop, or run Linux 6.9 or later",
+            "kernel", "warning", f"{release}: no mmap of disks; requests under way when the daemon"
+            " dies or is upgraded fail with EIO",
+            "set allow_mmap = false, give QEMU werror=stop,rerror=stop, or run Linux 6.9 or later",
         )  # fmt: skip
     if version < (6, 9):
         return Finding(
-            "kernel", "warning", f"{release}: I/O in flight fails with EIO if the daemon dies",
-            "give QEMU werror=stop, or run Linux 6.9 or later",
+            "kernel", "warning",
+            f"{release}: requests under way when the daemon dies or is upgraded fail with EIO",
+            "give QEMU werror=stop,rerror=stop, or run Linux 6.9 or later",
         )  # fmt: skip
     return Finding("kernel", "ok", release)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vdiskfs.errors import UsageError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import find_mount
@@ -17,7 +18,7 @@ from vdiskfs_tools.output import format_age, format_bytes
 
 @click.group(cls=Group)
 def disk() -> None:
-    """List, show, protect and unprotect disks."""
+    """List and show disks; protect, pause, retry and resynchronize them."""
 
 
 @disk.command("list")
@@ -115,7 +116,7 @@ def branches(call: Call, *, name: str) -> None:
     command that takes a point.
 
     Example:
-        vdiskfs point restore web01@site-a-3@latest web01-of-site-a.img
+        vdiskfs disk branches web01
     """
     parse_disk(name)
     document = _vault_branches(call, name)
@@ -134,8 +135,81 @@ def branches(call: Call, *, name: str) -> None:
     call.out.table(("BRANCH", "SITE", "SINCE", ">FROM EPOCH", ">POINTS", "LAST POINT"), rows)
 
 
+@disk.command("retry")
+@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@click.pass_obj
+def retry(call: Call, *, name: str) -> None:
+    """Try again now what failed, instead of at the end of the wait that status shows.
+
+    Example:
+        vdiskfs disk retry web01
+    """
+    document = _ask(call, name, "retry", {})
+    if not call.out.document(document):
+        done = "is tried again" if document.get("retried") else "nothing waits to be tried again"
+        call.out.say(f"{document.get('name') or name}: {done}")
+
+
+@disk.command("pause")
+@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@dry_run_option
+@click.pass_obj
+def pause(call: Call, *, name: str, dry_run: bool) -> None:
+    """Let replication of a disk stand still. Its changes are tracked on.
+
+    Example:
+        vdiskfs disk pause web01
+    """
+    _change(call, name, "pause", {}, dry_run=dry_run)
+
+
+@disk.command("resume")
+@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@dry_run_option
+@click.pass_obj
+def resume(call: Call, *, name: str, dry_run: bool) -> None:
+    """Let replication of a disk go on.
+
+    Example:
+        vdiskfs disk resume web01
+    """
+    _change(call, name, "resume", {}, dry_run=dry_run)
+
+
+@disk.command("resync")
+@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@click.option("--now", is_flag=True, help="At once, whatever resync_window says.")
+@click.option("--cancel", is_flag=True, help="Stop it; what was found out stays.")
+@click.pass_obj
+def resync(call: Call, *, name: str, now: bool, cancel: bool) -> None:
+    """Compare a disk with the vault and send what differs; its points stay usable meanwhile.
+
+    What is compared are the pages that are marked, or else all that are allocated. No data
+    is read from the vault.
+
+    Example:
+        vdiskfs disk resync web01 --now
+    """
+    if now and cancel:
+        raise UsageError("--now and --cancel exclude each other")
+    document = _ask(call, name, "resync", {"now": now, "cancel": cancel})
+    if not call.out.document(document):
+        done = "is not resynchronized until you ask" if cancel else "is resynchronized"
+        waits = (
+            "" if cancel or (document.get("resync") or {}).get("in_window") else ", in its window"
+        )
+        call.out.say(f"{document.get('name') or name}: {done}{waits}")
+
+
+def _ask(call: Call, name: str, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+    parse_disk(name)
+    with _client(call) as client:
+        document: dict[str, Any] = client.post("disks", name, verb, body=body)
+    return document
+
+
 def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: bool) -> None:
-    """Have the daemon protect a disk, or stop it."""
+    """Have the daemon do something to a disk that it can also undo."""
     parse_disk(name)
     with _client(call) as client:
         if dry_run:
@@ -146,7 +220,8 @@ def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: 
     if call.out.document(document):
         return
     shown = document.get("name") or name
-    call.out.say(f"{shown}: would be {verb}ed" if dry_run else f"{shown}: {verb}ed")
+    done = verb + ("d" if verb.endswith("e") else "ed")
+    call.out.say(f"{shown}: would be {done}" if dry_run else f"{shown}: {done}")
 
 
 def _client(call: Call) -> Any:

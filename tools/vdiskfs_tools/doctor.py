@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vdiskfs.errors import NotFoundError, RefusedError, VdiskfsError
-from vdiskfs.registry import MountEntry, mount_entries
+from vdiskfs.registry import MountEntry, is_alive, mount_entries
 from vdiskfs_tools.call import Call, Command
 from vdiskfs_tools.mounts import find_mount, named_mount
 
@@ -42,7 +42,7 @@ def doctor(ctx: click.Context) -> None:
     findings = checks.host_findings(Path(entry.state) if entry else _usual_state())
     findings.append(_check_core())
     if entry is not None:
-        findings.append(_check_daemon(entry))
+        findings += [_check_daemon(entry), _check_keeper(entry)]
     url = call.vault or (entry.vault if entry else None)
     if url is not None:
         findings.extend(_check_vault(url))
@@ -99,6 +99,20 @@ def _check_daemon(entry: MountEntry) -> Finding:
     except VdiskfsError as error:
         return Finding("daemon", "missing", error.message, error.hint)
     return Finding("daemon", "ok", f"{entry.mountpoint}: answers")
+
+
+def _check_keeper(entry: MountEntry) -> Finding:
+    """Look whether somebody would start the daemon again."""
+    from vdiskfs_tools.checks import Finding
+
+    if entry.keeper == 0:
+        return Finding("keeper", "ok", "none of ours: systemd keeps the mount, or nobody")
+    if is_alive(entry.keeper, entry.keeper_start):
+        return Finding("keeper", "ok", f"process {entry.keeper} restarts a daemon that dies")
+    return Finding(
+        "keeper", "warning", "it is gone: machines get errors if the daemon dies",
+        f"when no machine runs: vdiskfs umount {entry.mountpoint}, and mount again",
+    )  # fmt: skip
 
 
 def _check_vault(url: str) -> list[Finding]:

@@ -1,5 +1,6 @@
 """The start of a mount's daemon: ``python -m vdiskfs.daemon``.
 
+Its keeper (``vdiskfs.keeper``) is started, and starts it.
 The settings go through a descriptor, so that no argument list shows them. The daemon
 answers with one line on another descriptor when it is ready, or says why it cannot be.
 """
@@ -27,7 +28,10 @@ _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(16 << 20), "MALLOC_MMAP_THRESHOLD_": st
 
 
 def run_in_place(settings: MountSettings) -> NoReturn:
-    """Become the daemon."""
+    """Become the daemon; or its keeper, where nobody keeps descriptors for this process.
+
+    systemd does (``$NOTIFY_SOCKET``): there this process must be the daemon itself.
+    """
     descriptor = _settings_descriptor(settings)
     _make_state(settings.state)
     # -m would let a module of the current directory take the place of the daemon's.
@@ -35,7 +39,8 @@ def run_in_place(settings: MountSettings) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.set_inheritable(descriptor, True)
-    command = [*_command(descriptor), "--foreground"]
+    kept = bool(os.environ.get("NOTIFY_SOCKET"))
+    command = [*(_daemon if kept else _command)(descriptor), "--foreground"]
     os.execve(command[0], command, _MEMORY | os.environ)  # noqa: S606 (no shell is wanted)
 
 
@@ -111,6 +116,10 @@ def _read_answer(
 
 def _command(descriptor: int) -> list[str]:
     return [sys.executable, "-m", "vdiskfs.keeper", "--settings-fd", str(descriptor)]
+
+
+def _daemon(descriptor: int) -> list[str]:
+    return [sys.executable, "-m", "vdiskfs.daemon", "--settings-fd", str(descriptor)]
 
 
 def _settings_descriptor(settings: MountSettings) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from vdiskfs_tools import completion, disk, doctor, mount, point, status, umount, vault
+from vdiskfs_tools import completion, disk, doctor, mount, point, status, umount, upgrade, vault
 from vdiskfs_tools.call import Call, Group
 from vdiskfs_tools.failures import end_with
 
@@ -53,6 +53,7 @@ for command in (
     vault.vault,
     mount.mount,
     umount.umount,
+    upgrade.upgrade,
     status.status,
     doctor.doctor,
     disk.disk,

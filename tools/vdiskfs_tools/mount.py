@@ -46,7 +46,8 @@ def mount(
         raise UsageError("which vault?", hint="name it with --vault")
     source, mountpoint = (None, *paths) if len(paths) == 1 else paths
     settings = _settings(call.vault, source, mountpoint, **wanted)
-    _check(settings)
+    if not (foreground and _is_successor()):
+        _check(settings)
     if dry_run:
         # Else the daemon looks, before it mounts: once is enough.
         _check_vault(settings.vault)
@@ -82,6 +83,12 @@ def _settings(vault: str, source: str | None, mountpoint: str, **wanted: Any) ->
         accept_rollback=wanted["accept_rollback"],
         options=config.load_config(Path(wanted["config"]) if wanted["config"] else None),
     )
+
+
+def _is_successor() -> bool:
+    """Tell whether systemd starts this process to go on with a mount that it keeps."""
+    mine = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return mine and "connection" in os.environ.get("LISTEN_FDNAMES", "").split(":")
 
 
 def _check(settings: Any) -> None:

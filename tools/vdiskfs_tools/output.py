@@ -60,6 +60,15 @@ def format_age(seconds: object) -> str:
     return f"{seconds / 86400:.1f} d"
 
 
+def format_countdown(seconds: object) -> str:
+    """Write what is left of a wait, to the second: ``7:05``, ``1:02:03``; - is none."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return "-"
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
 def format_bytes(size: object) -> str:
     """Write a size for people; - is unknown."""
     from vdiskfs.units import format_size

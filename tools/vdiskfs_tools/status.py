@@ -14,7 +14,7 @@ import click
 from vdiskfs.errors import UsageError
 from vdiskfs_tools.call import Call, Command
 from vdiskfs_tools.mounts import find_mount
-from vdiskfs_tools.output import COLOURS, columns, format_age, format_bytes
+from vdiskfs_tools.output import COLOURS, columns, format_age, format_bytes, format_countdown
 
 WATCH_S = 1.0
 
@@ -67,18 +67,35 @@ def status_lines(document: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield from columns(_HEADER, [_row(disk) for disk in disks])
     for disk in disks:
-        if disk.get("last_error"):
-            yield f"{disk.get('name', '-')}: {disk['last_error']}"
+        yield from (f"{disk.get('name', '-')}: {note}" for note in _notes(disk))
+
+
+def _notes(disk: dict[str, Any]) -> Iterator[str]:
+    """Say what does not fit into the table: why, when it is tried again, how far a pass is."""
+    if disk.get("paused"):
+        yield "replication is paused; changes are tracked"
+    error, wait_s = disk.get("last_error"), disk.get("next_retry_s")
+    if error:
+        again = "" if wait_s is None else f" (tried again in {format_countdown(wait_s)})"
+        yield f"{error}{again}"
+    progress = disk.get("progress")
+    if isinstance(progress, dict):
+        done, total, sent = (
+            format_bytes(progress.get(key)) for key in ("done_bytes", "total_bytes", "sent_bytes")
+        )
+        yield f"{progress.get('phase', '-')}: {done} of {total} compared, {sent} differ"
 
 
 def _row(disk: dict[str, Any]) -> list[object]:
     ages = ("shipped_lag_s", "usable_point_age_s", "proven_point_age_s")
     return [
-        *(disk.get(key) or "-" for key in ("name", "state", "health")),
+        disk.get("name") or "-",
+        f"{disk.get('state') or '-'}{' (paused)' if disk.get('paused') else ''}",
+        disk.get("health") or "-",
         format_bytes(disk.get("size")),
         *(format_age(disk.get(key)) for key in ages),
         *(format_bytes(disk.get(key)) for key in ("dirty_bytes", "spooled_bytes")),
-        format_age(disk.get("next_retry_s")),
+        format_countdown(disk.get("next_retry_s")),
     ]
 
 

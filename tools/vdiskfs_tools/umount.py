@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 from dataclasses import replace
 
 import click
 
 from vdiskfs.errors import BusyError, LocalError, NotFoundError
-from vdiskfs.registry import MountEntry
+from vdiskfs.registry import MountEntry, is_serving
 from vdiskfs_tools.call import Call, Command, FilePath, dry_run_option
 from vdiskfs_tools.mounts import find_mount, mounted_types, named_mount, real_mountpoint
+from vdiskfs_tools.served import has_ended, process, served
 
 END_S = 60.0
 
@@ -45,7 +45,7 @@ def umount(call: Call, *, mountpoint: str | None, drain: bool, lazy: bool, dry_r
     if not dry_run:
         text = "shipping everything" if drain else "ending the mount"
         with call.out.waiting(f"{entry.mountpoint}: {text}"):
-            _end(entry, drain=drain, lazy=lazy)
+            _end(served(entry), drain=drain, lazy=lazy)
     if not call.out.document(document):
         done = "would be unmounted" if dry_run else "unmounted"
         call.out.say(f"{entry.mountpoint}: {done}")
@@ -60,24 +60,25 @@ def _end(entry: MountEntry, *, drain: bool, lazy: bool) -> None:
     """Ask the daemon to end, and wait until it has."""
     from vdiskfs_tools.client import Client
 
-    try:
-        process = os.pidfd_open(entry.pid)
-    except ProcessLookupError:
-        return
-    try:
-        with Client(entry) as client:
-            client.post("umount", body={"drain": drain, "lazy": lazy}, patient=True)
+    with process(entry.pid) as daemon, process(entry.keeper) as keeper:
+        if daemon is None and not entry.keeper:
+            return
+        if is_serving(entry) or not entry.keeper:
+            with Client(entry) as client:
+                client.post("umount", body={"drain": drain, "lazy": lazy}, patient=True)
+        else:
+            _unmount_dead(entry.mountpoint)  # its keeper sees it, and ends
         if lazy:
             return
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        if not poll.poll(END_S * 1000):
-            raise LocalError(
-                f"{entry.mountpoint}: unmounted, but its daemon (process {entry.pid}) goes on",
-                hint=f"see its log in {entry.state}",
-            )
-    finally:
-        os.close(process)
+        # The keeper lets go of the source last.
+        for what, pid, descriptor in (
+            ("daemon", entry.pid, daemon), ("keeper", entry.keeper, keeper)
+        ):  # fmt: skip
+            if not has_ended(descriptor, END_S):
+                raise LocalError(
+                    f"{entry.mountpoint}: unmounted, but its {what} (process {pid}) goes on",
+                    hint=f"see its log in {entry.state}",
+                )
 
 
 def _clear_away(call: Call, *, dry_run: bool) -> bool:
@@ -108,7 +109,8 @@ def _unmount_dead(place: str) -> None:
     root = os.geteuid() == 0
     if not root and helper is None:
         raise LocalError(f"{place}: fusermount3 is not installed", hint="apt install fuse3")
-    command = ["umount", "--", place] if root else [str(helper), "-u", "--", place]
+    # -c: the path is real, and a look at it would wait for a daemon that is not there.
+    command = ["umount", "-c", "--", place] if root else [str(helper), "-u", "--", place]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise BusyError(f"{place}: cannot be unmounted: {result.stderr.strip()}")

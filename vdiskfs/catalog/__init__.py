@@ -1,6 +1,6 @@
 """What the vault holds: disks, sites, points. Reading, publishing, joining, checking.
 
-vault      Vault: identity, disks and names, sites
+vault      Vault: identity, disks and names, sites        anchor   that it is still the same
 log        DiskLog: the points of a disk: list, find, open, publish
 line       what the vault lists of a generation         tables   points inside a delta
 publish    segments, then the slot                      joins    joined deltas
@@ -9,6 +9,7 @@ check      what is damaged, and whom it hurts
 points     Point, and the ways to name one              records, documents   JSON objects
 """
 
+from vdiskfs.catalog.anchor import Anchor
 from vdiskfs.catalog.check import check
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.log import DiskLog, Tip
@@ -18,6 +19,7 @@ from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault
 
 __all__ = [
+    "Anchor",
     "Branch",
     "CheckReport",
     "DiskLog",

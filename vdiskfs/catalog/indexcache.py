@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -50,6 +52,21 @@ class IndexCache:
                 continue
             if self._size is not None:
                 self._size -= length
+
+    @contextlib.contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """Give an empty directory for one join at a time, and remove it.
+
+        It lies beside the indexes, and not among the host's temporary files, so that the next
+        join removes what a daemon left that died in this one.
+        """
+        path = self._directory.with_name(f"{self._directory.name}.join")
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self._directory / hashlib.sha256(name.encode()).hexdigest()[:32]

@@ -7,6 +7,7 @@ deltas are additions: what they join stays, and a crash leaves nothing half made
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,9 +82,9 @@ async def _join(
     line: Line, tables: Tables, cache: IndexCache | None, *, level: int, run: list[PieceInfo]
 ) -> None:
     tails = [await _tail(tables, cache, piece) for piece in run]
-    with tempfile.TemporaryDirectory(prefix="vdiskfs-join-") as directory:
+    with _workplace(cache) as directory:
         path, head, table = await trio.to_thread.run_sync(
-            _write, tables, run, tails, level, Path(directory)
+            _write, tables, run, tails, level, directory
         )
         epochs = (head.from_epoch, head.to_epoch)
         name = joined_name(line.disk_id, line.generation, level, epochs)
@@ -100,6 +101,16 @@ async def _join(
     if cache is not None:
         await trio.to_thread.run_sync(cache.drop, [piece.name for piece in run])
     tables.keep(info, table, [piece.name for piece in run])
+
+
+@contextlib.contextmanager
+def _workplace(cache: IndexCache | None) -> Iterator[Path]:
+    if cache is not None:
+        with cache.workplace() as directory:
+            yield directory
+    else:
+        with tempfile.TemporaryDirectory(prefix="vdiskfs-join-") as name:
+            yield Path(name)
 
 
 def _write(

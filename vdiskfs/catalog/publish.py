@@ -55,6 +55,7 @@ async def upload_segment(store: Store, disk_id: str, segment: SpooledSegment) ->
         found = await store.stat(name)
         if found.size != segment.size:
             raise DamagedError(f"{name}: {found.size} bytes where {segment.size} were") from None
+    hook("segment.uploaded")
 
 
 async def check_segments(store: Store, spooled: Spooled) -> None:
@@ -91,7 +92,7 @@ async def publish_slot(store: Store, spooled: Spooled) -> None:
         await store.create_from_file(name, spooled.path, metadata=delta_metadata(head))
     except AlreadyExistsError:
         await _recognise(store, name, head)
-    hook("slot.created")
+    hook("slot.published")
 
 
 async def is_stored(store: Store, head: DeltaHead) -> bool:

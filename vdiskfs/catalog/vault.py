@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from vdiskfs.catalog.anchor import VAULT, check_identity, vault_id_in
 from vdiskfs.catalog.documents import (
     DOCUMENT_LIMIT,
     FORMAT,
@@ -38,7 +39,6 @@ from vdiskfs.errors import (
 from vdiskfs.point import BlockCache
 from vdiskfs.store import Store
 
-VAULT = "vault.json"
 _NAME_TRIES = 1000
 _SWAP_TRIES = 20
 
@@ -98,9 +98,7 @@ class Vault:
             raise UsageError(
                 f"{where}: encryption {str(scheme)[:40]!r} is not supported by this version"
             )
-        vault_id = take(values, "vault_id", str, where=where)
-        if not is_id(vault_id):
-            raise FormatError("the vault's id is no id", where=where)
+        vault_id = vault_id_in(values, where=where)
         return cls(store, vault_id, take(values, "created", str, where=where))
 
     async def create_disk(
@@ -202,10 +200,22 @@ class Vault:
             return changed
         raise ConflictError(f"disk {disk_id}: changed by others all the time")
 
-    async def write_site(self, record: SiteRecord) -> bool:
+    async def check_identity(self) -> None:
+        """Check that the vault is still the one that was opened.
+
+        Raises:
+            NotFoundError: it is gone.
+            WrongVaultError: another one is in its place.
+        """
+        await check_identity(self.store, self.vault_id)
+
+    async def write_site(
+        self, record: SiteRecord, surprised: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
         """Write a site's heartbeat: one request as long as nobody else writes it.
 
         Returns True if somebody else has: that is how a takeover draws its attention.
+        ``surprised`` is awaited before it is written over what is not this site's last one.
         """
         met = False
         name = _site_object(record.site, record.writer)
@@ -216,6 +226,8 @@ class Vault:
                 self._site_etags[name] = await self.store.replace(name, data, etag=etag)
             except (ConflictError, NotFoundError):
                 met = name in self._site_etags
+                if surprised is not None:
+                    await surprised()
                 try:
                     self._site_etags[name] = (await self.store.stat(name)).etag
                 except NotFoundError:

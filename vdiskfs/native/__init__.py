@@ -223,6 +223,7 @@ class Core(_Closing):
         out = ffi.new("vdf_core **")
         _check(lib.vdf_core_create(fuse_fd, workers, flags, out), "core")
         self._core = out[0]
+        self.fuse_fd = fuse_fd
         self._event = ffi.new("vdf_event *")
 
     @property

@@ -71,7 +71,8 @@ class Handover:
     Without a store nothing is written: nobody would read it.
     """
 
-    def __init__(self, store: FdStore | None = None) -> None:
+    def __init__(self, store: FdStore | None = None, fds: dict[str, int] | None = None) -> None:
+        """Read what a predecessor left: those of its descriptors are taken out of ``fds``."""
         self._store = store
         self._fd = -1
         self._version = 0
@@ -84,6 +85,7 @@ class Handover:
         self._files: dict[int, int] = {}
         self._live: Callable[[], Iterable[list[Any]]] = list
         self.highest = 0
+        self._load({} if fds is None else fds)
 
     @property
     def active(self) -> bool:
@@ -96,8 +98,7 @@ class Handover:
         if self._store is not None:
             self._write_anew()
 
-    def load(self, fds: dict[str, int]) -> None:
-        """Read what a predecessor left; takes the descriptors of ours out of ``fds``."""
+    def _load(self, fds: dict[str, int]) -> None:
         logs = {int(name.rpartition("-")[2]): fd for name, fd in fds.items() if _is(name, LOG)}
         self._files = {
             int(name.rpartition("-")[2]): fd for name, fd in fds.items() if _is(name, FILE)

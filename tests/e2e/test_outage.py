@@ -1,0 +1,182 @@
+"""A vault that goes away under a real mount, and what the user sees and can do about it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.azurite import AzureVault
+from tests.e2e.gauges import assert_same, overwrite_pages, write_at
+from tests.e2e.mounted import MountedSite
+from tests.store.proxy import Fault, FaultProxy
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
+
+MIB = 1 << 20
+SIZE = 32 * MIB
+PAGE = 4096
+FAST = "epoch_interval_s = 0.1\nheartbeat_s = 1\n"
+
+
+@pytest.fixture
+def proxy(azure_vault: AzureVault) -> Iterator[FaultProxy]:
+    with FaultProxy(azure_vault.azurite.port) as running:
+        yield running
+
+
+def began(root: Path, options: str = FAST, **more: object) -> MountedSite:
+    """Return a site with one disk of random bytes; not mounted yet."""
+    site = MountedSite(root, options=options, **more)  # type: ignore[arg-type]
+    site.add_image("web01", SIZE, os.urandom(SIZE))
+    return site.init()
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def state(site: MountedSite) -> str:
+    return str(site.disk("web01")["state"])
+
+
+@pytest.mark.azurite
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_outage_is_counted_down_cut_short_and_forgotten(
+    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy
+) -> None:
+    """Writes go on, the lag grows and returns, half of the disk makes a resynchronization."""
+    environ = azure_vault.azurite.environ(proxy.port)
+    with began(tmp_path, vault=azure_vault.url, environ=environ) as site:
+        site.mount()
+        site.wait_shipped("web01")
+        for number in range(3):
+            write_at(site.image("web01"), number * PAGE, os.urandom(PAGE))
+            site.wait_shipped("web01")
+        before = {path.parent.name: digest(path) for path in site.point_images("web01")}
+
+        away = proxy.add(Fault("answer", "*", count=1 << 30, status=503))
+        write_at(site.image("web01"), 5 * PAGE, os.urandom(PAGE))
+        site.wait("the wait is shown", lambda: site.disk("web01")["next_retry_s"] is not None)
+        row = site.disk("web01")
+        assert row["health"] == "Warning"
+        assert 0 < row["next_retry_s"] <= 66
+        assert row["shipped_lag_s"] > 1
+        shown = site.run("-m", site.mountpoint, "status").stdout
+        assert "(tried again in 0:" in shown or "(tried again in 1:" in shown
+        assert site.json("disk", "retry", "web01")["retried"] is True
+
+        overwrite_pages(site.image("web01"), SIZE // PAGE * 5 // 8, 1)
+        site.wait("it is marked", lambda: state(site) == "ResyncRequired")
+        assert site.disk("web01")["points_waiting"] == 1
+        log = (site.state / "daemon.log").read_text()
+        assert "is to be resynchronized" in log
+        fired = away.fired
+        proxy.clear()
+        site.wait_shipped("web01")
+        assert fired > 10
+        assert site.disk("web01")["shipped_lag_s"] == 0
+        assert_same(site.point("web01"), site.image("web01"))
+        after = {path.parent.name: digest(path) for path in site.point_images("web01")}
+        assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.azurite
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_points_are_read_while_a_disk_is_resynchronized(
+    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy
+) -> None:
+    """Ten points at random moments; what was before stays; a second one makes no delta."""
+    environ = azure_vault.azurite.environ(proxy.port)
+    with began(tmp_path, vault=azure_vault.url, environ=environ) as site:
+        site.mount()
+        site.wait_shipped("web01")
+        for number in range(10):
+            write_at(site.image("web01"), number * PAGE, os.urandom(PAGE))
+            site.wait_shipped("web01")
+        before = {path.parent.name: digest(path) for path in site.point_images("web01")}
+        # Everything differs and nobody was told. What is found cannot be stored for a while.
+        site.umount()
+        (site.source / "web01.img").write_bytes(os.urandom(SIZE))
+        stuck = proxy.add(Fault("answer", "PUT", "/segments/", count=1 << 30, status=503))
+        site.mount()
+        site.wait("it has begun", lambda: stuck.fired > 0)
+        choice = random.Random(1)
+        for _ in range(10):
+            image = choice.choice(site.point_images("web01"))
+            assert digest(image) == before[image.parent.name]
+            row = site.disk("web01")
+            assert row["state"] == "Resyncing"
+            progress = row["progress"]
+            assert 0 < progress["sent_bytes"] <= progress["done_bytes"] <= progress["total_bytes"]
+        shown = site.run("-m", site.mountpoint, "status").stdout
+        assert re.search(r"web01: Resyncing: .* of 32.0 MiB compared, .* differ", shown)
+        proxy.clear()
+        site.run("-m", site.mountpoint, "disk", "retry", "web01")
+        site.wait_shipped("web01")
+        after = {path.parent.name: digest(path) for path in site.point_images("web01")}
+        assert {name: after[name] for name in before} == before
+        assert_same(site.point("web01"), site.image("web01"))
+
+        epoch = site.disk("web01")["epoch"]
+        document = site.json("disk", "resync", "web01", "--now")
+        assert document["resync"]["reason"] == "asked for"
+        site.wait("it is over", lambda: site.json("disk", "show", "web01")["resync"] is None)
+        site.wait_shipped("web01")
+        assert site.disk("web01")["epoch"] == epoch
+
+
+def test_a_disk_is_paused_resumed_and_its_resync_cancelled(tmp_path: Path) -> None:
+    with began(tmp_path) as site:
+        site.mount()
+        site.wait_shipped("web01")
+        epoch = site.disk("web01")["epoch"]
+        site.json("disk", "pause", "web01")
+        write_at(site.image("web01"), 0, os.urandom(PAGE))
+        row = site.disk("web01")
+        assert row["paused"] is True
+        assert row["epoch"] == epoch
+        shown = site.run("-m", site.mountpoint, "status").stdout
+        assert "Protected (paused)" in shown
+        assert "replication is paused; changes are tracked" in shown
+        site.run("-m", site.mountpoint, "point", "create", "web01", code=4)
+        site.run("umount", site.mountpoint, "--drain", code=4)
+        site.umount()
+        site.mount()
+        assert site.disk("web01")["paused"] is True
+        site.json("disk", "resume", "web01")
+        site.wait_shipped("web01")
+        assert site.disk("web01")["epoch"] > epoch
+
+        site.run("-m", site.mountpoint, "disk", "resync", "web01", "--cancel", code=4)
+        site.run("-m", site.mountpoint, "disk", "resync", "web01", "--now", "--cancel", code=2)
+        assert site.json("disk", "retry", "web01")["retried"] is False
+        assert_same(site.point("web01"), site.image("web01"))
+
+
+def test_a_resync_waits_for_its_window_and_for_nobody_who_asks(tmp_path: Path) -> None:
+    """A window that is never open now: two hours from now, an hour long."""
+    start = datetime.now().astimezone() + timedelta(hours=2)
+    window = f"{start:%H:%M}-{start + timedelta(hours=1):%H:%M}"
+    with began(tmp_path, options=f'{FAST}resync_window = "{window}"\n') as site:
+        site.mount()
+        site.wait_shipped("web01")
+        site.run("-m", site.mountpoint, "disk", "resync", "web01")
+        site.wait("it waits", lambda: state(site) == "ResyncRequired")
+        shown = site.json("disk", "show", "web01")["resync"]
+        assert shown == {"reason": "asked for", "cancelled": False, "in_window": False}
+        write_at(site.image("web01"), 0, os.urandom(PAGE))
+        site.run("-m", site.mountpoint, "disk", "resync", "web01", "--cancel")
+        assert site.json("disk", "show", "web01")["resync"]["cancelled"] is True
+        site.run("-m", site.mountpoint, "disk", "resync", "web01", "--now")
+        site.wait_shipped("web01")
+        assert_same(site.point("web01"), site.image("web01"))

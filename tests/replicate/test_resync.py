@@ -1,0 +1,469 @@
+"""Resynchronization: the spool gives way, nothing is lost, points stay as they were."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.replicate.rig import Rig, page_of
+from vdiskfs import passes
+from vdiskfs.catalog import DiskLog
+from vdiskfs.errors import LocalError, StateError
+from vdiskfs.health import Level, State
+from vdiskfs.replicator import Pace, seal_together
+from vdiskfs.units import PAGE_SIZE
+from vdiskfs.window import DAY_S, Window
+
+MIB = 1 << 20
+SIZE = MIB
+PAGES = SIZE // PAGE_SIZE
+# Waits of the store and of the tables pass at once; a thread's work is not outrun.
+CLOCK = 0.005
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    return MockClock(autojump_threshold=CLOCK)
+
+
+async def fill(rig: Rig, pages: range | list[int], seed: int) -> None:
+    """Write pages one by one, an epoch apart."""
+    for number in pages:
+        rig.write(number * PAGE_SIZE, page_of(seed * 100_000 + number))
+        await trio.sleep(1.1)
+
+
+async def force_resync(rig: Rig, seed: int) -> int:
+    """Let the vault be away until the threshold is reached; return how many pages differ."""
+    rig.memory.away = True
+    choice = random.Random(seed)
+    pages = choice.sample(range(PAGES), PAGES * 5 // 8)
+    for start in range(0, len(pages), 8):
+        for number in pages[start : start + 8]:
+            rig.write(number * PAGE_SIZE, page_of(seed * 100_000 + number))
+        await trio.sleep(60)
+    await rig.wait(lambda: rig.health.state is State.RESYNC_REQUIRED)
+    return len(pages)
+
+
+async def test_beyond_half_of_the_disk_the_spool_is_given_back_and_all_converges(
+    tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("is to be resynchronized: .* waited while the vault was away")
+    expect_log("the memory store is away")
+    async with Rig(tmp_path, SIZE) as rig, rig.running():
+        await fill(rig, range(0, PAGES, 16), 1)
+        await rig.wait(lambda: rig.is_settled)
+        before = await rig.contents()
+        await force_resync(rig, 2)
+        assert rig.health.level is Level.WARNING
+        assert "to be resynchronized" in str(rig.health.last_error) or rig.health.next_retry_s
+        assert rig.replicator.waiting == 1
+        assert len(list((rig.directory / "spool").iterdir())) == 1
+        with pytest.raises(StateError, match="resynchronization is not finished"):
+            await seal_together([rig.replicator])
+        rig.memory.away = False
+        rig.health.vault_answers()
+        await rig.wait(lambda: rig.is_settled)
+        assert rig.health.state is State.PROTECTED
+        assert not (rig.directory / "resync.json").exists()
+        after = await rig.contents()
+        assert {epoch: after[epoch] for epoch in before} == before
+        await rig.check()
+
+
+async def test_a_resync_sends_what_differs_and_a_second_one_next_to_nothing(
+    tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("is to be resynchronized")
+    expect_log("the memory store is away")
+    async with Rig(tmp_path, SIZE) as rig, rig.running():
+        rig.write(0, b"".join(page_of(number) for number in range(PAGES // 4)))
+        await rig.wait(lambda: rig.is_settled)
+        await force_resync(rig, 3)
+        kept = rig.replicator.spooled_bytes
+        sent = rig.memory.bytes_sent
+        rig.memory.away = False
+        rig.health.vault_answers()
+        await rig.wait(lambda: rig.is_settled)
+        first = rig.memory.bytes_sent - sent - kept
+        log = rig.fresh_log()
+        differ = await _differing(log, rig)
+        print(f"differ {differ} bytes, sent {first}")
+        assert first <= 1.05 * differ + SIZE // 100
+
+        sent, epoch = rig.memory.bytes_sent, rig.replicator.stored.epoch
+        await rig.replicator.start_resync(now=True)
+        await rig.wait(lambda: rig.health.state is State.PROTECTED and rig.is_settled)
+        assert rig.replicator.pass_.done_pages >= PAGES // 2
+        assert rig.memory.bytes_sent - sent < 64 << 10
+        assert rig.replicator.stored.epoch == epoch
+        await rig.check()
+
+
+async def _differing(log: DiskLog, rig: Rig) -> int:
+    """Return the bytes in which the disk differs from the point before the newest."""
+    before = (await log.points())[-2]
+    async with await log.open(before) as reader:
+        old = await reader.read_pages(0, reader.pages)
+    new = rig.file.read_bytes()
+    pages = range(0, len(new), PAGE_SIZE)
+    return PAGE_SIZE * sum(old[at : at + PAGE_SIZE] != new[at : at + PAGE_SIZE] for at in pages)
+
+
+# ---- when it runs -----------------------------------------------------------------------
+
+
+def clock_from(rig: Rig, start: str) -> None:
+    """Let the disk's time of day be this one now, and pass with trio's clock."""
+    began, base = trio.current_time(), datetime.fromisoformat(f"2026-11-21T{start}:00+00:00")
+    rig.replicator.resync.now = lambda: base + timedelta(seconds=trio.current_time() - began)
+
+
+async def settled(rig: Rig) -> None:
+    await rig.wait(lambda: rig.is_settled, 0.5)
+
+
+def has_parts(rig: Rig, count: int) -> bool:
+    return len(rig.replicator.pass_.parts) >= count or rig.is_settled
+
+
+async def asked_for(rig: Rig, *, now: bool) -> None:
+    await rig.replicator.start_resync(now=now)
+
+
+async def test_it_waits_for_its_window(tmp_path: Path, autojump_clock: MockClock) -> None:
+    pace = Pace(1.0, 64 << 20, 1, 0.5, Window.parse("22:00-06:00"))
+    async with Rig(tmp_path, SIZE, pace=pace) as rig:
+        clock_from(rig, "20:00")
+        async with rig.running():
+            rig.write(0, page_of(1))
+            await settled(rig)  # the first replication does not wait
+            began = trio.current_time()
+            await asked_for(rig, now=False)
+            rig.write(PAGE_SIZE, page_of(2))
+            await trio.sleep(3600)
+            assert rig.health.state is State.RESYNC_REQUIRED
+            assert rig.replicator.live.counts().changed
+            await rig.wait(lambda: rig.is_settled, 30)
+            assert 7200 - 120 <= trio.current_time() - began <= 7200 + 120
+            await rig.check()
+            clock_from(rig, "12:00")
+            began = trio.current_time()
+            await asked_for(rig, now=True)
+            await settled(rig)
+            assert trio.current_time() - began < 600
+
+
+async def test_it_stops_when_its_window_closes_and_goes_on_in_the_next(
+    tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("the memory store is away")
+    pace = Pace(1.0, 64 << 20, 1, 0.5, Window.parse("22:00-06:00"))
+    async with Rig(tmp_path, SIZE, pace=pace) as rig:
+        clock_from(rig, "23:00")
+        async with rig.running():
+            rig.write(0, page_of(1))
+            await settled(rig)
+            rig.replicator.points.line.loaded = False
+            rig.memory.away = True
+            await asked_for(rig, now=False)
+            await rig.wait(lambda: rig.health.state is State.RESYNCING)
+            await rig.wait(lambda: rig.health.state is State.RESYNC_REQUIRED, 30)
+            # It is 6 o'clock.
+            assert abs(rig.replicator.resync.now().timestamp() % DAY_S - 6 * 3600) < 120
+            rig.memory.away = False
+            await trio.sleep(3600)
+            assert rig.health.state is State.RESYNC_REQUIRED
+            await rig.wait(lambda: rig.is_settled, 30)
+            assert rig.replicator.resync.now().hour == 22
+
+
+async def test_cancelled_it_waits_for_the_user_over_restarts_and_tracks_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with Rig(tmp_path, SIZE) as rig:
+        async with rig.running():
+            rig.write(0, b"".join(page_of(number) for number in range(64)))
+            await settled(rig)
+            with pytest.raises(StateError, match="no resynchronization runs or waits"):
+                await rig.replicator.cancel_resync()
+            await asked_for(rig, now=True)
+            await rig.replicator.cancel_resync()
+            epoch = rig.replicator.end.epoch
+        rig.close()
+        await rig.open()
+        async with rig.running():
+            rig.write(7 * PAGE_SIZE, page_of(700))
+            await trio.sleep(600)
+            assert rig.health.state is State.RESYNC_REQUIRED
+            assert rig.replicator.suspects.needed
+            assert rig.replicator.live.counts().dirty_pages == 1
+            assert rig.replicator.end.epoch == epoch
+            with pytest.raises(StateError):
+                await rig.replicator.cancel_resync()
+            await asked_for(rig, now=False)
+            await settled(rig)
+            assert rig.replicator.end.epoch > epoch
+            await rig.check()
+
+
+async def test_the_first_replication_is_no_resync(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with Rig(tmp_path, SIZE) as rig:
+        for act in (rig.replicator.cancel_resync, partial(asked_for, rig, now=True)):
+            with pytest.raises(StateError, match="first replication"):
+                await act()
+
+
+# ---- restarts and what happens meanwhile --------------------------------------------------
+
+
+async def test_it_goes_on_after_a_restart_and_sends_nothing_twice(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[[str], None],
+) -> None:  # fmt: skip
+    expect_log("is to be resynchronized")
+    expect_log("the memory store is away")
+    monkeypatch.setattr(passes, "PART_SIZE", 16 * PAGE_SIZE)
+    monkeypatch.setattr(passes, "READ_PAGES", 16)
+    async with Rig(tmp_path, SIZE) as rig:
+        async with rig.running():
+            rig.write(0, b"".join(page_of(number) for number in range(PAGES // 4)))
+            await settled(rig)
+            await force_resync(rig, 4)
+        sent = rig.memory.bytes_sent
+        rig.memory.away = False
+        restarts = 0
+        for _ in range(3):
+            rig.close()
+            await rig.open()
+            async with rig.running():
+                parts = len(rig.replicator.pass_.parts)
+                await rig.wait(partial(has_parts, rig, parts + 2), 0.01)
+            restarts += bool(rig.replicator.pass_.parts)
+        assert restarts >= 2
+        async with rig.running():
+            await settled(rig)
+        differ = await _differing(rig.fresh_log(), rig)
+        # Of the small parts each has a head of its own, and the oldest delta was sent, too.
+        assert rig.memory.bytes_sent - sent <= 1.2 * differ + SIZE // 50
+        await rig.check()
+
+
+async def test_what_a_part_read_and_is_suspect_again_is_stored_again(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page goes back to what the vault holds after a part has read something else."""
+    monkeypatch.setattr(passes, "PART_SIZE", 4 * PAGE_SIZE)
+    monkeypatch.setattr(passes, "READ_PAGES", 16)
+    async with Rig(tmp_path, SIZE) as rig:
+        async with rig.running():
+            rig.write(0, b"".join(page_of(number) for number in range(64)))
+            await settled(rig)
+        rig.write(0, b"".join(page_of(100 + number) for number in range(64)))
+        await rig.replicator.start_resync(now=True)
+        held = trio.Event()
+        monkeypatch.setattr(rig.replicator.pass_, "_upload", lambda _: held.wait())
+        async with rig.running():
+            await rig.wait(partial(has_parts, rig, 1), 0.01)
+            await rig.replicator.cancel_resync()
+        rig.write(0, b"".join(page_of(number) for number in range(64)))
+        rig.close()
+        await rig.open()
+        assert rig.replicator.pass_.parts
+        await rig.replicator.start_resync(now=True)
+        async with rig.running():
+            await settled(rig)
+            await rig.check()
+
+
+@pytest.mark.parametrize("regrow", [False, True])
+async def test_a_truncation_in_what_was_given_back_is_kept(
+    tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None], *, regrow: bool
+) -> None:
+    expect_log("is to be resynchronized")
+    expect_log("the memory store is away")
+    async with Rig(tmp_path, SIZE) as rig, rig.running():
+        rig.write(0, b"".join(page_of(number) for number in range(PAGES // 2)))
+        await settled(rig)
+        rig.memory.away = True
+        rig.write(0, page_of(1))
+        await trio.sleep(120)
+        rig.truncate(SIZE // 4 + 1000)
+        await trio.sleep(5)
+        if regrow:
+            rig.truncate(SIZE)
+            await trio.sleep(5)
+        pages = rig.image.size() // PAGE_SIZE
+        for number in range(pages):
+            rig.write(number * PAGE_SIZE, page_of(9000 + number))
+        if not regrow:
+            rig.truncate(SIZE // 4 + 1000)
+        await rig.wait(lambda: rig.health.state is State.RESYNC_REQUIRED)
+        rig.memory.away = False
+        rig.health.vault_answers()
+        await settled(rig)
+        await rig.check()
+
+
+@pytest.mark.parametrize("what", ["resync.json", "spool/*.delta", "pass/*.part"])
+async def test_damage_to_what_it_kept_costs_time_and_no_data(
+    tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch, what: str,
+) -> None:  # fmt: skip
+    expect_log("is to be resynchronized")
+    expect_log("the memory store is away")
+    monkeypatch.setattr(passes, "PART_SIZE", 16 * PAGE_SIZE)
+    monkeypatch.setattr(passes, "READ_PAGES", 16)
+    async with Rig(tmp_path, SIZE) as rig:
+        async with rig.running():
+            rig.write(0, b"".join(page_of(number) for number in range(PAGES // 4)))
+            await settled(rig)
+            await force_resync(rig, 5)
+            if what.startswith("pass"):
+                rig.memory.away = False
+                rig.health.vault_answers()
+                await rig.wait(partial(has_parts, rig, 1), 0.01)
+        rig.close()
+        found = sorted(rig.directory.glob(what))
+        assert found
+        data = bytearray(found[0].read_bytes())
+        data[len(data) // 2] ^= 1
+        data[40] ^= 1
+        found[0].write_bytes(data)
+        rig.memory.away = False
+        if not what.startswith("resync"):
+            expect_log("all pages are looked at again")
+        await rig.open()
+        async with rig.running():
+            await settled(rig)
+            await rig.check()
+
+
+async def test_a_record_that_cannot_be_written_gives_nothing_back(
+    tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    expect_log("no room for the record")
+    expect_log("is to be resynchronized")
+    expect_log("the memory store is away")
+    tries = 0
+
+    def full(reason: str, regions: Iterable[int] = ()) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise LocalError("no room for the record")
+        real(reason, regions)
+
+    async with Rig(tmp_path, SIZE) as rig, rig.running():
+        rig.write(0, page_of(0))
+        await settled(rig)
+        real = rig.replicator.resync.require
+        monkeypatch.setattr(rig.replicator.resync, "require", full)
+        files: list[int] = []
+        rig.memory.away = True
+        for number in range(PAGES):
+            rig.write(number * PAGE_SIZE, page_of(7000 + number))
+            if number % 16 == 0:
+                await trio.sleep(3)
+            if tries <= 3:
+                files.append(len(list((rig.directory / "spool").glob("*.delta"))))
+        assert files == sorted(files)
+        assert files[-1] > 1
+        assert tries > 3
+        rig.memory.away = False
+        rig.health.vault_answers()
+        await settled(rig)
+        await rig.check()
+
+
+# ---- bounds ---------------------------------------------------------------------------
+
+
+async def test_a_disk_that_is_paused_is_tracked_and_nothing_is_sent(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Twice the disk is written meanwhile, over a restart; no page more is sent than changed."""
+    async with Rig(tmp_path, SIZE) as rig:
+        async with rig.running():
+            rig.write(0, page_of(0))
+            await settled(rig)
+            await rig.replicator.pause()
+            sent, epoch = rig.memory.bytes_sent, rig.replicator.end.epoch
+            for number in range(PAGES // 2):
+                rig.write(number * PAGE_SIZE, page_of(3000 + number))
+            await trio.sleep(3600)
+            with pytest.raises(StateError, match="paused"):
+                await seal_together([rig.replicator])
+        rig.close()
+        await rig.open()
+        async with rig.running():
+            for number in range(PAGES // 2):
+                rig.write(number * PAGE_SIZE, page_of(6000 + number))
+            await trio.sleep(3600)
+            assert (rig.memory.bytes_sent, rig.replicator.end.epoch) == (sent, epoch)
+            await rig.replicator.resume()
+            await settled(rig)
+            assert rig.memory.bytes_sent - sent <= 1.05 * (SIZE // 2) + SIZE // 100
+            await rig.check()
+
+
+async def test_a_change_larger_than_the_spool_leaves_in_parts(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "PART_SIZE", 16 * PAGE_SIZE)
+    monkeypatch.setattr(passes, "READ_PAGES", 16)
+    async with Rig(tmp_path, SIZE, pace=Pace(1.0, 64 << 10, 1)) as rig, rig.running():
+        rig.write(0, page_of(0))
+        await settled(rig)
+        await rig.replicator.pause()
+        for number in range(PAGES // 2):
+            rig.write(number * PAGE_SIZE, page_of(3000 + number))
+        await rig.replicator.resume()
+        most = 0
+        while not rig.is_settled:
+            used = sum(path.stat().st_size for path in rig.directory.rglob("*.segment"))
+            used += sum(path.stat().st_size for path in rig.directory.rglob("*.delta"))
+            most = max(most, used)
+            await trio.sleep(0.01)
+        print(f"{PAGES // 2 * PAGE_SIZE} bytes left through {most} bytes of spool and parts")
+        assert most < SIZE // 3
+        await rig.check()
+
+
+async def test_a_line_ten_times_too_slow_keeps_order_and_bounds(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Overwrites merge while the spool is full; every point is still one instant."""
+    async with Rig(tmp_path, SIZE, pace=Pace(1.0, 128 << 10, 1, 1.0)) as rig:
+        slow = rig.memory.create_from_file
+
+        async def create(name: str, path: Path, **more: Any) -> str:
+            await trio.sleep(path.stat().st_size / 400)
+            return await slow(name, path, **more)
+
+        rig.memory.create_from_file = create  # type: ignore[method-assign]
+        async with rig.running():
+            choice = random.Random(1)
+            most = 0
+            for _ in range(600):
+                rig.write(choice.randrange(64) * PAGE_SIZE, page_of(choice.getrandbits(40)))
+                await trio.sleep(1)
+                most = max(most, rig.replicator.spooled_bytes)
+            await settled(rig)
+            points = await rig.check()
+            print(f"600 epochs of writes became {points} points; spool at most {most} bytes")
+            assert points < 300
+            assert most < (128 << 10) + 80 * PAGE_SIZE
+            assert rig.health.state is State.PROTECTED

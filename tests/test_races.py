@@ -1,0 +1,34 @@
+"""Two writers and more, step by step; see `tests.races`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+from tests.races import race_round
+
+# A soak runner plays other seeds: VDISKFS_RACES rounds from VDISKFS_RACES_SEED on.
+ROUNDS = int(os.environ.get("VDISKFS_RACES", "200"))
+FIRST = int(os.environ.get("VDISKFS_RACES_SEED", "1"))
+PART = 40
+HAPPENED = (
+    "answer lost", "request lost", "cloned", "rolled back", "forced", "refused", "lied to",
+    "crash at request", "crash at answer", "passed owner.noted", "passed owner.claimed",
+    "passed owner.kept", "passed takeover.fenced", "passed takeover.generation",
+    "passed branch.started", "passed branch.noted", "passed branch.moved",
+    "passed branch.shipped",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(FIRST, FIRST + ROUNDS, PART))
+def test_nothing_is_lost_mixed_or_owned_twice_in_a_race_of_writers(start: int) -> None:
+    total: Counter[str] = Counter()
+    for seed in range(start, min(start + PART, FIRST + ROUNDS)):
+        total += race_round(seed)
+    print(f"seeds {start} to {seed}: {dict(sorted(total.items()))}")
+    if seed == start + PART - 1:
+        assert [what for what in HAPPENED if not total[what]] == []
+    assert total["points"] == total["epochs"] > 0

@@ -1,0 +1,91 @@
+"""What this site knows that the vault holds, to see that it still does.
+
+A name can come to mean another vault while the mount runs (a container that was deleted
+and made again, a folder where something else was mounted), or an older state of the same
+one (a restored backup). Deltas that were sent there would hang in the air. So the newest
+delta that the vault has accepted is looked at before the next one is sent, and everything
+when the heartbeat is not the one that this site has written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vdiskfs.catalog.documents import DOCUMENT_LIMIT, decode_document, take
+from vdiskfs.delta import DeltaHead
+from vdiskfs.delta.layout import is_id
+from vdiskfs.delta.names import slot_name
+from vdiskfs.errors import FormatError, NotFoundError, WrongVaultError
+from vdiskfs.store import Store
+
+VAULT = "vault.json"
+
+BACK = "nothing is sent there; bring the vault back"
+
+
+class Anchor:
+    """The newest delta of one disk that the vault is known to hold."""
+
+    def __init__(self, store: Store, vault_id: str, name: str, what: str, digest: str = "") -> None:
+        """Begin with an object that was just seen; ``what`` names it for people."""
+        self._store = store
+        self._vault_id = vault_id
+        self._name = name
+        self._what = what
+        self._digest = digest
+
+    def note(self, head: DeltaHead) -> None:
+        """The vault holds this slot now."""
+        self._name = slot_name(head.disk_id, head.generation, head.from_epoch)
+        self._what = f"epoch {head.to_epoch}"
+        self._digest = head.to_digest.hex()
+
+    async def check(self) -> None:
+        """Look at it: one request, and one more if it is not there.
+
+        Raises:
+            NotFoundError: there is no vault any more.
+            WrongVaultError: it is another one, or an older state of this one.
+        """
+        try:
+            found = await self._store.stat(self._name)
+        except NotFoundError:
+            await check_identity(self._store, self._vault_id)
+            raise WrongVaultError(
+                f"{self._store.describe()}: the vault has gone back in time: it lacks "
+                f"{self._what}, which it has held",
+                hint=f"{BACK}, or mount with --accept-rollback to go on from what it holds",
+            ) from None
+        digest = found.metadata.get("digest", self._digest)
+        if self._digest and digest != self._digest:
+            await check_identity(self._store, self._vault_id)
+            raise WrongVaultError(
+                f"{self._store.describe()}: the vault has gone back in time and on without this "
+                f"site: {self._name} is not what it was",
+                hint=f"{BACK}, or mount again to go on in a new generation",
+            )
+
+
+async def check_identity(store: Store, vault_id: str) -> None:
+    """Check that the vault of this id is there; see `Vault.check_identity`."""
+    where = f"{store.describe()}: {VAULT}"
+    try:
+        data, _ = await store.read(VAULT, limit=DOCUMENT_LIMIT)
+    except NotFoundError:
+        raise NotFoundError(
+            f"{store.describe()}: the vault is gone: there is no {VAULT}", hint=BACK
+        ) from None
+    found = vault_id_in(decode_document(data, where=where), where=where)
+    if found != vault_id:
+        raise WrongVaultError(
+            f"{store.describe()}: another vault, {found[:8]}, is where vault {vault_id[:8]} was",
+            hint=BACK,
+        )
+
+
+def vault_id_in(values: dict[str, Any], *, where: str) -> str:
+    """Return the vault's id that vault.json says; FormatError if it says none."""
+    vault_id: str = take(values, "vault_id", str, where=where)
+    if not is_id(vault_id):
+        raise FormatError("the vault's id is no id", where=where)
+    return vault_id

@@ -1,0 +1,116 @@
+"""A file becomes a disk, comes back as one, or is refused: what the vault is told and asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import PurePath
+
+import trio
+
+from vdiskfs.catalog import DiskRecord as VaultRecord
+from vdiskfs.catalog import Owner
+from vdiskfs.catalog.vault import now_text
+from vdiskfs.disk import Site
+from vdiskfs.errors import BusyError
+from vdiskfs.ownernote import refusal
+from vdiskfs.state import DiskRecord, ImageLock
+from vdiskfs.tree import SourceFile
+from vdiskfs.twin import find_twin
+
+Change = Callable[[VaultRecord], VaultRecord]
+
+
+async def enroll(site: Site, file: SourceFile, *, force: bool) -> DiskRecord:
+    """Make a disk in the vault and here for a file that is none yet; a forced copy takes over.
+
+    Raises:
+        StateError: it is a disk of another writer, and nothing is to be taken over.
+    """
+    vault, identity = site.vault, file.identity()
+    made = await _foreign(site, file, None, force=force)
+    if made is None:
+        made = await vault.create_disk(
+            _disk_name(file), file=file.path, size=identity.size, site=site.name,
+            owner=Owner(site.name, site.state.writer_id, "", now_text()),
+        )  # fmt: skip
+    record = DiskRecord(
+        disk_id=made.id, name=made.name, file=made.file, vault_id=vault.vault_id,
+        writer_id=site.state.writer_id, device=identity.device,
+        inode=identity.inode, birth_ns=identity.birth_ns,
+    )  # fmt: skip
+    await trio.to_thread.run_sync(site.state.create_disk, record)
+    return record
+
+
+async def lock_image(
+    site: Site, file: SourceFile, record: DiskRecord | None, *, force: bool
+) -> ImageLock:
+    """Take the image's lock bytes.
+
+    Raises:
+        StateError: they are taken, by the disk's owner where that is another writer.
+    """
+    try:
+        return ImageLock(file.descriptor, file.path)
+    except BusyError:
+        if not force:
+            await _foreign(site, file, record, force=False)
+        raise
+
+
+async def _foreign(
+    site: Site, file: SourceFile, record: DiskRecord | None, *, force: bool
+) -> VaultRecord | None:
+    """Return the disk of another writer that a file is; StateError if it is not forced."""
+    vault, writer = site.vault, site.state.writer_id
+    if record is not None:
+        found = await vault.disk(record.disk_id)
+        twin = found if found.owner is not None and found.owner.writer != writer else None
+    else:
+        fd, _ = file.open_file(writable=False)
+        try:
+            twin = await find_twin(vault, _disk_name(file), fd, writer)
+        finally:
+            os.close(fd)
+    if twin is not None and twin.owner is not None and not force:
+        raise await refusal(site.liveness, twin, twin.owner, "owns it")
+    return twin
+
+
+def unprotected(records: Iterable[DiskRecord], file: SourceFile) -> DiskRecord | None:
+    """Return the record of the disk that this file was until the user unprotected it."""
+    identity = file.identity()
+    found = [one for one in records if one.retired and one.matches(identity)]
+    return found[-1] if found else None
+
+
+def with_file(path: str) -> Change:
+    """Say that the image has another name."""
+    return lambda record: replace(record, file=path)
+
+
+def retired(record: VaultRecord) -> VaultRecord:
+    """Say that the disk went away now."""
+    return replace(record, retired=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+
+
+def revived(record: VaultRecord) -> VaultRecord:
+    """Say that the disk is back."""
+    return replace(record, retired=None)
+
+
+async def tell(site: Site, disk_id: str, change: Change) -> None:
+    """Change a disk's record, unless it is another writer's now: then it is not ours to say."""
+
+    def own(record: VaultRecord) -> VaultRecord:
+        foreign = record.owner is not None and record.owner.writer != site.state.writer_id
+        return record if foreign else change(record)
+
+    await site.vault.update_disk(disk_id, own)
+
+
+def _disk_name(file: SourceFile) -> str:
+    return PurePath(file.path).stem or "disk"

@@ -1,0 +1,92 @@
+"""The heartbeat of one mount: tells the vault that the site is alive, and that it is the vault.
+
+One small object for each site, written every few seconds. An answer after silence ends the
+waits of all disks. Where the object is not what this site wrote last, what answers may be
+another vault, or an older state of it: then each disk looks whether what it shipped is
+there, and a disk that misses something is Critical.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+import trio
+
+from vdiskfs.catalog import SiteRecord
+from vdiskfs.config import MountSettings
+from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.errors import NotFoundError, VdiskfsError, WrongVaultError
+from vdiskfs.liveness import own_process
+from vdiskfs.units import format_time
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Beats while its `run` runs. ``vault_error`` says why the last beat failed, or None."""
+
+    def __init__(
+        self, settings: MountSettings, site: Site, disks: Callable[[], Sequence[ProtectedDisk]]
+    ) -> None:
+        """Prepare; ``disks`` gives those protected here."""
+        self.vault_error: str | None = None
+        self._settings = settings
+        self._site = site
+        self._vault = site.vault
+        self._disks = disks
+        self._started = format_time(time.time_ns())
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            await self.beat()
+            await trio.sleep(self._settings.options.heartbeat_s)
+
+    async def beat(self) -> None:
+        """Write the site's record once, and let the disks know how that went."""
+        try:
+            if await self._vault.write_site(self._record(), self._look):
+                for disk in self._disks():
+                    await disk.line.look()
+        except VdiskfsError as error:
+            if self.vault_error is None:
+                log.warning("the vault does not answer: %s", error)
+            self.vault_error = str(error)
+            for disk in self._disks():
+                disk.health.vault_is_silent()
+            if isinstance(error, WrongVaultError | NotFoundError):
+                self._tell_all(error)
+        else:
+            self.vault_error = None
+            self._tell_all(None)
+            for disk in self._disks():
+                disk.health.vault_answers()
+
+    def _record(self) -> SiteRecord:
+        return SiteRecord(
+            site=self._settings.site, host=socket.gethostname(),
+            time=format_time(time.time_ns()), version=version("vdiskfs"),
+            disks=tuple(disk.disk_id for disk in self._disks()),
+            pid=os.getpid(), started=self._started, writer=self._site.state.writer_id,
+            process=own_process(), interval_s=math.ceil(self._settings.options.heartbeat_s),
+        )  # fmt: skip
+
+    async def _look(self) -> None:
+        """See that the vault is the one that was mounted, and lacks nothing.
+
+        Raises:
+            NotFoundError, WrongVaultError: it is not; its site's record is left alone.
+        """
+        await self._vault.check_identity()
+        for disk in self._disks():
+            await disk.replicator.shipper.check_vault()
+
+    def _tell_all(self, error: VdiskfsError | None) -> None:
+        for disk in self._disks():
+            disk.health.vault_is_wrong(error)

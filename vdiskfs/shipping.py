@@ -1,0 +1,136 @@
+"""Shipping one disk's deltas: from the spool into the vault, in order.
+
+A task of the replicator's. Before a delta is sent, the newest one that the vault has
+accepted is looked at, so that nothing is ever sent to another vault of the same name. What
+fails waits in `vdiskfs.health`; what can be stopped at any moment is stopped by `stop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from vdiskfs.catalog import Anchor, DiskLog
+from vdiskfs.catalog.publish import upload_segments
+from vdiskfs.crash import hook
+from vdiskfs.delta import Spooled, remove_spooled
+from vdiskfs.health import Health
+from vdiskfs.ownership import DiskLine
+from vdiskfs.spool import Spool
+
+CHECK_S = 1.0
+"""A vault that took a delta so recently is not asked again whether it is still the same."""
+
+
+class Shipper:
+    """Ships one disk's spool while its `run` runs."""
+
+    def __init__(
+        self, *, spool: Spool, line: DiskLine, health: Health,
+        published: Callable[[Spooled], None], announce: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Prepare; no task runs yet.
+
+        Args:
+            spool: what is shipped.
+            line: where deltas are published; it knows the disk's tip.
+            health: is told of errors, and waits for the next try.
+            published: is told, in a thread, of each delta that the vault holds, before it
+                leaves the spool.
+            announce: is called when the spool has lost a delta.
+        """
+        self._line = line
+        self._spool = spool
+        self._health = health
+        self._published = published
+        self._announce = announce
+        self._anchor = _anchor_of(line.points)
+        self._checked_at = float("-inf")
+        self._go = trio.Event()
+        self._go.set()
+        self._scope: trio.CancelScope | None = None
+        self._news = trio.Event()
+
+    async def run(self) -> None:
+        """Ship until cancelled."""
+        while True:
+            await self._go.wait()
+            with trio.CancelScope() as self._scope:
+                await self._ship_all()
+
+    def stop(self) -> None:
+        """Let nothing be sent until `go`. What the vault is just taking may still arrive."""
+        if self._go.is_set():
+            self._go = trio.Event()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def go(self) -> None:
+        """Ship again."""
+        self._go.set()
+
+    def wake(self) -> None:
+        """The spool has gained a delta."""
+        self._news.set()
+        self._news = trio.Event()
+
+    async def _ship_all(self) -> None:
+        while True:
+            while not len(self._spool):
+                await self._news.wait()
+            await self._shipped(await self._health.until_done("uploading", self._publish))
+            await self._health.until_done("joining", self._line.points.publish_joins)
+
+    async def _publish(self) -> Spooled:
+        if trio.current_time() - self._checked_at >= CHECK_S:
+            await self.check_vault()
+        spooled = await self._line.publish(self._spool.first)
+        self._spool.replace_first(spooled)
+        self._checked_at = trio.current_time()
+        return spooled
+
+    async def check_vault(self) -> None:
+        """Check that the vault holds what it has taken.
+
+        Raises:
+            NotFoundError: there is no vault any more.
+            WrongVaultError: it is another one, or an older state of it.
+        """
+        await self._anchor.check()
+
+    async def _shipped(self, spooled: Spooled) -> None:
+        # Known durably before the spool lets go of it. A cancel must not come in between.
+        with trio.CancelScope(shield=True):
+            self._anchor.note(spooled.head)
+            await trio.to_thread.run_sync(self._published, spooled)
+            hook("publish.noted")
+            await trio.to_thread.run_sync(remove_spooled, spooled)
+            hook("spool.emptied")
+        self._spool.shipped()
+        self._announce()
+
+    async def upload_part(self, part: Spooled) -> None:
+        """Store a part's segments, and give their room back; what is stored already is left."""
+        points = self._line.points
+        here = [segment for segment in part.segments if segment.path.exists()]
+
+        async def upload() -> None:
+            await self.check_vault()
+            await upload_segments(points.store, points.record.id, here)
+
+        await self._health.until_done("uploading", upload)
+        for segment in here:
+            segment.path.unlink(missing_ok=True)
+            hook("part.uploaded")
+
+
+def _anchor_of(points: DiskLog) -> Anchor:
+    """Begin with what was read when the disk was started."""
+    store, vault_id = points.store, points.vault_id
+    cover = points.line.cover
+    if cover:
+        return Anchor(store, vault_id, cover[-1].name, f"epoch {cover[-1].to_epoch}")
+    # disk.json was just read; it is replaced now and then, and never removed.
+    name = f"disks/{points.record.id}/disk.json"
+    return Anchor(store, vault_id, name, f"disk {points.record.name}")

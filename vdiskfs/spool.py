@@ -1,0 +1,147 @@
+"""The spool of one disk: deltas that are durable here and not yet in the vault.
+
+Deltas follow each other; the oldest leaves first, when the vault holds it. What is given
+back when the vault is away for too long are the newest: all but the oldest, because a slot
+that was offered to the vault may be taken there although its answer was lost.
+
+Methods that touch files wait for the local disk and say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vdiskfs.crash import hook
+from vdiskfs.delta import Spooled, open_file, open_spooled, remove_spooled
+from vdiskfs.delta.entries import Extents, extents_of_pages
+from vdiskfs.errors import FormatError
+from vdiskfs.image import ChainEnd
+from vdiskfs.state import sync_directory
+from vdiskfs.units import PAGE_SIZE, pages_of
+
+log = logging.getLogger(__name__)
+
+
+class Spool:
+    """Deltas in order, oldest first. Only the trio thread uses it."""
+
+    def __init__(self, directory: Path, stored: ChainEnd) -> None:
+        """``stored`` is the newest epoch that the vault holds; `load` finds what follows it."""
+        self.directory = directory
+        self.stored = stored
+        self.bytes = 0
+        self._waiting: deque[Spooled] = deque()
+
+    def __len__(self) -> int:
+        """Return how many deltas wait."""
+        return len(self._waiting)
+
+    @property
+    def first(self) -> Spooled:
+        """The delta that is shipped next."""
+        return self._waiting[0]
+
+    @property
+    def end(self) -> ChainEnd:
+        """What the next delta starts from."""
+        return ChainEnd.of(self._waiting[-1].head) if self._waiting else self.stored
+
+    def room(self, limit: int) -> int:
+        """Return how many bytes one epoch may take: ``limit``, or half of what the disk has."""
+        status = os.statvfs(self.directory)
+        return min(limit, status.f_bavail * status.f_frsize // 2)
+
+    def load(self, generation: int, doubt: Callable[[], None]) -> None:
+        """Take up what an earlier run left; waits for the disk.
+
+        Deltas that the vault holds are removed. One that is damaged, or does not follow, is
+        dropped with all after it.
+
+        Args:
+            generation: of the line that is written.
+            doubt: is called before something is dropped that the vault lacks, and notes
+                durably that it is not known what changed.
+        """
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        paths = sorted(self.directory.glob("*.delta"))
+        for number, path in enumerate(paths):
+            if not self._load_delta(path, generation):
+                doubt()
+                for later in reversed(paths[number:]):
+                    later.unlink(missing_ok=True)
+                return
+
+    def _load_delta(self, path: Path, generation: int) -> bool:
+        try:
+            spooled = open_spooled(path)
+        except FormatError as error:
+            log.warning("%s: dropped, all pages are looked at again: %s", path, error)
+            return False
+        head, end = spooled.head, self.end
+        if head.to_epoch <= end.epoch:
+            remove_spooled(spooled)
+            return True
+        # One captured for an older generation is moved into ours before it is published.
+        same = head.from_digest == end.digest or head.generation != generation
+        if head.from_epoch != end.epoch or not same:
+            log.warning("%s: does not follow epoch %d, dropped", path, end.epoch)
+            return False
+        self.add(spooled)
+        return True
+
+    def add(self, spooled: Spooled) -> None:
+        """Take a delta that is durable and starts from `end`."""
+        self._waiting.append(spooled)
+        self.bytes += spooled.head.stored_bytes
+
+    def replace_first(self, spooled: Spooled) -> None:
+        """The first delta was moved into another line before it was published."""
+        self.bytes += spooled.head.stored_bytes - self._waiting[0].head.stored_bytes
+        self._waiting[0] = spooled
+
+    def shipped(self) -> None:
+        """The vault holds the first delta, and its files are gone."""
+        first = self._waiting.popleft()
+        self.stored = ChainEnd.of(first.head)
+        self.bytes -= first.head.stored_bytes
+
+    def take_newer(self) -> list[Spooled]:
+        """Take all deltas but the first out, oldest first. Their files stay."""
+        taken = list(self._waiting)[1:]
+        while len(self._waiting) > 1:
+            self._waiting.pop()
+        self.bytes -= sum(one.head.stored_bytes for one in taken)
+        return taken
+
+
+def changed_runs(deltas: Sequence[Spooled]) -> Iterator[Extents]:
+    """Yield the pages that deltas change; what a cut takes away counts. Waits for the disk.
+
+    Raises:
+        FormatError: one is damaged.
+    """
+    for spooled in deltas:
+        delta = open_file(spooled.path)
+        for entries in delta.entries():
+            yield extents_of_pages(np.unique(entries.pages()[0]))
+        yield delta.zeros()
+        head = delta.head
+        if head.cut < head.from_size:
+            first = head.cut // PAGE_SIZE
+            yield Extents(
+                np.array([first], np.uint64), np.array([pages_of(head.from_size)], np.uint64)
+            )
+
+
+def remove_newest_first(deltas: Sequence[Spooled]) -> None:
+    """Delete deltas so that a kill leaves a line without holes. Waits for the disk."""
+    for spooled in reversed(deltas):
+        remove_spooled(spooled)
+        sync_directory(spooled.path.parent)
+        hook("spool.given-back")
