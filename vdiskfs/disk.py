@@ -21,7 +21,7 @@ import trio
 
 from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, Vault
-from vdiskfs.delta import DeltaWriter, Spooled
+from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.liveness import Liveness
@@ -29,8 +29,8 @@ from vdiskfs.ownernote import Displaced, Remembered, Start
 from vdiskfs.ownership import DiskLine
 from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
+from vdiskfs.state import DiskPaths, FileStamp, LastEnd, StateDirectory
 from vdiskfs.state import DiskRecord as LocalRecord
-from vdiskfs.state import FileStamp, LastEnd, StateDirectory
 from vdiskfs.tree import SourceFile
 
 log = logging.getLogger(__name__)
@@ -135,12 +135,11 @@ class ProtectedDisk:
         lost = found is None and last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
         track, new = await self._open_track(lost=lost, known=known)
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
-        if new or not known:
-            # Numbers go on above all that the vault and the spool have seen.
-            last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
-            track.set_epoch(
-                max(track.epoch, last.epoch + 1, used.epoch + 1 if used else 0), last.size
-            )
+        last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
+        # Numbers go on above all that the vault and the spool have seen. The size that the next
+        # delta starts from: a killed daemon may have spooled an epoch that it had not forgotten.
+        seen = max(last.epoch, used.epoch if used else 0) if new or not known else 0
+        track.set_epoch(max(track.epoch, seen + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
         replicator = Replicator(
             name=self.name, live=live, line=self.line, end=end, directory=paths.directory,
@@ -156,6 +155,8 @@ class ProtectedDisk:
         self._write_record(end=None)
         host_died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
         await trio.to_thread.run_sync(partial(replicator.load, host_died=host_died))
+        await trio.to_thread.run_sync(_tidy, paths)
+        _note_size(live.image, replicator.end.size)
         if found is not None:
             log.info("disk %s: %d pages were marked changed", self.name, live.counts().dirty_pages)
             await trio.to_thread.run_sync(replicator.suspects.doubt, doubted(found), found.spans)
@@ -204,11 +205,11 @@ class ProtectedDisk:
 
     def _is_unchanged(self, last_end: LastEnd) -> bool:
         """Say whether what the bitmaps say is all that changed."""
-        if last_end is LastEnd.DAEMON_DIED:
-            return True
-        if last_end is not LastEnd.CLEAN or self.record.end is None:
-            return False
-        if self.record.end == FileStamp.of(self.file.identity()):
+        end = self.record.end
+        if end is None or last_end not in (LastEnd.CLEAN, LastEnd.DAEMON_DIED):
+            return last_end is LastEnd.DAEMON_DIED
+        # It ended in order, and no daemon has come as far as to start it since.
+        if end == FileStamp.of(self.file.identity()):
             return True
         log.warning("disk %s: %s was changed behind the mount", self.name, self.file.path)
         return False
@@ -288,6 +289,19 @@ class ProtectedDisk:
         await trio.to_thread.run_sync(live.close)
         if clean:
             self._write_record(FileStamp.of(self.file.identity()))
+
+
+def _tidy(paths: DiskPaths) -> None:
+    for directory in (paths.spool, paths.pass_):
+        remove_leftovers(directory)
+
+
+def _note_size(image: native.Image, known: int) -> None:
+    """Mark a size that is not the newest epoch's as a change, though no page may differ."""
+    size = image.size()
+    if size != known:
+        # The page of the end: what the delta says of a new end needs it.
+        image.mark(max(size, 1) - 1, 1)
 
 
 def _clear(directory: Path) -> None:

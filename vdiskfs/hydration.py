@@ -224,7 +224,7 @@ class PointImages:
             end = min(opened.reader.size, (run[-1] + 1) * CHUNK_SIZE)
             data = await opened.reader.read_pages(start // PAGE_SIZE, pages_of(end - start))
             view = memoryview(data)[: end - start]
-            filled = await trio.to_thread.run_sync(opened.image.fill, start, view)
+            filled = await self._put(opened, start, view)
             if filled == 0 and not opened.image.is_present(start, end - start):
                 # Evicted meanwhile: it is mapped anew, then fetched anew.
                 await self._map(opened, start // REGION_SIZE, (end - 1) // REGION_SIZE)
@@ -234,15 +234,30 @@ class PointImages:
                 opened.fetching.pop(chunk, None)
             done.set()
 
+    async def _put(self, opened: OpenedPoint, start: int, view: memoryview) -> int:
+        """Fill bytes in; on a full disk what is kept of all points gives way to them."""
+        try:
+            return await trio.to_thread.run_sync(opened.image.fill, start, view)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._filled:
+                raise
+        for oldest, at in list(self._filled):
+            self._evict(oldest, at)
+        first, last = start // REGION_SIZE, (start + len(view) - 1) // REGION_SIZE
+        await self._map(opened, first, last)
+        return await trio.to_thread.run_sync(opened.image.fill, start, view)
+
+    def _evict(self, opened: OpenedPoint, region: int) -> None:
+        self.cached_bytes -= self._filled.pop((opened, region))
+        opened.image.evict(region, 1)
+
     def _count(self, opened: OpenedPoint, region: int, filled: int) -> None:
         key = (opened, region)
         self._filled[key] = self._filled.get(key, 0) + filled
         self.cached_bytes += filled
         while self.cached_bytes > self._limit and len(self._filled) > 1:
-            (oldest, at), size = next(iter(self._filled.items()))
+            oldest, at = next(iter(self._filled))
             if (oldest, at) == key:
                 self._filled.move_to_end(key)
                 continue
-            del self._filled[oldest, at]
-            self.cached_bytes -= size
-            oldest.image.evict(at, 1)
+            self._evict(oldest, at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,17 +109,19 @@ class LiveImage:
             self.image.mark(size // PAGE_SIZE * PAGE_SIZE, 1)
 
     def capture(
-        self, seal: native.Seal, end: ChainEnd, writer: DeltaWriter, label: str = "",
-        stored: Sequence[Spooled] = (),
+        self, seal: native.Seal, end: ChainEnd, make_writer: Callable[[], DeltaWriter],
+        label: str = "", stored: Sequence[Spooled] = (), *,
+        captured: Callable[[], None] = lambda: None,
     ) -> Spooled:  # fmt: skip
         """Write the sealed epoch as one delta and forget what was frozen for it.
 
         Args:
             seal: as ``native.seal`` gave it for this image.
             end: the epoch that the delta starts from.
-            writer: a fresh one, of this disk's spool.
+            make_writer: gives a fresh one, of this disk's spool; it may find that full.
             label: the point's label.
             stored: parts of a pass; what the epoch itself changed wins over them.
+            captured: called when the delta is durable; ``stored`` must be gone on its return.
 
         The delta is durable on return. On any error the epoch is given up: its pages count
         to the running epoch, and nothing is left in the spool.
@@ -130,17 +132,25 @@ class LiveImage:
                 image or writing the spool failed.
         """
         native.background()
+        writer: DeltaWriter | None = None
         try:
+            writer = make_writer()
             spooled = self._write(seal, end, writer, label, stored)
         except BaseException as error:
-            writer.abandon()
-            self.image.abandon()
+            try:
+                if writer is not None:
+                    writer.abandon()
+            finally:
+                self.image.abandon()
             if not isinstance(error, OSError):
                 raise
             raise _given_up(seal, error) from error
-        hook("spool.synced")
+        hook("epoch.spooled")
+        # Parts that outlived what the epoch changed would put old pages into the next delta.
+        captured()
+        hook("parts.dropped")
         self.image.forget()
-        hook("frozen.forgotten")
+        hook("epoch.forgotten")
         return spooled
 
     def _write(

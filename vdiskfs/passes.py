@@ -14,6 +14,7 @@ whatever the vault holds: the part would win over the vault.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 PART_SIZE = 256 * 1024 * 1024
 """Bytes of pages in one part: what a kill at the wrong moment costs to read again."""
+
+PART_MIN = 4 * 1024 * 1024
+"""Bytes of pages in a part where the local disk has hardly any room."""
 
 READ_PAGES = 1024
 """Pages in one batch: 4 MiB."""
@@ -109,6 +113,11 @@ class SuspectPass:
         """Whether a part holds pages that begin at or beyond ``size`` bytes."""
         return bool(len(self._covered)) and int(self._covered.end[-1]) > pages_of(size)
 
+    @property
+    def is_unsent(self) -> bool:
+        """Whether a part still has segments here: nothing says that they are stored."""
+        return any(segment.path.exists() for part in self.parts for segment in part.segments)
+
     def doubt(self, stretches: Sequence[Stretch]) -> None:
         """What parts hold of these stretches (bytes) may be newer than the disk: it changed.
 
@@ -169,13 +178,13 @@ class SuspectPass:
             await self._upload(part)
 
     async def _next_part(self, compare: Sums | None) -> Spooled | None:
-        """Read up to PART_SIZE of suspect pages into a durable part; None: nothing differed."""
+        """Read up to `part_limit` of suspect pages into a durable part; None: nothing differed."""
         reader = native.PageReader(self._live.image, suspect=True, pages=READ_PAGES)
         writer = self._make_writer(self._directory, inside=False)
         seen: list[native.U64Array] = []
-        kept = 0
+        kept, limit = 0, part_limit(self._directory)
         try:
-            while kept * PAGE_SIZE < PART_SIZE and len(seen) < 4096:
+            while kept * PAGE_SIZE < limit and len(seen) < 4096:
                 batch = await trio.to_thread.run_sync(_read, reader)
                 if batch is None:
                     break
@@ -222,6 +231,15 @@ class SuspectPass:
             self._live.image.suspect_clear(pages)
             self.done_pages += len(pages)
         self._live.image.suspect_clear_from(pages_of(self._live.image.size()))
+
+
+def part_limit(directory: Path) -> int:
+    """Return how many bytes of pages the next part may hold: it gives way on a full disk.
+
+    Two parts are under way at once, and the spool needs room beside them.
+    """
+    status = os.statvfs(directory)
+    return max(PART_MIN, min(PART_SIZE, status.f_bavail * status.f_frsize // 4))
 
 
 def _base_of(end: ChainEnd) -> bytes:

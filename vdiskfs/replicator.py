@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -278,7 +279,9 @@ class Replicator:
         """
         async with self._sealing:
             self._dirty = trio.Event()
-            if not self.suspects.needed and self.dirty_bytes() > self.pace.spool_limit:
+            if not self.suspects.needed and self.dirty_bytes() > self.spool.room(
+                self.pace.spool_limit
+            ):
                 # More than the spool takes goes the way of a pass: parts that leave one by one.
                 await self.suspects.take_changed()
             await self.suspects.run(pass_s)
@@ -296,13 +299,14 @@ class Replicator:
 
     async def seal_captured(self, seal: native.Seal, label: str) -> Spooled:
         """Capture what `seal_together` has sealed, into the spool."""
-        writer = self._make_writer(self.spool.directory, inside=True)
+        make_writer = partial(self._make_writer, self.spool.directory, inside=True)
         parts = list(self.pass_.parts)
         spooled = await trio.to_thread.run_sync(
-            lambda: self.live.capture(seal, self.end, writer, label, parts)
+            lambda: self.live.capture(
+                seal, self.end, make_writer, label, parts, captured=self.pass_.drop
+            )
         )
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
-        self.pass_.drop()
         self.health.pass_finished()
         self.spool.add(spooled)
         self.shipper.wake()

@@ -10,6 +10,7 @@ Methods that touch files wait for the local disk and say so.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,11 @@ class Spool:
     def end(self) -> ChainEnd:
         """What the next delta starts from."""
         return ChainEnd.of(self._waiting[-1].head) if self._waiting else self.stored
+
+    def room(self, limit: int) -> int:
+        """Return how many bytes one epoch may take: ``limit``, or half of what the disk has."""
+        status = os.statvfs(self.directory)
+        return min(limit, status.f_bavail * status.f_frsize // 2)
 
     def load(self, generation: int, doubt: Callable[[], None]) -> None:
         """Take up what an earlier run left; waits for the disk.

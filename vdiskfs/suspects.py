@@ -71,7 +71,8 @@ class Suspects:
     @property
     def unknown(self) -> bool:
         """Whether there is a page that a pass has to look at."""
-        return self._distrusted or self._live.counts().suspect_pages > 0
+        marked = self._distrusted or self._live.counts().suspect_pages > 0
+        return marked or self.pass_.is_unsent
 
     @property
     def needed(self) -> bool:

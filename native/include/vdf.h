@@ -44,6 +44,12 @@ int64_t vdf_pages_verify(const uint8_t *data, uint64_t count, const uint64_t *su
  */
 int vdf_thread_background(void);
 
+/*
+ * Crash hooks, for tests: what VDISKFS_CRASH and VDISKFS_CRASH_LOG say (crash.c), told
+ * anew; NULL: nothing. The strings stay the caller's. Only while no other thread runs.
+ */
+void vdf_crash_arm(const char *plan, const char *log);
+
 /* ---- mount ---------------------------------------------------------------- */
 
 enum {

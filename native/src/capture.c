@@ -118,7 +118,8 @@ static int fill(const source *from, const vdf_bitmap *map, uint64_t *cursor, vdf
         take_run(batch, page, stop - page);
         page = stop;
     }
-    *cursor = page;
+    /* An image that grows meanwhile must not give the rest of the last chunk later. */
+    *cursor = page < end ? page : (page + VDF_CHUNK_PAGES - 1) / VDF_CHUNK_PAGES * VDF_CHUNK_PAGES;
     return 0;
 }
 

@@ -145,7 +145,9 @@ static void preserve(vdf_change *change, uint64_t frozen_epoch, uint64_t page, u
             return;
         }
         /* Set after the copy: capture reads the image first, then looks here. */
+        vdf_crash("preserve.written");
         vdf_bitmap_set(&track->preserved, page, count);
+        vdf_crash("preserve.marked");
         page += count;
     }
 }
@@ -154,6 +156,7 @@ static void mark_pages(vdf_track *track, uint64_t epoch, uint64_t page, uint64_t
 {
     vdf_bitmap_set(&track->dirty[epoch & 1], page, count);
     vdf_store(&track->head->changed[epoch & 1], 1);
+    vdf_crash("change.marked");
 }
 
 /* A change of the frozen epoch: pages preserved by a later one count to that. */
@@ -274,6 +277,7 @@ void vdf_change_size(vdf_change *change, uint64_t size)
         epoch = frozen + 1;
     vdf_store(&head->cut[epoch & 1], vdf_min(vdf_load(&head->cut[epoch & 1]), size));
     vdf_store(&head->changed[epoch & 1], 1);
+    vdf_crash("size.marked");
     vdf_track_notify(change->image, track);
 }
 

@@ -19,18 +19,20 @@ static const char *plan;
 static size_t plan_length;
 static _Atomic long left;
 
+void vdf_crash_arm(const char *new_plan, const char *new_log)
+{
+    const char *colon = new_plan == NULL ? NULL : strrchr(new_plan, ':');
+
+    plan = new_plan;
+    log_path = new_log;
+    plan_length = colon == NULL ? 0 : (size_t)(colon - new_plan);
+    atomic_store(&left, colon == NULL ? 0 : strtol(colon + 1, NULL, 10));
+    vdf_crash_armed = log_path != NULL || atomic_load(&left) > 0;
+}
+
 __attribute__((constructor)) static void read_plan(void)
 {
-    const char *colon;
-
-    log_path = getenv("VDISKFS_CRASH_LOG");
-    plan = getenv("VDISKFS_CRASH");
-    colon = plan == NULL ? NULL : strrchr(plan, ':');
-    if (colon != NULL) {
-        plan_length = (size_t)(colon - plan);
-        atomic_store(&left, strtol(colon + 1, NULL, 10));
-    }
-    vdf_crash_armed = log_path != NULL || atomic_load(&left) > 0;
+    vdf_crash_arm(getenv("VDISKFS_CRASH"), getenv("VDISKFS_CRASH_LOG"));
 }
 
 static void write_log(const char *name)

@@ -242,6 +242,7 @@ static int change_piece(vdf_image *image, uint64_t offset, uint64_t length,
         vdf_change_wait_drained(&change);
     lock_change(&change, offset, length);
     int error = act(&change, offset, length, argument);
+    vdf_crash("change.written");
     unlock_change(&change, offset, length);
     vdf_change_end(&change);
     return error;
@@ -395,6 +396,7 @@ int vdf_image_truncate(vdf_image *image, uint64_t size)
         vdf_track_reach(track, size);
     begin_truncate(&change, image, size);
     error = act_truncate(&change, 0, PIECE, &size);
+    vdf_crash("size.changed");
     unlock_change(&change, 0, PIECE);
     vdf_change_end(&change);
     return error;

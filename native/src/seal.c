@@ -44,8 +44,10 @@ static void announce(vdf_track *track)
     vdf_store(&head->cut[(epoch + 1) & 1], UINT64_MAX);
     vdf_store(&head->changed[(epoch + 1) & 1], 0);
     vdf_store(&head->frozen_epoch, epoch);
+    vdf_crash("seal.frozen");
     vdf_store(&head->epoch, epoch + 1);
     atomic_store(&track->frozen_epoch, epoch);
+    vdf_crash("seal.announced");
 }
 
 static void settle(vdf_image *image, vdf_track *track, uint64_t phase, vdf_seal *out)
@@ -71,6 +73,7 @@ static void settle(vdf_image *image, vdf_track *track, uint64_t phase, vdf_seal 
     if (vdf_load(&head->changed[(epoch + 1) & 1]) != 0)
         vdf_track_notify(image, track);
     atomic_store(&track->drained, 1);
+    vdf_crash("seal.drained");
 }
 
 static int by_address(const void *a, const void *b)
@@ -176,8 +179,11 @@ int vdf_capture_forget(vdf_image *image)
          * without its pages, and hide them.
          */
         vdf_store(&track->head->frozen_epoch, 0);
+        vdf_crash("forget.released");
         vdf_bitmap_reset(&track->dirty[frozen & 1]);
+        vdf_crash("forget.cleared");
         error = drop_preserve(track);
+        vdf_crash("forget.done");
         atomic_store(&track->abandoned, 0);
     }
     pthread_mutex_unlock(&track->admin);
@@ -201,13 +207,16 @@ int vdf_capture_abandon(vdf_image *image)
         int unsaved = vdf_track_fold(track, new);
         if (unsaved != 0)
             vdf_intent_fail(track->intent, unsaved);
+        vdf_crash("abandon.merged");
         pthread_mutex_lock(&track->size_lock);
         vdf_store(&head->cut[new], vdf_min(vdf_load(&head->cut[new]), vdf_load(&head->cut[old])));
         vdf_store(&head->base_size[new], head->base_size[old]);
         if (vdf_load(&head->changed[old]) != 0)
             vdf_store(&head->changed[new], 1);
         pthread_mutex_unlock(&track->size_lock);
+        vdf_crash("abandon.settled");
         vdf_store(&head->frozen_epoch, 0);
+        vdf_crash("abandon.released");
         vdf_bitmap_reset(&track->dirty[old]);
         error = drop_preserve(track);
         atomic_store(&track->abandoned, 0);

@@ -100,8 +100,10 @@ static int thaw(vdf_track *track, uint64_t size)
     int error = vdf_track_fold(track, now);
     if (error != 0)
         return error;
+    vdf_crash("thaw.merged");
     vdf_bitmap_reset(&track->dirty[now ^ 1]);
     vdf_bitmap_reset(&track->preserved);
+    vdf_crash("thaw.reset");
     if (head->frozen_epoch != 0) {
         vdf_store(&head->cut[now], vdf_min(head->cut[now], head->cut[now ^ 1]));
         vdf_store(&head->base_size[now], head->base_size[now ^ 1]);
@@ -109,7 +111,9 @@ static int thaw(vdf_track *track, uint64_t size)
         /* If the frozen epoch was spooled after all, the page of the old end has to be here too. */
         if (head->base_size[now] % VDF_PAGE_SIZE != 0)
             vdf_bitmap_set(&track->dirty[now], head->base_size[now] / VDF_PAGE_SIZE, 1);
+        vdf_crash("thaw.settled");
         vdf_store(&head->frozen_epoch, 0);
+        vdf_crash("thaw.released");
     }
     /* Stopped in the middle of a truncation: what the cut takes away may be there still. */
     if (head->cut[now] < size)
@@ -131,6 +135,7 @@ static int create_head(vdf_track *track)
     /* Of what follows any may be lost with the host, but never what makes it a track. */
     if (msync(track->head, VDF_PAGE_SIZE, MS_SYNC) != 0)
         return -errno;
+    vdf_crash("track.made");
     return vdf_rename(track->dir, "track.new", track->dir, "track", RENAME_NOREPLACE);
 }
 
@@ -311,7 +316,9 @@ int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size)
         vdf_store(&head->changed[new], head->changed[old]);
     }
     vdf_store(&head->base_size[new], base_size);
+    vdf_crash("epoch.prepared");
     vdf_store(&head->epoch, epoch);
+    vdf_crash("epoch.numbered");
     if (old != new) {
         vdf_bitmap_reset(&track->dirty[old]);
         vdf_store(&head->cut[old], UINT64_MAX);
@@ -380,10 +387,16 @@ int vdf_track_mend(vdf_track *track, uint64_t size)
     if (grow_all(track, end) == 0) {
         uint64_t first = vdf_load(&track->head->overflow) - 1;
         /* Suspect before it is forgotten that they were missed. */
-        if (first < end)
+        if (first < end) {
+            /* Changed as well: a pass's parts do not count beyond the epoch's smallest size. */
+            uint64_t now = atomic_load(&track->epoch) & 1;
             vdf_bitmap_set(&track->suspect, first, end - first);
-        else
+            vdf_bitmap_set(&track->dirty[now], first, end - first);
+            vdf_store(&track->head->changed[now], 1);
+        } else {
             error = 0;
+        }
+        vdf_crash("mend.suspect");
         vdf_store(&track->head->overflow, 0);
         atomic_store(&track->overflow, 0);
     }
@@ -457,6 +470,7 @@ int vdf_suspect_clear(vdf_image *image, const uint64_t *pageno, uint64_t count)
         return -EINVAL;
     for (uint64_t i = 0; i < count; i++)
         vdf_bitmap_clear(&track->suspect, pageno[i], 1);
+    vdf_crash("suspect.cleared");
     return 0;
 }
 

@@ -289,3 +289,13 @@ def test_a_file_that_is_too_short_is_refused(tmp_path: Path, length: int) -> Non
 def test_a_writer_needs_its_directory(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         DeltaWriter(tmp_path / "no", vault_id=VAULT, disk_id=DISK, writer_id=DISK)
+
+
+def test_a_writer_on_a_full_disk_can_be_abandoned(model: DiskModel) -> None:
+    model.write(0, b"x" * PAGE * 4)
+    writer = model.writer()
+    writer.add(model.batch([0, 1, 2]))
+    with writer._file as file, Path("/dev/full").open("rb+", buffering=0) as full:
+        os.dup2(full.fileno(), file.fileno())
+        writer.abandon()
+    assert os.listdir(model.spool) == []

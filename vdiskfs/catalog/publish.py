@@ -34,6 +34,7 @@ async def upload_segments(
     async def one(segment: SpooledSegment) -> None:
         async with limiter:
             await upload_segment(store, disk_id, segment)
+        hook("segment.stored")
         if progress is not None:
             progress(segment.size)
 

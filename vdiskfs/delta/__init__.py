@@ -17,6 +17,7 @@ The format: vdiskfs-format(5).
 from vdiskfs.delta.digest import genesis_digest
 from vdiskfs.delta.frames import DEFAULT_LEVEL, PageBatch
 from vdiskfs.delta.layout import NO_ID, DeltaHead, Flags, Kind, delta_metadata
+from vdiskfs.delta.leftovers import remove_leftovers
 from vdiskfs.delta.local import open_file
 from vdiskfs.delta.segments import SpooledSegment
 from vdiskfs.delta.writer import DeltaWriter, EpochFacts, Spooled, open_spooled, remove_spooled
@@ -36,5 +37,6 @@ __all__ = [
     "genesis_digest",
     "open_file",
     "open_spooled",
+    "remove_leftovers",
     "remove_spooled",
 ]

@@ -6,6 +6,7 @@ stands in its head and in every reference to it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import uuid
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vdiskfs.crash import hook
 from vdiskfs.delta.layout import HASH_SIZE, VERSION, hash_bytes
 from vdiskfs.errors import FormatError
 
@@ -102,9 +104,11 @@ class SegmentFile:
         os.fdatasync(self._file.fileno())
         self._file.close()
         self._temporary.rename(self._path)
+        hook("segment.named")
         return SpooledSegment(self.id, self._path, self.size)
 
     def abandon(self) -> None:
         """Delete the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import IO
 
 import numpy as np
 
+from vdiskfs.crash import hook
 from vdiskfs.delta.blocks import PAGE, Rows
 from vdiskfs.delta.builder import IndexBuilder, build_root, seal_root
 from vdiskfs.delta.digest import epoch_digest
@@ -64,8 +65,10 @@ def settle(out: IO[bytes], temporary: Path, path: Path) -> None:
     out.flush()
     os.fdatasync(out.fileno())
     out.close()
+    hook("spool.synced")
     temporary.rename(path)
     sync_directory(path.parent)
+    hook("spool.named")
 
 
 def sync_directory(directory: Path) -> None:

@@ -5,6 +5,7 @@ Synchronous; runs in a thread. Nothing but local files is touched.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import IO
 
 import numpy as np
 
+from vdiskfs.crash import hook
 from vdiskfs.delta.blocks import Rows
 from vdiskfs.delta.builder import IndexBuilder
 from vdiskfs.delta.entries import Entries, Extents, make_extents, unite_extents
@@ -187,8 +189,10 @@ class DeltaWriter:
 
     def abandon(self) -> None:
         """Delete everything written, but for segments already taken."""
-        self._file.close()
-        self._builder.close()
+        # Closing writes what is buffered; that the disk is full is known.
+        for file in (self._file, self._builder):
+            with contextlib.suppress(OSError):
+                file.close()
         self._temporary.unlink(missing_ok=True)
         if self._segment is not None:
             self._segment.abandon()
@@ -345,5 +349,7 @@ def open_spooled(path: Path) -> Spooled:
 def remove_spooled(spooled: Spooled) -> None:
     """Delete a delta of the spool and its segments: the segments last."""
     spooled.path.unlink(missing_ok=True)
+    hook("spool.removed")
     for segment in spooled.segments:
         segment.path.unlink(missing_ok=True)
+        hook("segment.removed")

@@ -50,7 +50,7 @@ from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 __all__ = [
     "INTENT_REGION", "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event",
     "EventKind", "FileIdentity", "Image", "ImageFlags", "IntentCounts", "MountFlags", "PageReader",
-    "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background", "begin_intent",
+    "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background", "begin_intent", "crash_arm",
     "file_identity", "intent_counts", "mount", "pages_sum", "pages_verify", "pages_zero",
     "recover_track", "rename", "seal", "sync_track", "unmount",
 ]  # fmt: skip
@@ -114,6 +114,16 @@ def background() -> None:
     if not getattr(_steps_back, "done", False):
         _check(lib.vdf_thread_background(), "priority")
         _steps_back.done = True
+
+
+_crash_strings: list[Any] = []
+
+
+def crash_arm(plan: str, log: str) -> None:
+    """Arm the crash hooks of the C core, for tests; see ``vdiskfs.crash.arm``."""
+    kept = [ffi.new("char[]", text.encode()) if text else ffi.NULL for text in (plan, log)]
+    lib.vdf_crash_arm(*kept)
+    _crash_strings[:] = kept
 
 
 # ---- objects ------------------------------------------------------------------------
@@ -281,11 +291,13 @@ class Image(_Closing):
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write all of it. Not durable until sync()."""
-        source = ffi.from_buffer(data)
-        _check(
-            lib.vdf_image_write(self.handle, offset, len(source), ffi.cast("uint8_t *", source)),
-            "write",
-        )
+        # Given back before anything is raised: the buffer of a traceback that the collector
+        # takes apart would be freed while it is lent.
+        with ffi.from_buffer(data) as source:
+            done = lib.vdf_image_write(
+                self.handle, offset, len(source), ffi.cast("uint8_t *", source)
+            )
+        _check(done, "write")
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does, for the modes that FUSE knows."""
@@ -332,14 +344,12 @@ class Image(_Closing):
 
     def fill(self, offset: int, data: Buffer) -> int:
         """Fill absent pages, and return how many bytes were absent."""
-        source = ffi.from_buffer(data)
         filled = ffi.new("uint64_t *")
-        _check(
-            lib.vdf_image_fill(
+        with ffi.from_buffer(data) as source:
+            done = lib.vdf_image_fill(
                 self.handle, offset, len(source), ffi.cast("uint8_t *", source), filled
-            ),
-            "fill",
-        )
+            )
+        _check(done, "fill")
         return int(filled[0])
 
     def is_present(self, offset: int, length: int) -> bool:

@@ -3,7 +3,7 @@
     state.json            the site's writer id
     lock                  locked by the daemon that runs; holds its pid
     running               boot id of the daemon that runs, or that did not end in order
-    clean                 boot id of the last orderly end; removed at start
+    clean                 what it is renamed to by an orderly end; removed at start
     site.json             what the vault was last told of this site
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, RefusedError
 from vdiskfs.state.files import read_record, remove_file, sync_directory, write_file, write_record
 from vdiskfs.state.records import DiskRecord
@@ -225,8 +226,10 @@ class StateDirectory:
                 (partial.directory / part).mkdir(mode=0o700)
             write_record(partial.record, record.to_body())
             sync_directory(partial.directory)
+            hook("disk.made")
             partial.directory.rename(paths.directory)
             sync_directory(self._disks)
+            hook("disk.named")
         except OSError as error:
             shutil.rmtree(partial.directory, ignore_errors=True)
             raise LocalError(f"{paths.directory}: {error.strerror}") from error
@@ -262,6 +265,7 @@ class StateDirectory:
         gone = self._disks / f"{_PARTIAL}{disk_id}.old"
         self.disk(disk_id).directory.rename(gone)
         sync_directory(self._disks)
+        hook("disk.removed")
         shutil.rmtree(gone)
 
     def set_aside(self) -> Path:
@@ -275,8 +279,17 @@ class StateDirectory:
     # -- the end ----------------------------------------------------------
 
     def end_clean(self) -> None:
-        """Note the orderly end, after everything else is durable, and unlock."""
-        write_file(self.path / "clean", self._boot_id.encode())
+        """Note the orderly end, after everything else is durable, and unlock.
+
+        Raises:
+            LocalError: the disk refused. It needs no room.
+        """
+        try:
+            (self.path / "running").rename(self.path / "clean")
+            sync_directory(self.path)
+        except OSError as error:
+            raise LocalError(f"{self.path}: {error.strerror}") from error
+        hook("end.noted")
         self.close()
 
     def close(self) -> None:

@@ -6,15 +6,19 @@ over the canonical text of the body. Everything here blocks on the local disk.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from vdiskfs import native
+from vdiskfs.crash import hook
 from vdiskfs.errors import DamagedError, LocalError, NotFoundError
 
 _LIMIT = 16 << 20
+_EXCHANGE = 2
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -33,8 +37,11 @@ def write_file(path: Path, data: bytes) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        hook("record.synced")
         partial.rename(path)
+        hook("record.renamed")
         sync_directory(path.parent)
+        hook("record.durable")
     except OSError as error:
         raise LocalError(f"{path}: {error.strerror}") from error
 
@@ -49,6 +56,7 @@ def remove_file(path: Path) -> None:
     """Remove a file if it is there; durable on return."""
     path.unlink(missing_ok=True)
     sync_directory(path.parent)
+    hook("record.removed")
 
 
 def sync_directory(path: Path) -> None:
@@ -61,9 +69,48 @@ def sync_directory(path: Path) -> None:
 
 
 def write_record(path: Path, body: dict[str, Any]) -> None:
-    """Write a record with its check. Durable on return."""
+    """Write a record with its check. Durable on return.
+
+    Its last version stays beside it as room for the next one, so that a record that was
+    written twice can be written on a full disk, too (not where data is never overwritten).
+
+    Raises:
+        LocalError: the disk refused; the record that was there is whole.
+    """
     document = {"check": _check(body), "body": body}
-    write_file(path, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
+    data = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+    spare = path.with_name(f".{path.name}.spare")
+    if not path.exists():
+        write_file(path, data)
+        return
+    try:
+        fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _write_all(fd, data)
+            os.ftruncate(fd, len(data))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        hook("record.synced")
+        exchange(spare, path)
+        hook("record.renamed")
+        sync_directory(path.parent)
+        hook("record.durable")
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}") from error
+
+
+def exchange(new: Path, path: Path) -> None:
+    """Put ``new`` at the path; what was there gets its name, where the file system can."""
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        native.rename(parent, new.name, parent, path.name, _EXCHANGE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        new.rename(path)
+    finally:
+        os.close(parent)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vdiskfs.crash import hook
 from vdiskfs.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -97,11 +98,14 @@ class Folder:
                 fill(file)
                 set_metadata(file, metadata)
                 info = seal(file, 0)
+                hook("object.synced")
                 try:
                     os.link(temporary, base, src_dir_fd=work, dst_dir_fd=parent)
                 except FileExistsError:
                     raise AlreadyExistsError(f"{name} exists already") from None
+                hook("object.linked")
             os.fsync(parent)
+            hook("object.durable")
             return etag_of(info)
 
     def adopt(self, name: str, path: Path, metadata: Mapping[str, str]) -> str | None:
@@ -121,6 +125,7 @@ class Folder:
                     return None
                 set_metadata(file, metadata)
                 info = seal(file, 0)
+                hook("object.sealed")
                 # By descriptor: what was sealed is what gets the name.
                 os.link(f"/proc/self/fd/{file}", base, dst_dir_fd=parent, follow_symlinks=True)
             except FileExistsError:
@@ -131,6 +136,7 @@ class Folder:
                 raise
             finally:
                 os.close(file)
+            hook("object.adopted")
             os.fsync(parent)
             return etag_of(info)
 
@@ -152,8 +158,10 @@ class Folder:
                 fill(file)
                 set_metadata(file, metadata)
                 info = seal(file, before.st_mtime_ns)
+                hook("object.renewed")
                 os.rename(temporary, base, src_dir_fd=work, dst_dir_fd=parent)
             os.fsync(parent)
+            hook("object.swapped")
             return etag_of(info)
 
     def delete(self, name: str) -> None:
@@ -162,6 +170,7 @@ class Folder:
             stat_file(parent, base, name)
             os.unlink(base, dir_fd=parent)
             os.fsync(parent)
+            hook("object.deleted")
 
     def read(self, name: str, limit: int) -> tuple[bytes, ObjectInfo]:
         """Return an object's bytes and what it is."""

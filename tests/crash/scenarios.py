@@ -1,0 +1,286 @@
+"""What is done while crash hooks end the process: each scenario has a past and an act.
+
+The past runs once, unharmed, and its directory is the template of all runs. The act runs in
+a child process that is killed at a hook. What was acknowledged, what was sealed and what was
+shipped is noted in a ledger outside the disk, as a guest would know it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from unittest import mock
+
+from tests.model.changes import MAX_SIZE, random_changes
+from tests.model.onedisk import OneDisk, hooked
+from vdiskfs.delta import DeltaWriter
+from vdiskfs.errors import LocalError
+
+CHANGES = random_changes(20261121, 400)
+START = bytes(range(256)) * 600
+Step = Callable[["Actor"], Awaitable[None]]
+
+
+class Ledger:
+    """Lines that survive the process, one system call each."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "ledger"
+
+    def note(self, *words: object) -> None:
+        """Add a line; it is there when this returns."""
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.write(fd, (" ".join(map(str, words)) + "\n").encode())
+        os.close(fd)
+
+    def lines(self, kind: str) -> list[list[str]]:
+        """Return the words after ``kind`` of each line of that kind."""
+        if not self.path.exists():
+            return []
+        rows = [line.split() for line in self.path.read_text().splitlines()]
+        return [row[1:] for row in rows if row[0] == kind]
+
+    def count(self, kind: str) -> int:
+        """Return how many changes have begun, or were acknowledged."""
+        return len(self.lines(kind))
+
+
+class Actor:
+    """One process that works on the disk of a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ledger = Ledger(root)
+        self.one = OneDisk(root)
+        self.one.sealed = self._note_seal
+
+    async def open(self) -> None:
+        """Start as the next daemon, on the kernel that the directory says is running."""
+        boot = self.root / "boot"
+        self.one.boot_id = boot.read_text() if boot.exists() else "boot-0"
+        site = self.root / "site"
+        self.one.site = site.read_text() if site.exists() else "site"
+        self.one.force = site.exists()
+        await self.one.open()
+
+    def _note_seal(self) -> None:
+        replicator = self.one.replicator
+        digest = sha256(self.one.path.read_bytes()).hexdigest()
+        self.ledger.note("sealing", replicator.end.generation, replicator.live.track.epoch, digest)
+
+    def change(self, count: int) -> None:
+        """Make the next changes, each acknowledged when it is."""
+        for _ in range(count):
+            number = self.ledger.count("begun")
+            self.ledger.note("begun", number)
+            CHANGES[number].apply_image(self.one.image)
+            self.ledger.note("done", number)
+
+    async def ship(self) -> None:
+        """Seal and ship; changes come in between where the scenario wants them."""
+        await self.one.ship()
+        self.ledger.note("stored", self.one.replicator.stored.epoch)
+
+    def change_between(self, count: int) -> None:
+        """Make that many changes during the next seal, one at each opportunity."""
+        left = [count]
+
+        def act() -> None:
+            if left[0]:
+                left[0] -= 1
+                self.change(1)
+
+        self.one.between = act
+
+    def expected(self) -> tuple[bytes, bytes]:
+        """Return the bytes after what was acknowledged, and with the change under way."""
+        data = bytearray(START)
+        done, begun = self.ledger.count("done"), self.ledger.count("begun")
+        for number in range(done):
+            CHANGES[number].apply_bytes(data)
+        before = bytes(data)
+        for number in range(done, begun):
+            CHANGES[number].apply_bytes(data)
+        return before, bytes(data)
+
+
+@asynccontextmanager
+async def acting(root: Path) -> AsyncIterator[Actor]:
+    """Give an actor; at the end its process is as good as killed."""
+    actor = Actor(root)
+    with hooked(actor.one):
+        try:
+            yield actor
+        finally:
+            if actor.one.is_open:
+                await actor.one.kill()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``past`` makes the template, ``act`` is what is killed."""
+
+    name: str
+    past: Step
+    act: Step
+
+
+async def _nothing(actor: Actor) -> None:
+    assert len(START) <= MAX_SIZE
+    await actor.one.init(len(START), START)
+
+
+async def _enabled(actor: Actor) -> None:
+    await _nothing(actor)
+    await actor.open()
+    await actor.ship()
+
+
+async def _enable(actor: Actor) -> None:
+    await actor.open()
+    actor.change_between(3)
+    await actor.ship()
+
+
+async def _epochs(actor: Actor) -> None:
+    """Writes, a seal with writes during the capture, and an orderly end."""
+    await actor.open()
+    actor.change(6)
+    actor.change_between(3)
+    await actor.ship()
+    actor.one.image.sync()
+    actor.change(2)
+    await actor.one.seal()
+    await actor.one.stop()
+
+
+async def _spooled(actor: Actor) -> None:
+    await _enabled(actor)
+    for _ in range(3):
+        actor.change(4)
+        await actor.one.seal()
+    actor.change(2)
+
+
+async def _restart(actor: Actor) -> None:
+    """A killed daemon left a spool and dirty pages; an epoch is frozen once more."""
+    await actor.open()
+    await actor.ship()
+    actor.change(1)
+    await actor.one.stop()
+    await actor.open()
+    await actor.ship()
+
+
+async def _power_cut(actor: Actor) -> None:
+    await _spooled(actor)
+    (actor.root / "boot").write_text("boot-1")
+
+
+async def _resync(actor: Actor) -> None:
+    await actor.open()
+    actor.change_between(4)
+    await actor.ship()
+    actor.one.image.suspect_mark(0, MAX_SIZE)
+    actor.change(3)
+    await actor.ship()
+
+
+async def _give_up(actor: Actor) -> None:
+    """The spool is full: the epoch is given up; then there is room again."""
+    await actor.open()
+    actor.change(5)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    actor.change_between(2)
+    with mock.patch.object(DeltaWriter, "finish", side_effect=full):
+        try:
+            await actor.one.seal()
+        except LocalError:
+            actor.ledger.note("given-up")
+    actor.change(1)
+    await actor.ship()
+
+
+async def _fifteen(actor: Actor) -> None:
+    await _enabled(actor)
+    for _ in range(14):
+        actor.change(1)
+        actor.one.image.mark(0, 1)
+        await actor.ship()
+
+
+async def _join(actor: Actor) -> None:
+    await actor.open()
+    for _ in range(2):
+        actor.change(1)
+        actor.one.image.mark(0, 1)
+        await actor.ship()
+
+
+async def _rolled_back(actor: Actor) -> None:
+    """A state directory from before the newest points: they were not made by it."""
+    await _enabled(actor)
+    await actor.one.stop()
+    actor.ledger.note("next-generation")
+    old = actor.root / "old"
+    shutil.copytree(actor.root / "state-site", old)
+    await actor.open()
+    actor.change(5)
+    await actor.ship()
+    await actor.one.stop()
+    shutil.rmtree(actor.root / "state-site")
+    old.rename(actor.root / "state-site")
+
+
+async def _left_by_another(actor: Actor) -> None:
+    """The site that owns the disk is gone; another one is to go on with a copy of it."""
+    await _spooled(actor)
+    (actor.root / "site").write_text("other")
+    actor.ledger.note("next-generation")
+
+
+async def _next_generation(actor: Actor) -> None:
+    await actor.open()
+    actor.change(2)
+    await actor.ship()
+
+
+async def _changed_behind(actor: Actor) -> None:
+    """Ended in order, then somebody writes to the image directly."""
+    await _enabled(actor)
+    actor.change(2)
+    await actor.one.stop()
+    number = actor.ledger.count("begun")
+    actor.ledger.note("begun", number)
+    data = bytearray(actor.one.path.read_bytes())
+    CHANGES[number].apply_bytes(data)
+    actor.one.path.write_bytes(data)
+    actor.ledger.note("done", number)
+
+
+async def _look(actor: Actor) -> None:
+    await actor.open()
+    await actor.ship()
+    await actor.one.stop()
+
+
+SCENARIOS = {
+    one.name: one
+    for one in (
+        Scenario("enable", _nothing, _enable),
+        Scenario("epochs", _enabled, _epochs),
+        Scenario("restart", _spooled, _restart),
+        Scenario("resync", _power_cut, _resync),
+        Scenario("give-up", _enabled, _give_up),
+        Scenario("join", _fifteen, _join),
+        Scenario("behind", _changed_behind, _look),
+        Scenario("takeover", _left_by_another, _next_generation),
+        Scenario("generation", _rolled_back, _next_generation),
+    )
+}

@@ -1,0 +1,47 @@
+"""A process killed at any durable step, and again during the recovery, loses nothing.
+
+All hooks, and all of each recovery: ``VDISKFS_CRASH_EVERY=1 VDISKFS_CRASH_SECOND_EVERY=1``,
+or ``python -m tests.crash.walk``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.crash.scenarios import SCENARIOS
+
+EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "4")
+SECOND_EVERY = os.environ.get("VDISKFS_CRASH_SECOND_EVERY", "90")
+TOP = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("scenario", list(SCENARIOS))
+def test_a_crash_at_any_durable_step_loses_nothing(
+    scenario: str, tmp_path: Path, crash_reports: list[dict[str, Any]]
+) -> None:
+    command = [
+        sys.executable, "-m", "tests.crash.walk", scenario, "--every", EVERY,
+        "--second-every", SECOND_EVERY, "--directory", str(tmp_path),
+    ]  # fmt: skip
+    # Children are forked: no library may have started threads of its own.
+    environ = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=TOP, env=environ, stdout=subprocess.PIPE, text=True, check=False
+    )
+    [report] = json.loads(done.stdout)
+    assert report["problems"] == []
+    assert report["hooks"]["python"]
+    assert report["hooks"]["c"]
+    # The scenario passed through the crashes that it is there for.
+    assert report["crashes"] > 3
+    assert report["second_crashes"] > 0
+    crash_reports.append(report)
