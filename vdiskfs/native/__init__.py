@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +18,15 @@ import numpy as np
 
 from vdiskfs._native import ffi, lib
 from vdiskfs.native.flags import CoreFlags, EventKind, ImageFlags, MountFlags
+from vdiskfs.native.host import (
+    background,
+    check,
+    crash_arm,
+    file_identity,
+    mount,
+    rename,
+    unmount,
+)
 from vdiskfs.native.intent import (
     INTENT_REGION,
     begin_intent,
@@ -50,7 +58,8 @@ from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 __all__ = [
     "INTENT_REGION", "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event",
     "EventKind", "FileIdentity", "Image", "ImageFlags", "IntentCounts", "MountFlags", "PageReader",
-    "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background", "begin_intent", "crash_arm",
+    "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background", "begin_intent",
+    "crash_arm",
     "file_identity", "intent_counts", "mount", "pages_sum", "pages_verify", "pages_zero",
     "recover_track", "rename", "seal", "sync_track", "unmount",
 ]  # fmt: skip
@@ -71,59 +80,6 @@ class Event:
     cookie: int
     offset: int
     length: int
-
-
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result), what)
-    return int(result)
-
-
-# ---- files and mounts -------------------------------------------------------------
-
-
-def file_identity(fd: int) -> FileIdentity:
-    """Return the identity of the open file."""
-    out = ffi.new("vdf_identity *")
-    _check(lib.vdf_file_identity(fd, out), "statx")
-    return FileIdentity(out.device, out.inode, out.birth_ns, out.change_ns, out.modify_ns, out.size)
-
-
-def rename(old_dir: int, old: str, new_dir: int, new: str, flags: int = 0) -> None:
-    """Call renameat2(2): names relative to directory descriptors."""
-    _check(lib.vdf_rename(old_dir, os.fsencode(old), new_dir, os.fsencode(new), flags), "rename")
-
-
-def mount(mountpoint: str, source: str, flags: MountFlags = MountFlags.NONE) -> int:
-    """Mount, and return the descriptor of the FUSE connection (the caller's)."""
-    out = ffi.new("int *")
-    _check(lib.vdf_mount(os.fsencode(mountpoint), os.fsencode(source), flags, out), mountpoint)
-    return int(out[0])
-
-
-def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount; OSError with EBUSY while something uses the mount."""
-    _check(lib.vdf_unmount(os.fsencode(mountpoint), int(lazy)), mountpoint)
-
-
-_steps_back = threading.local()
-
-
-def background() -> None:
-    """Let this thread step back behind guests' requests; once done it stays so."""
-    if not getattr(_steps_back, "done", False):
-        _check(lib.vdf_thread_background(), "priority")
-        _steps_back.done = True
-
-
-_crash_strings: list[Any] = []
-
-
-def crash_arm(plan: str, log: str) -> None:
-    """Arm the crash hooks of the C core, for tests; see ``vdiskfs.crash.arm``."""
-    kept = [ffi.new("char[]", text.encode()) if text else ffi.NULL for text in (plan, log)]
-    lib.vdf_crash_arm(*kept)
-    _crash_strings[:] = kept
 
 
 # ---- objects ------------------------------------------------------------------------
@@ -155,7 +111,7 @@ class Core(_Closing):
     ) -> None:
         """Take the connection's descriptor; it is closed by close()."""
         out = ffi.new("vdf_core **")
-        _check(lib.vdf_core_create(fuse_fd, workers, flags, out), "core")
+        check(lib.vdf_core_create(fuse_fd, workers, flags, out), "core")
         self._core = out[0]
         self.fuse_fd = fuse_fd
         self._event = ffi.new("vdf_event *")
@@ -179,7 +135,7 @@ class Core(_Closing):
 
     def start(self) -> None:
         """Start the threads."""
-        _check(lib.vdf_core_start(self.handle), "core")
+        check(lib.vdf_core_start(self.handle), "core")
 
     def resume(self, init: bytes) -> None:
         """Take a predecessor's connection over; before `start`, when that one is reaped.
@@ -188,13 +144,13 @@ class Core(_Closing):
         those for nodes without an image wait, each with a NODE event, for `retry`.
         """
         data = ffi.from_buffer("uint8_t[]", init)
-        _check(lib.vdf_core_resume(self.handle, data, len(init)), "resume")
+        check(lib.vdf_core_resume(self.handle, data, len(init)), "resume")
 
     @property
     def init_request(self) -> bytes:
         """The FUSE_INIT request of the kernel; empty while none came."""
         data = ffi.new("uint8_t[]", 256)
-        length = _check(lib.vdf_core_init_request(self.handle, data, 256), "init")
+        length = check(lib.vdf_core_init_request(self.handle, data, 256), "init")
         return bytes(ffi.buffer(data, length))
 
     @property
@@ -204,11 +160,11 @@ class Core(_Closing):
 
     def retry(self, node: int, error: int = 0) -> None:
         """Run the requests that wait for the node's image again, or answer them with an errno."""
-        _check(lib.vdf_core_retry(self.handle, node, error), "retry")
+        check(lib.vdf_core_retry(self.handle, node, error), "retry")
 
     def pause(self, limit_ms: int) -> int:
         """Read nothing more; return how many names are unanswered after the limit at most."""
-        return _check(lib.vdf_core_pause(self.handle, limit_ms), "pause")
+        return check(lib.vdf_core_pause(self.handle, limit_ms), "pause")
 
     def next_event(self) -> Event | None:
         """Take the oldest event, or None."""
@@ -219,13 +175,13 @@ class Core(_Closing):
 
     def attach(self, nodeid: int, image: Image) -> None:
         """Let the image answer for the node. Call it before the reply that opens it."""
-        _check(lib.vdf_core_attach(self.handle, nodeid, image.handle), "attach")
+        check(lib.vdf_core_attach(self.handle, nodeid, image.handle), "attach")
 
     def detach(self, nodeid: int) -> None:
         """End that; a node without an image is left alone."""
         result = lib.vdf_core_detach(self.handle, nodeid)
         if result != -errno.ENOENT:
-            _check(result, "detach")
+            check(result, "detach")
 
     def counts(self) -> CoreCounts:
         """Return what was done so far."""
@@ -254,7 +210,7 @@ class Image(_Closing):
     def __init__(self, core: Core, fd: int, flags: ImageFlags, cookie: int) -> None:
         """Make an image over the open file; the descriptor stays the caller's."""
         out = ffi.new("vdf_image **")
-        _check(lib.vdf_image_create(core.handle, fd, flags, cookie, out), "image")
+        check(lib.vdf_image_create(core.handle, fd, flags, cookie, out), "image")
         self._image = out[0]
         self.cookie = cookie
         self.flags = flags
@@ -287,7 +243,7 @@ class Image(_Closing):
         )
         if got == -errno.EAGAIN:
             return None
-        return bytes(data[: _check(got, "read")])
+        return bytes(data[: check(got, "read")])
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write all of it. Not durable until sync()."""
@@ -297,28 +253,28 @@ class Image(_Closing):
             done = lib.vdf_image_write(
                 self.handle, offset, len(source), ffi.cast("uint8_t *", source)
             )
-        _check(done, "write")
+        check(done, "write")
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does, for the modes that FUSE knows."""
-        _check(lib.vdf_image_allocate(self.handle, mode, offset, length), "fallocate")
+        check(lib.vdf_image_allocate(self.handle, mode, offset, length), "fallocate")
 
     def truncate(self, size: int) -> None:
         """Set the size in bytes."""
-        _check(lib.vdf_image_truncate(self.handle, size), "truncate")
+        check(lib.vdf_image_truncate(self.handle, size), "truncate")
 
     def seek(self, offset: int, whence: int) -> int | None:
         """Do what lseek(2) does for SEEK_DATA and SEEK_HOLE; None: not known yet."""
         at = lib.vdf_image_seek(self.handle, offset, whence)
-        return None if at == -errno.EAGAIN else _check(at, "lseek")
+        return None if at == -errno.EAGAIN else check(at, "lseek")
 
     def sync(self, *, datasync: bool = True) -> None:
         """Sync as the guest does: a failure stays until the image is opened anew."""
-        _check(lib.vdf_image_sync(self.handle, int(datasync)), "fsync")
+        check(lib.vdf_image_sync(self.handle, int(datasync)), "fsync")
 
     def sync_internal(self) -> None:
         """Sync on a descriptor of our own."""
-        _check(lib.vdf_image_sync_internal(self.handle), "fsync")
+        check(lib.vdf_image_sync_internal(self.handle), "fsync")
 
     # lazy images
 
@@ -331,12 +287,12 @@ class Image(_Closing):
             data: count * 4096 truth values, one a page.
         """
         if data is None:
-            _check(lib.vdf_image_map(self.handle, first_region, count, ffi.NULL), "map")
+            check(lib.vdf_image_map(self.handle, first_region, count, ffi.NULL), "map")
             return
         if len(data) != count * PAGES_PER_REGION:
             raise ValueError(f"{len(data)} pages for {count} regions")
         words = np.packbits(data, bitorder="little").view(np.uint64)
-        _check(lib.vdf_image_map(self.handle, first_region, count, as_u64(words)), "map")
+        check(lib.vdf_image_map(self.handle, first_region, count, as_u64(words)), "map")
 
     def is_mapped(self, region: int) -> bool:
         """Say whether it is known what the region holds."""
@@ -349,7 +305,7 @@ class Image(_Closing):
             done = lib.vdf_image_fill(
                 self.handle, offset, len(source), ffi.cast("uint8_t *", source), filled
             )
-        _check(done, "fill")
+        check(done, "fill")
         return int(filled[0])
 
     def is_present(self, offset: int, length: int) -> bool:
@@ -362,27 +318,27 @@ class Image(_Closing):
 
     def evict(self, first_region: int, count: int) -> None:
         """Give the regions' bytes back to the file system."""
-        _check(lib.vdf_image_evict(self.handle, first_region, count), "evict")
+        check(lib.vdf_image_evict(self.handle, first_region, count), "evict")
 
     # tracking
 
     def set_track(self, track: Track | None) -> None:
         """Start, or with None end, tracking; waits for writes under way."""
         handle = ffi.NULL if track is None else track.handle
-        _check(lib.vdf_image_set_track(self.handle, handle), "track")
+        check(lib.vdf_image_set_track(self.handle, handle), "track")
         self.track = track
 
     def forget(self) -> None:
         """The frozen epoch is safe elsewhere: free what it holds."""
-        _check(lib.vdf_capture_forget(self.handle), "forget")
+        check(lib.vdf_capture_forget(self.handle), "forget")
 
     def abandon(self) -> None:
         """Give the frozen epoch up: its pages count as changed in the running one."""
-        _check(lib.vdf_capture_abandon(self.handle), "abandon")
+        check(lib.vdf_capture_abandon(self.handle), "abandon")
 
     def mark(self, offset: int, length: int) -> None:
         """Mark the range changed without writing."""
-        _check(lib.vdf_track_mark(self.handle, offset, length), "mark")
+        check(lib.vdf_track_mark(self.handle, offset, length), "mark")
 
     def is_changed(self, pageno: int) -> bool:
         """Say whether the page is marked in the running or the frozen epoch."""
@@ -390,20 +346,20 @@ class Image(_Closing):
 
     def suspect_mark(self, offset: int, length: int) -> None:
         """Mark the range suspect."""
-        _check(lib.vdf_suspect_mark(self.handle, offset, length), "suspect")
+        check(lib.vdf_suspect_mark(self.handle, offset, length), "suspect")
 
     def suspect_mark_allocated(self, start: int = 0, end: int = 2**63) -> None:
         """Mark everything suspect in [start, end) that the file system has allocated."""
-        _check(lib.vdf_suspect_mark_allocated_in(self.handle, start, end), "suspect")
+        check(lib.vdf_suspect_mark_allocated_in(self.handle, start, end), "suspect")
 
     def suspect_clear(self, pages: U64Array) -> None:
         """Take the suspect marks of these pages away."""
         wanted = np.ascontiguousarray(pages, np.uint64)
-        _check(lib.vdf_suspect_clear(self.handle, as_u64(wanted), len(wanted)), "suspect")
+        check(lib.vdf_suspect_clear(self.handle, as_u64(wanted), len(wanted)), "suspect")
 
     def suspect_clear_from(self, page: int) -> None:
         """Take the suspect marks of all pages from this one on away."""
-        _check(lib.vdf_suspect_clear_from(self.handle, page), "suspect")
+        check(lib.vdf_suspect_clear_from(self.handle, page), "suspect")
 
 
 class Track(_Closing):
@@ -413,7 +369,7 @@ class Track(_Closing):
         """Open the track of an image of ``size`` bytes, or with ``new`` create it."""
         out = ffi.new("vdf_track **")
         flags = lib.VDF_TRACK_NEW if new else 0
-        _check(lib.vdf_track_open(os.fsencode(directory), size, flags, out), os.fspath(directory))
+        check(lib.vdf_track_open(os.fsencode(directory), size, flags, out), os.fspath(directory))
         self._track = out[0]
 
     @property
@@ -436,7 +392,7 @@ class Track(_Closing):
 
     def set_epoch(self, epoch: int, base_size: int) -> None:
         """Number the running epoch; ``base_size``: bytes of the disk at its start."""
-        _check(lib.vdf_track_set_epoch(self.handle, epoch, base_size), "epoch")
+        check(lib.vdf_track_set_epoch(self.handle, epoch, base_size), "epoch")
 
     def set_budget(self, pages: int | None) -> None:
         """Say how many pages a frozen epoch may have preserved before it is given up."""
@@ -462,7 +418,7 @@ def seal(images: Sequence[Image]) -> list[Seal]:
     """
     handles = ffi.new("vdf_image *[]", [image.handle for image in images])
     out = ffi.new("vdf_seal[]", len(images))
-    _check(lib.vdf_seal_images(handles, len(images), out), "seal")
+    check(lib.vdf_seal_images(handles, len(images), out), "seal")
     return [Seal(one.epoch, one.time_ns, one.size, one.cut, one.low) for one in out]
 
 
@@ -497,7 +453,7 @@ class PageReader:
             OSError: ECANCELED, the epoch was given up; EFBIG, changes outran the capture; or
                 reading failed.
         """
-        _check(self._next(self._image.handle, self._cursor, self._batch), "capture")
+        check(self._next(self._image.handle, self._cursor, self._batch), "capture")
         count = self._batch.count
         if count == 0:
             return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdiskfs._native import ffi, lib
+from vdiskfs.native.host import check
 from vdiskfs.native.records import IntentCounts, Recovery
 
 if TYPE_CHECKING:
@@ -20,18 +21,13 @@ INTENT_REGION: int = lib.VDF_INTENT_REGION
 _CAPACITY = 8000
 
 
-def _check(result: int, what: str) -> None:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result), what)
-
-
 def begin_intent(image: Image) -> None:
     """All that has to be suspect is marked: sync the bitmaps, let the log be kept.
 
     What is marked changed or suspect is durable on return. A log that is void is begun
     later; until then a death of the host makes everything suspect.
     """
-    _check(lib.vdf_image_begin_intent(image.handle), "intent log")
+    check(lib.vdf_image_begin_intent(image.handle), "intent log")
 
 
 def intent_counts(image: Image) -> IntentCounts:
@@ -46,7 +42,7 @@ def intent_counts(image: Image) -> IntentCounts:
 
 def sync_track(track: Track) -> None:
     """Make durable what is marked changed or suspect by now."""
-    _check(lib.vdf_track_sync(track.handle), "bitmaps")
+    check(lib.vdf_track_sync(track.handle), "bitmaps")
 
 
 def recover_track(
@@ -70,7 +66,7 @@ def recover_track(
     out.region = regions
     out.capacity = _CAPACITY
     result = lib.vdf_track_recover(os.fsencode(directory), size, change_ns, epoch, base_size, out)
-    _check(result, str(directory))
+    check(result, str(directory))
     spans = [(int(out.start[i]), int(out.end[i])) for i in range(lib.VDF_INTENT_SPANS)]
     return Recovery(
         tuple(int(regions[i]) * INTENT_REGION for i in range(out.regions)),
