@@ -156,7 +156,9 @@ class Guest:
         words += ["-append", "console=ttyS0 panic=-1 quiet mitigations=off"]
         for number, disk in enumerate(self._disks):
             words += block_options(f"d{number}", disk)
-            words += ["-device", f"virtio-blk-pci,drive=d{number}"]
+            # A logged request is one of the guest's, not several in one.
+            merging = ",request-merging=off" * (disk.write_log is not None)
+            words += ["-device", f"virtio-blk-pci,drive=d{number}{merging}"]
         return [*words, *self._options]
 
 
