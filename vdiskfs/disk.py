@@ -142,6 +142,9 @@ class ProtectedDisk:
                 max(track.epoch, last.epoch + 1, used.epoch + 1 if used else 0), last.size
             )
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
+        if 0 < self.image.size() < end.size:
+            # The page of an end that nobody saw come: what lay behind it is to be gone.
+            self.image.mark(self.image.size() - 1, 1)
         replicator = Replicator(
             name=self.name, live=live, line=self.line, end=end, directory=paths.directory,
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
