@@ -35,7 +35,7 @@ def power_losses(directory: Path, seed: int) -> Counts:
     loss = power_loss_round(directory, seed, ("ext4", "xfs")[seed % 2])
     return {
         "losses": 1, "points": loss.points, "operations": loss.operations,
-        "device_writes_lost": loss.writes_lost, "regions": loss.regions,
+        "pages_differing": loss.differing, "regions": loss.regions,
         "pages_compared": loss.compared, "violations": 0,
     }  # fmt: skip
 
