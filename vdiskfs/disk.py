@@ -141,6 +141,9 @@ class ProtectedDisk:
         seen = max(last.epoch, used.epoch if used else 0) if new or not known else 0
         track.set_epoch(max(track.epoch, seen + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
+        if 0 < self.image.size() < end.size:
+            # The page of an end that nobody saw come: what lay behind it is to be gone.
+            self.image.mark(self.image.size() - 1, 1)
         replicator = Replicator(
             name=self.name, live=live, line=self.line, end=end, directory=paths.directory,
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
