@@ -152,7 +152,7 @@ class ProtectedDisk:
         if not trusted:
             await trio.to_thread.run_sync(replicator.suspects.distrust)
             # What a pass has read of it is as old as the rest.
-            _clear(paths.pass_)
+            _clear(self.site.state.disk(self.disk_id).pass_)
         # Before the spool lets go of what it proves; after what is not known is noted durably.
         self._remember(end)
         self._write_record(end=None)
