@@ -204,6 +204,8 @@ class Suspects:
                 await self.take_changed()
             while self.unknown:
                 await self._pass_once()
+        # Else a host that dies now finds the pages suspect that were compared already.
+        await trio.to_thread.run_sync(native.sync_track, self._live.track)
         done, differed = self.pass_.done_pages, self.pass_.sent_pages
         log.info("disk %s: pages compared so far: %d, differing: %d", self._name, done, differed)
         if scope.cancelled_caught:
