@@ -131,9 +131,9 @@ class ProtectedDisk:
         last_end = how.last_end
         if self.line.moved and last_end is not LastEnd.CLEAN:
             last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
+        died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
         found = await self._recover(last_end, end) if known else None
-        lost = found is None and last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
-        track, new = await self._open_track(lost=lost, known=known)
+        track, new = await self._open_track(lost=died and found is None, known=known)
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
         # Numbers go on above all that the vault and the spool have seen. The size that the next
@@ -156,8 +156,7 @@ class ProtectedDisk:
         # Before the spool lets go of what it proves; after what is not known is noted durably.
         self._remember(end)
         self._write_record(end=None)
-        host_died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
-        await trio.to_thread.run_sync(partial(replicator.load, host_died=host_died))
+        await trio.to_thread.run_sync(partial(replicator.load, host_died=died))
         await trio.to_thread.run_sync(_tidy, paths)
         _note_size(live.image, replicator.end.size)
         if found is not None:
