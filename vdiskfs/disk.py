@@ -29,7 +29,7 @@ from vdiskfs.ownernote import Displaced, Remembered, Start
 from vdiskfs.ownership import DiskLine
 from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
-from vdiskfs.state import DiskPaths, FileStamp, LastEnd, StateDirectory
+from vdiskfs.state import DISK_END, DiskPaths, DistrustNote, FileStamp, LastEnd, StateDirectory
 from vdiskfs.state import DiskRecord as LocalRecord
 from vdiskfs.tree import SourceFile
 
@@ -183,10 +183,14 @@ class ProtectedDisk:
                 # What is written until it is tracked again is allocated, and so made suspect.
                 await trio.to_thread.run_sync(self.image.set_track, None)
             return self._track, False
-        directory = self.site.state.disk(self.disk_id).track
+        paths = self.site.state.disk(self.disk_id)
+        if lost or not (paths.track / "track").exists():
+            # Durable before there is an empty track, which the next start must not believe.
+            note = DistrustNote(paths.directory / "distrusted")
+            await trio.to_thread.run_sync(note.add, [(0, DISK_END)])
         if lost:
-            await trio.to_thread.run_sync(clear_track, directory)
-        return await trio.to_thread.run_sync(open_track, directory, self.image.size())
+            await trio.to_thread.run_sync(clear_track, paths.track)
+        return await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
 
     def _own_end(self, last_end: LastEnd) -> LastEnd:
         """Say how tracking of this disk ended, if the mount's end says anything of it."""

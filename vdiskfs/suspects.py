@@ -61,6 +61,9 @@ class Suspects:
         Args:
             host_died: the bitmaps may lack marks; the record of what was given back has them.
         """
+        # Whoever noted it may have been killed before it was marked, or marked bits that are gone.
+        for start, end in self._note.stretches():
+            self._live.image.suspect_mark_allocated(start, end)
         whole = self.pass_.load(self._spool.end)
         regions = self.resync.load()
         for region in regions or () if host_died else ():
