@@ -138,7 +138,8 @@ class ProtectedDisk:
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
         # Numbers go on above all that the vault and the spool have seen. The size that the next
         # delta starts from: a killed daemon may have spooled an epoch that it had not forgotten.
-        seen = max(last.epoch, used.epoch if used else 0) if new or not known else 0
+        # (Also of a track that was killed before it was numbered.)
+        seen = max(last.epoch, used.epoch if used else 0)
         track.set_epoch(max(track.epoch, seen + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
         if 0 < self.image.size() < end.size:

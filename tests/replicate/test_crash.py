@@ -13,7 +13,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 EXPECTED = {
-    "spool.synced", "frozen.forgotten", "slot.published", "publish.noted", "spool.emptied",
+    "spool.synced", "epoch.forgotten", "slot.published", "publish.noted", "spool.emptied",
     "part.durable", "pass.settled", "segment.uploaded", "part.uploaded", "resync.marked",
     "spool.given-back", "changed.suspect", "resync.settled", "distrust.noted", "distrust.cleared",
 }  # fmt: skip
