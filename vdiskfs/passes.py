@@ -239,7 +239,7 @@ def part_limit(directory: Path) -> int:
     Two parts are under way at once, and the spool needs room beside them.
     """
     status = os.statvfs(directory)
-    return max(PART_MIN, min(PART_SIZE, status.f_bavail * status.f_frsize // 4))
+    return min(PART_SIZE, max(PART_MIN, status.f_bavail * status.f_frsize // 4))
 
 
 def _base_of(end: ChainEnd) -> bytes:

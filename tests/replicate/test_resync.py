@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from tests.replicate.rig import Rig, page_of
 from vdiskfs import passes
 from vdiskfs.catalog import DiskLog
+from vdiskfs.delta import Spooled
 from vdiskfs.errors import LocalError, StateError
 from vdiskfs.health import Level, State
 from vdiskfs.replicator import Pace, seal_together
@@ -136,6 +137,19 @@ def has_parts(rig: Rig, count: int) -> bool:
     return len(rig.replicator.pass_.parts) >= count or rig.is_settled
 
 
+def hold_uploads(rig: Rig, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let that many parts go to the vault; the next one is on its way for ever."""
+    real, left = rig.replicator.pass_._upload, [count]
+
+    async def upload(part: Spooled) -> None:
+        if not left[0]:
+            await trio.sleep_forever()
+        left[0] -= 1
+        await real(part)
+
+    monkeypatch.setattr(rig.replicator.pass_, "_upload", upload)
+
+
 async def asked_for(rig: Rig, *, now: bool) -> None:
     await rig.replicator.start_resync(now=now)
 
@@ -248,11 +262,14 @@ async def test_it_goes_on_after_a_restart_and_sends_nothing_twice(
         for _ in range(3):
             rig.close()
             await rig.open()
+            parts = len(rig.replicator.pass_.parts)
+            hold_uploads(rig, monkeypatch, parts + 1)
             async with rig.running():
-                parts = len(rig.replicator.pass_.parts)
                 await rig.wait(partial(has_parts, rig, parts + 2), 0.01)
             restarts += bool(rig.replicator.pass_.parts)
-        assert restarts >= 2
+        assert restarts == 3
+        rig.close()
+        await rig.open()
         async with rig.running():
             await settled(rig)
         differ = await _differing(rig.fresh_log(), rig)
@@ -332,6 +349,7 @@ async def test_damage_to_what_it_kept_costs_time_and_no_data(
             await settled(rig)
             await force_resync(rig, 5)
             if what.startswith("pass"):
+                hold_uploads(rig, monkeypatch, 0)
                 rig.memory.away = False
                 rig.health.vault_answers()
                 await rig.wait(partial(has_parts, rig, 1), 0.01)
