@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -136,9 +137,9 @@ class ProtectedDisk:
         track, new = await self._open_track(lost=died and found is None, known=known)
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
-        # Numbers go on above all that the vault and the spool have seen. The size that the next
-        # delta starts from: a killed daemon may have spooled an epoch that it had not forgotten.
-        # (Also of a track that was killed before it was numbered.)
+        # Numbers go on above all that the vault and the spool have seen, also when an earlier
+        # start was killed before it numbered its track. The size is what the next delta starts
+        # from: a killed daemon may have spooled an epoch that it had not forgotten.
         seen = max(last.epoch, used.epoch if used else 0)
         track.set_epoch(max(track.epoch, seen + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
@@ -153,7 +154,7 @@ class ProtectedDisk:
         if not trusted:
             await trio.to_thread.run_sync(replicator.suspects.distrust)
             # What a pass has read of it is as old as the rest.
-            _clear(self.site.state.disk(self.disk_id).pass_)
+            _clear(paths.pass_)
         # Before the spool lets go of what it proves; after what is not known is noted durably.
         self._remember(end)
         self._write_record(end=None)
@@ -301,6 +302,7 @@ class ProtectedDisk:
 def _tidy(paths: DiskPaths) -> None:
     for directory in (paths.spool, paths.pass_):
         remove_leftovers(directory)
+    shutil.rmtree(paths.fence, ignore_errors=True)
 
 
 def _note_size(image: native.Image, known: int) -> None:

@@ -51,7 +51,7 @@ from vdiskfs.ownernote import (
     rolled_back,
     write_note,
 )
-from vdiskfs.state import LastEnd
+from vdiskfs.state import DiskPaths, LastEnd
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,8 @@ class DiskLine:
             raise rolled_back(self.name, last)
         wanted = await self._new_claim(record)
         before = record.owner
-        record, tip = await take_over(self._vault, record, wanted, self._log)
+        scratch = DiskPaths(self._directory).fence
+        record, tip = await take_over(self._vault, record, wanted, self._log, scratch)
         await self._write(start=wanted.start, pending="", token="", line=0, by="", since="")
         hook("owner.kept")
         if before is not None and before.writer != self._writer:

@@ -23,6 +23,7 @@ class Bench:
     record: DiskRecord
     model: DiskModel
     log: DiskLog
+    scratch: Path
 
     async def publish(self, **facts: object) -> Spooled:
         spooled = self.model.seal(**facts)  # type: ignore[arg-type]
@@ -63,7 +64,7 @@ async def bench() -> AsyncIterator[Bench]:
     record = await vault.create_disk("web01", file="web01.img", size=0, site="here")
     with tempfile.TemporaryDirectory() as directory:
         model = DiskModel(Path(directory), vault_id=vault.vault_id, disk_id=record.id)
-        yield Bench(store, vault, record, model, vault.log(record))
+        yield Bench(store, vault, record, model, vault.log(record), Path(directory, "fence"))
 
 
 async def content(reader: PointReader) -> bytes:

@@ -62,12 +62,12 @@ async def test_a_fence_is_put_at_the_tip_and_the_writer_is_refused_by_the_store(
     async with bench() as test:
         await test.publish()
         late = test.model.seal()
-        tip = await fence(test.fresh_log(), B)
+        tip = await fence(test.fresh_log(), B, test.scratch)
         assert (tip.epoch, tip.fenced) == (1, True)
         with pytest.raises(ConflictError, match="fence"):
             await test.log.publish(late)
         # Done again, it is found.
-        assert await fence(test.fresh_log(), A) == tip
+        assert await fence(test.fresh_log(), A, test.scratch) == tip
 
 
 async def test_a_writer_that_is_faster_than_the_fence_is_fenced_at_its_next_slot() -> None:
@@ -85,7 +85,7 @@ async def test_a_writer_that_is_faster_than_the_fence_is_fenced_at_its_next_slot
             return await create(name, path, **options)  # type: ignore[arg-type]
 
         test.store.create_from_file = slow  # type: ignore[method-assign]
-        tip = await fence(log, B)
+        tip = await fence(log, B, test.scratch)
         assert tip.epoch == 3
         assert await content_at(test.fresh_log(), 3) == test.model.states[3]
 
@@ -94,12 +94,14 @@ async def test_of_two_takeovers_at_once_each_has_a_generation_of_its_own() -> No
     async with bench() as test:
         await test.publish()
         record = await owned(test)
-        tip = await fence(test.fresh_log(), B)
+        tip = await fence(test.fresh_log(), B, test.scratch)
         second = await next_generation(test.vault, record, tip, claims(B, "b1"))
         assert (second.generation, second.parents[2]) == (2, (1, 1))
         with pytest.raises(ConflictError):
             await next_generation(test.vault, record, tip, claims(A, "a2"))
-        third, at = await take_over(test.vault, record, claims(A, "a2"), test.vault.log)
+        third, at = await take_over(
+            test.vault, record, claims(A, "a2"), test.vault.log, test.scratch
+        )
         assert (third.generation, third.parents[3], at.epoch) == (3, (2, 1), 1)
         assert third.owner is not None
         assert third.owner.writer == A
@@ -110,8 +112,10 @@ async def test_a_takeover_cut_off_at_any_step_is_finished_by_the_same_call() -> 
     async with bench() as test:
         await test.publish()
         record = await owned(test)
-        await fence(test.fresh_log(), B)
-        taken, _ = await take_over(test.vault, record, claims(B, "b1"), test.vault.log)
+        await fence(test.fresh_log(), B, test.scratch)
+        taken, _ = await take_over(
+            test.vault, record, claims(B, "b1"), test.vault.log, test.scratch
+        )
         again = await next_generation(
             test.vault, record, await test.fresh_log().tip(), claims(B, "b1")
         )
@@ -127,7 +131,9 @@ async def test_a_branch_is_made_once_for_a_token_and_is_never_the_main_line() ->
         assert (record.generation, number, record.branches[2].name) == (1, 2, "site-a-2")
         assert (await add_branch(test.vault, test.record.id, (1, 1), branch("t1")))[1] == 2
         assert (await add_branch(test.vault, test.record.id, (1, 1), branch("t2")))[1] == 3
-        taken, _ = await take_over(test.vault, record, claims(B, "b1"), test.vault.log)
+        taken, _ = await take_over(
+            test.vault, record, claims(B, "b1"), test.vault.log, test.scratch
+        )
         assert taken.generation == 4
 
 
@@ -139,7 +145,7 @@ async def test_what_was_captured_for_one_generation_is_moved_into_a_branch(tmp_p
         late = [test.model.seal(label="mine")]
         test.model.write(0, b"third" * 1000)
         late.append(test.model.seal())
-        await fence(test.fresh_log(), B)
+        await fence(test.fresh_log(), B, test.scratch)
         record, number = await add_branch(test.vault, test.record.id, (1, 1), branch("t1"))
         log = test.vault.log(record, number)
         digest = (await log.tip()).digest
@@ -171,7 +177,9 @@ async def test_the_place_of_an_epoch_is_the_generation_that_made_it() -> None:
     async with bench() as test:
         await test.publish()
         await test.publish()
-        record, _ = await take_over(test.vault, test.record, claims(B, "b1"), test.vault.log)
+        record, _ = await take_over(
+            test.vault, test.record, claims(B, "b1"), test.vault.log, test.scratch
+        )
         log: DiskLog = test.vault.log(record)
         place = await log.place(2)
         assert place is not None

@@ -8,7 +8,7 @@ filled once, and ``disk.json`` is swapped. vdiskfs-format(5), "Ownership".
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -69,23 +69,26 @@ async def claim(vault: Vault, record: DiskRecord, wanted: Claim) -> DiskRecord:
     return claimed
 
 
-async def fence(log: DiskLog, writer: str) -> Tip:
+async def fence(log: DiskLog, writer: str, scratch: Path) -> Tip:
     """End a generation: fill the slot at its tip, again if its writer was faster.
 
     On return the store refuses every slot that the generation's writer has yet to fill.
+    ``scratch`` is a directory that is made and removed here; a kill may leave it.
     """
     for _ in range(_TRIES):
         tip = await log.tip()
         if tip.fenced:
             return tip
-        with tempfile.TemporaryDirectory(prefix="vdiskfs-fence-") as directory:
-            spooled = await trio.to_thread.run_sync(_write_fence, log, tip, writer, Path(directory))
+        try:
+            spooled = await trio.to_thread.run_sync(_write_fence, log, tip, writer, scratch)
             name = slot_name(log.record.id, log.generation, tip.epoch)
             # Taken: the writer's delta, somebody's fence, or ours: the next look tells.
             with contextlib.suppress(AlreadyExistsError):
                 await log.store.create_from_file(
                     name, spooled.path, metadata=delta_metadata(spooled.head)
                 )
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         hook("takeover.fenced")
     raise ConflictError(f"disk {log.record.name}: its writer is faster every time")
 
@@ -114,16 +117,19 @@ async def next_generation(vault: Vault, record: DiskRecord, tip: Tip, wanted: Cl
 
 
 async def take_over(
-    vault: Vault, record: DiskRecord, wanted: Claim, log: Callable[[DiskRecord], DiskLog]
-) -> tuple[DiskRecord, Tip]:
+    vault: Vault, record: DiskRecord, wanted: Claim, log: Callable[[DiskRecord], DiskLog],
+    scratch: Path,
+) -> tuple[DiskRecord, Tip]:  # fmt: skip
     """Fence the current generation and start the next; return the record and the old tip.
+
+    ``scratch`` is as for `fence`.
 
     Raises:
         ConflictError: others take it over all the time.
         DamagedError: the newest delta is damaged.
     """
     for _ in range(_TRIES):
-        tip = await fence(log(record), wanted.writer)
+        tip = await fence(log(record), wanted.writer, scratch)
         try:
             return await next_generation(vault, record, tip, wanted), tip
         except ConflictError:
@@ -158,6 +164,7 @@ def _by_token(record: DiskRecord, token: str) -> int | None:
 
 
 def _write_fence(log: DiskLog, tip: Tip, writer_id: str, directory: Path) -> Spooled:
+    directory.mkdir(mode=0o700, exist_ok=True)
     writer = DeltaWriter(
         directory, vault_id=log.vault_id, disk_id=log.record.id, writer_id=writer_id
     )

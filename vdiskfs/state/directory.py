@@ -74,6 +74,11 @@ class DiskPaths:
         return self.directory / "pass"
 
     @property
+    def fence(self) -> Path:
+        """The fence that a takeover writes; only a killed one leaves it."""
+        return self.directory / "fence"
+
+    @property
     def boot(self) -> Path:
         """The boot id of the host while which the bitmaps were last known to be right."""
         return self.directory / "boot"
