@@ -6,6 +6,7 @@
  * each writer (as in test_seal.c), and at the end that the captured epochs laid over each
  * other are the image, byte for byte. Meant for the sanitizers.
  */
+#include "batches.h"
 #include "internal.h"
 #include "scratch.h"
 
@@ -147,22 +148,6 @@ static void *pass(void *argument)
     return NULL;
 }
 
-static void lay(const vdf_batch *batch)
-{
-    const uint8_t *data = batch->data;
-
-    for (uint32_t i = 0; i < batch->count; i++) {
-        CHECK(batch->pageno[i] < ALL);
-        if (batch->zero[i]) {
-            memset(shipped[batch->pageno[i]], 0, VDF_PAGE_SIZE);
-            continue;
-        }
-        CHECK(vdf_pages_verify(data, 1, &batch->sum[i]) == -1);
-        memcpy(shipped[batch->pageno[i]], data, VDF_PAGE_SIZE);
-        data += VDF_PAGE_SIZE;
-    }
-}
-
 /* Lays the frozen epoch over what was shipped; returns its size. */
 static uint64_t capture(const vdf_seal *seal)
 {
@@ -175,7 +160,7 @@ static uint64_t capture(const vdf_seal *seal)
     do {
         /* Too little is preserved here for the epoch to be given up. */
         CHECK(vdf_capture_next(image, &cursor, &batch) == 0);
-        lay(&batch);
+        batch_lay(&batch, shipped, ALL);
     } while (batch.count > 0);
     CHECK(vdf_capture_forget(image) == 0);
     return seal->size;

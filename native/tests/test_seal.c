@@ -5,6 +5,7 @@
  * Its writes never overlap in time, so an image at one instant holds all of them up to some
  * number, maybe the one after it, and nothing later. Meant for the sanitizers as well.
  */
+#include "batches.h"
 #include "check.h"
 #include "vdf.h"
 
@@ -52,23 +53,6 @@ static void *write_pages(void *argument)
     return NULL;
 }
 
-static void lay(const vdf_batch *batch)
-{
-    const uint8_t *data = batch->data;
-
-    for (uint32_t i = 0; i < batch->count; i++) {
-        CHECK(batch->pageno[i] < ALL);
-        if (batch->zero[i]) {
-            memset(shipped[batch->pageno[i]], 0, VDF_PAGE_SIZE);
-            continue;
-        }
-        CHECK(vdf_pages_verify(data, 1, &batch->sum[i]) == -1);
-        memcpy(shipped[batch->pageno[i]], data, VDF_PAGE_SIZE);
-        data += VDF_PAGE_SIZE;
-    }
-    CHECK(data == batch->data + (uint64_t)batch->data_pages * VDF_PAGE_SIZE);
-}
-
 /* Returns 0 and lays the frozen epoch over what was shipped, or -ECANCELED. */
 static int capture(vdf_image *image)
 {
@@ -81,7 +65,7 @@ static int capture(vdf_image *image)
     do {
         error = vdf_capture_next(image, &cursor, &batch);
         if (error == 0)
-            lay(&batch);
+            batch_lay(&batch, shipped, ALL);
     } while (error == 0 && batch.count > 0);
     return error;
 }

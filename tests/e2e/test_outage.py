@@ -47,6 +47,20 @@ def state(site: MountedSite) -> str:
     return str(site.disk("web01")["state"])
 
 
+def digests(site: MountedSite) -> dict[str, str]:
+    return {path.parent.name: digest(path) for path in site.point_images("web01")}
+
+
+def points_made(site: MountedSite, count: int) -> dict[str, str]:
+    """Mount and write a page for each point; return the points' digests."""
+    site.mount()
+    site.wait_shipped("web01")
+    for number in range(count):
+        write_at(site.image("web01"), number * PAGE, os.urandom(PAGE))
+        site.wait_shipped("web01")
+    return digests(site)
+
+
 @pytest.mark.azurite
 @pytest.mark.slow
 @pytest.mark.timeout(400)
@@ -56,12 +70,7 @@ def test_an_outage_is_counted_down_cut_short_and_forgotten(
     """Writes go on, the lag grows and returns, half of the disk makes a resynchronization."""
     environ = azure_vault.azurite.environ(proxy.port)
     with began(tmp_path, vault=azure_vault.url, environ=environ) as site:
-        site.mount()
-        site.wait_shipped("web01")
-        for number in range(3):
-            write_at(site.image("web01"), number * PAGE, os.urandom(PAGE))
-            site.wait_shipped("web01")
-        before = {path.parent.name: digest(path) for path in site.point_images("web01")}
+        before = points_made(site, 3)
 
         away = proxy.add(Fault("answer", "*", count=1 << 30, status=503))
         write_at(site.image("web01"), 5 * PAGE, os.urandom(PAGE))
@@ -85,7 +94,7 @@ def test_an_outage_is_counted_down_cut_short_and_forgotten(
         assert fired > 10
         assert site.disk("web01")["shipped_lag_s"] == 0
         assert_same(site.point("web01"), site.image("web01"))
-        after = {path.parent.name: digest(path) for path in site.point_images("web01")}
+        after = digests(site)
         assert {name: after[name] for name in before} == before
 
 
@@ -98,12 +107,7 @@ def test_points_are_read_while_a_disk_is_resynchronized(
     """Ten points at random moments; what was before stays; a second one makes no delta."""
     environ = azure_vault.azurite.environ(proxy.port)
     with began(tmp_path, vault=azure_vault.url, environ=environ) as site:
-        site.mount()
-        site.wait_shipped("web01")
-        for number in range(10):
-            write_at(site.image("web01"), number * PAGE, os.urandom(PAGE))
-            site.wait_shipped("web01")
-        before = {path.parent.name: digest(path) for path in site.point_images("web01")}
+        before = points_made(site, 10)
         # Everything differs and nobody was told. What is found cannot be stored for a while.
         site.umount()
         (site.source / "web01.img").write_bytes(os.urandom(SIZE))
@@ -123,7 +127,7 @@ def test_points_are_read_while_a_disk_is_resynchronized(
         proxy.clear()
         site.run("-m", site.mountpoint, "disk", "retry", "web01")
         site.wait_shipped("web01")
-        after = {path.parent.name: digest(path) for path in site.point_images("web01")}
+        after = digests(site)
         assert {name: after[name] for name in before} == before
         assert_same(site.point("web01"), site.image("web01"))
 

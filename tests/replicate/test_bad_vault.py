@@ -166,6 +166,15 @@ async def is_critical(rig: Rig, folder: Path, say: str) -> None:
     assert objects(folder) == before
 
 
+async def given_back(rig: Rig, aside: Path, folder: Path) -> None:
+    """Put the right vault back: once the user says so, all goes on."""
+    shutil.rmtree(folder)
+    aside.rename(folder)
+    rig.health.retry_now()
+    await rig.wait(lambda: rig.is_settled, 0.02)
+    await rig.check()
+
+
 async def test_nothing_is_sent_to_another_vault_of_the_same_name(
     tmp_path: Path, folder: Path, expect_log: Callable[[str], None]
 ) -> None:
@@ -179,12 +188,7 @@ async def test_nothing_is_sent_to_another_vault_of_the_same_name(
         with pytest.raises(WrongVaultError):
             assert rig.vault is not None
             await rig.vault.check_identity()
-        # The right one is back: the user says so, and all goes on.
-        shutil.rmtree(folder)
-        (tmp_path / "aside").rename(folder)
-        rig.health.retry_now()
-        await rig.wait(lambda: rig.is_settled, 0.02)
-        await rig.check()
+        await given_back(rig, tmp_path / "aside", folder)
 
 
 async def test_nothing_is_sent_to_a_vault_that_was_rolled_back(
@@ -199,11 +203,7 @@ async def test_nothing_is_sent_to_a_vault_that_was_rolled_back(
         folder.rename(tmp_path / "aside")
         old.rename(folder)
         await is_critical(rig, folder, "gone back in time")
-        shutil.rmtree(folder)
-        (tmp_path / "aside").rename(folder)
-        rig.health.retry_now()
-        await rig.wait(lambda: rig.is_settled, 0.02)
-        await rig.check()
+        await given_back(rig, tmp_path / "aside", folder)
 
 
 async def test_a_vault_that_is_gone_is_not_made_anew(

@@ -243,19 +243,27 @@ async def test_the_first_replication_is_no_resync(
 # ---- restarts and what happens meanwhile --------------------------------------------------
 
 
-async def test_it_goes_on_after_a_restart_and_sends_nothing_twice(
-    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch,
-    expect_log: Callable[[str], None],
-) -> None:  # fmt: skip
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]) -> None:
+    """A pass in parts of 16 pages, of a disk that is to be resynchronized."""
     expect_log("is to be resynchronized")
     expect_log("the memory store is away")
     monkeypatch.setattr(passes, "PART_SIZE", 16 * PAGE_SIZE)
     monkeypatch.setattr(passes, "READ_PAGES", 16)
+
+
+async def quarter_then_resync(rig: Rig, seed: int) -> None:
+    rig.write(0, b"".join(page_of(number) for number in range(PAGES // 4)))
+    await settled(rig)
+    await force_resync(rig, seed)
+
+
+async def test_it_goes_on_after_a_restart_and_sends_nothing_twice(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, small_parts: None
+) -> None:
     async with Rig(tmp_path, SIZE) as rig:
         async with rig.running():
-            rig.write(0, b"".join(page_of(number) for number in range(PAGES // 4)))
-            await settled(rig)
-            await force_resync(rig, 4)
+            await quarter_then_resync(rig, 4)
         sent = rig.memory.bytes_sent
         rig.memory.away = False
         restarts = 0
@@ -337,17 +345,11 @@ async def test_a_truncation_in_what_was_given_back_is_kept(
 @pytest.mark.parametrize("what", ["resync.json", "spool/*.delta", "pass/*.part"])
 async def test_damage_to_what_it_kept_costs_time_and_no_data(
     tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch, what: str,
+    monkeypatch: pytest.MonkeyPatch, small_parts: None, what: str,
 ) -> None:  # fmt: skip
-    expect_log("is to be resynchronized")
-    expect_log("the memory store is away")
-    monkeypatch.setattr(passes, "PART_SIZE", 16 * PAGE_SIZE)
-    monkeypatch.setattr(passes, "READ_PAGES", 16)
     async with Rig(tmp_path, SIZE) as rig:
         async with rig.running():
-            rig.write(0, b"".join(page_of(number) for number in range(PAGES // 4)))
-            await settled(rig)
-            await force_resync(rig, 5)
+            await quarter_then_resync(rig, 5)
             if what.startswith("pass"):
                 hold_uploads(rig, monkeypatch, 0)
                 rig.memory.away = False
