@@ -258,8 +258,9 @@ async def quarter_then_resync(rig: Rig, seed: int) -> None:
     await force_resync(rig, seed)
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_it_goes_on_after_a_restart_and_sends_nothing_twice(
-    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, small_parts: None
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Rig(tmp_path, SIZE) as rig:
         async with rig.running():
@@ -342,10 +343,11 @@ async def test_a_truncation_in_what_was_given_back_is_kept(
         await rig.check()
 
 
+@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("what", ["resync.json", "spool/*.delta", "pass/*.part"])
 async def test_damage_to_what_it_kept_costs_time_and_no_data(
     tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch, small_parts: None, what: str,
+    monkeypatch: pytest.MonkeyPatch, what: str,
 ) -> None:  # fmt: skip
     async with Rig(tmp_path, SIZE) as rig:
         async with rig.running():
