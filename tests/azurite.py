@@ -88,7 +88,8 @@ def run_azurite() -> Iterator[Azurite]:
         assert port is not None, "Azurite did not start: " + "".join(seen)
         yield Azurite(int(port[1]))
     finally:
-        process.terminate()
+        # It holds nothing that is to live on, and would wait for connections that are kept.
+        process.kill()
         process.wait(timeout=30)
         process.stdout.close()
 

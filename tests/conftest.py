@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,12 @@ def log_guard(_expected_logs: list[str]) -> Iterator[None]:
         pytest.fail("\n".join(text), pytrace=False)
 
 
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say something at the end of the run: what was counted, with which seed."""
+    return partial(record_property, "told")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this user or host cannot do, and say why."""
     missing = {
@@ -130,7 +137,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what did not run, where nobody overlooks it."""
+    """Print what tests told, and what did not run, where nobody overlooks it."""
+    passed = terminalreporter.stats.get("passed", [])
+    told = [text for test in passed for name, text in test.user_properties if name == "told"]
+    if told:
+        terminalreporter.section("counted")
+    for text in told:
+        terminalreporter.write_line(text)
     skipped = terminalreporter.stats.get("skipped", [])
     if not skipped:
         return

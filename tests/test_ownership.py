@@ -109,7 +109,9 @@ async def finish(race: Race) -> None:
 
 
 @pytest.mark.slow
-async def test_a_takeover_killed_at_any_step_and_once_more_goes_on(tmp_path: Path) -> None:
+async def test_a_takeover_killed_at_any_step_and_once_more_goes_on(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
     async def play(root: Path, crash_at: list[int]) -> int:
         with hooked() as hooks:
             race, a, b = await two_hosts(root)
@@ -131,13 +133,13 @@ async def test_a_takeover_killed_at_any_step_and_once_more_goes_on(tmp_path: Pat
 
     with silence():
         hooks, walked = await walk(tmp_path, play)
-    print(f"a takeover passes {hooks} hooks; {walked} walks")
+    tell(f"a takeover passes {hooks} hooks; {walked} walks")
     assert hooks >= 4
 
 
 @pytest.mark.slow
 async def test_a_displaced_writer_killed_at_any_step_and_once_more_loses_nothing(
-    tmp_path: Path,
+    tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     async def play(root: Path, crash_at: list[int]) -> int:
         with hooked() as hooks:
@@ -159,13 +161,13 @@ async def test_a_displaced_writer_killed_at_any_step_and_once_more_loses_nothing
 
     with silence():
         hooks, walked = await walk(tmp_path, play)
-    print(f"a displacement passes {hooks} hooks; {walked} walks")
+    tell(f"a displacement passes {hooks} hooks; {walked} walks")
     assert hooks >= 4
 
 
 @pytest.mark.slow
 async def test_a_spool_left_by_a_refused_start_killed_at_any_step_is_a_branch(
-    tmp_path: Path,
+    tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     async def play(root: Path, crash_at: list[int]) -> int:
         with hooked() as hooks:
@@ -188,7 +190,7 @@ async def test_a_spool_left_by_a_refused_start_killed_at_any_step_is_a_branch(
 
     with silence():
         hooks, walked = await walk(tmp_path, play)
-    print(f"a refused start passes {hooks} hooks; {walked} walks")
+    tell(f"a refused start passes {hooks} hooks; {walked} walks")
     assert hooks >= 3
 
 

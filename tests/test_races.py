@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -24,11 +25,13 @@ HAPPENED = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(FIRST, FIRST + ROUNDS, PART))
-def test_nothing_is_lost_mixed_or_owned_twice_in_a_race_of_writers(start: int) -> None:
+def test_nothing_is_lost_mixed_or_owned_twice_in_a_race_of_writers(
+    start: int, tell: Callable[[str], None]
+) -> None:
     total: Counter[str] = Counter()
     for seed in range(start, min(start + PART, FIRST + ROUNDS)):
         total += race_round(seed)
-    print(f"seeds {start} to {seed}: {dict(sorted(total.items()))}")
+    tell(f"races of two writers, seeds {start} to {seed}: {dict(sorted(total.items()))}")
     if seed == start + PART - 1:
         assert [what for what in HAPPENED if not total[what]] == []
     assert total["points"] == total["epochs"] > 0

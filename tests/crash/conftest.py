@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-REPORTS = pytest.StashKey[list[dict[str, Any]]]()
-
 
 @pytest.fixture
-def crash_reports(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return request.config.stash.setdefault(REPORTS, [])
+def crash_reports(record_property: Callable[[str, object], None]) -> Callable[[object], None]:
+    """Keep a report for the end of the run, whichever process prints it."""
+    return partial(record_property, "crash_report")
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    reports = config.stash.get(REPORTS, [])
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        value
+        for test in terminalreporter.stats.get("passed", [])
+        for name, value in test.user_properties
+        if name == "crash_report"
+    ]
     if not reports:
         return
     terminalreporter.section("crash hooks")

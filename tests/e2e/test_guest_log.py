@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ MIB = 1 << 20
 
 
 @pytest.mark.timeout(400)
-def test_points_are_prefixes_of_the_log_of_a_guest_s_file_system(tmp_path: Path) -> None:
+def test_points_are_prefixes_of_the_log_of_a_guest_s_file_system(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
     """With every flushed write and every file that the guest was told to be durable."""
     seed = 1
-    print(f"./run soak --scenario guest-log --seed {seed}: {guest_log_round(tmp_path, seed)}")
+    tell(f"./run soak --scenario guest-log --seed {seed}: {guest_log_round(tmp_path, seed)}")
 
 
 @pytest.mark.timeout(200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,23 +18,25 @@ from tests.e2e.names import Names
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 
-def show(scenario: str, seed: int, counts: Counts) -> None:
-    """Print what was counted, and how to do it again."""
+def show(tell: Callable[[str], None], scenario: str, seed: int, counts: Counts) -> None:
+    """Tell what was counted, and how to do it again."""
     pauses = counts["pauses_s"]
     assert isinstance(pauses, list)
     words = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "pauses_s")
     middle, worst = statistics.median(pauses), max(pauses)
-    print(f"./run soak --scenario {scenario} --seed {seed}: {words}")
-    print(f"  pauses: median {middle:.2f} s, worst {worst:.2f} s")
+    tell(f"./run soak --scenario {scenario} --seed {seed}: {words}")
+    tell(f"  pauses: median {middle:.2f} s, worst {worst:.2f} s")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_killed_daemon_costs_programs_a_pause_and_nothing_else(tmp_path: Path, seed: int) -> None:
+def test_a_killed_daemon_costs_programs_a_pause_and_nothing_else(
+    tmp_path: Path, seed: int, tell: Callable[[str], None]
+) -> None:
     """Points are cuts, live images and names are what the programs made them."""
     counts = kill_round(tmp_path, seed, kills=3)
-    show("kill", seed, counts)
+    show(tell, "kill", seed, counts)
     assert counts["kills"] in range(3, 7)  # each may be followed by one of the successor
     assert counts["violations"] == counts["io_errors"] == 0
 
@@ -41,8 +44,10 @@ def test_a_killed_daemon_costs_programs_a_pause_and_nothing_else(tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.guest
 @pytest.mark.timeout(500)
-def test_a_guest_does_not_notice_that_the_daemon_was_killed(tmp_path: Path) -> None:
-    show("kill-guest", 3, kill_guest_round(tmp_path, 3))
+def test_a_guest_does_not_notice_that_the_daemon_was_killed(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    show(tell, "kill-guest", 3, kill_guest_round(tmp_path, 3))
 
 
 # ---- the programs notice what is wrong ---------------------------------------------------

@@ -36,12 +36,11 @@ def run_model(number: int, *, examples: int = EXAMPLES, steps: int = STEPS) -> i
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_image_is_the_bytes_written_to_it_whatever_happens_between(
-    capsys: pytest.CaptureFixture[str], expect_log: Callable[[str], None]
+    tell: Callable[[str], None], expect_log: Callable[[str], None]
 ) -> None:
     expect_log("was changed behind the mount")
     steps = run_model(SEED)
-    with capsys.disabled():
-        print(
-            f"\nimage model: {EXAMPLES} series, {steps} steps, "
-            f"VDISKFS_MODEL_SEED={SEED} VDISKFS_MODEL_EXAMPLES={EXAMPLES}"
-        )
+    tell(
+        f"image model: {EXAMPLES} series, {steps} steps, "
+        f"VDISKFS_MODEL_SEED={SEED} VDISKFS_MODEL_EXAMPLES={EXAMPLES}"
+    )
