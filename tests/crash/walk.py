@@ -32,6 +32,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import trio
@@ -179,6 +180,11 @@ def copied(template: Path) -> Iterator[Path]:
         shutil.rmtree(place)
 
 
+def hooks_in(log: Path) -> list[str]:
+    """Return the names of the hooks that were passed, in order."""
+    return log.read_text().split() if log.exists() else []
+
+
 class Walk:
     """One scenario's walk below a directory of its own."""
 
@@ -189,15 +195,18 @@ class Walk:
         self.every = every
         self.second_every = second_every
         self.report = Report(scenario.name)
+        self.first: dict[str, set[int]] = {}
 
     def run(self) -> Report:
         """Walk; problems are in the report."""
         self._make_past()
         self._list_hooks()
         for side in SIDES:
-            number = 1
-            while self._crash_at(side, number):
-                number += self.every
+            # Each name where it is passed first, and each so many hooks whatever their names.
+            for number in count(1):
+                chosen = number in self.first[side] or (number - 1) % self.every == 0
+                if chosen and not self._crash_at(side, number):
+                    break
         return self.report
 
     def _make_past(self) -> None:
@@ -216,14 +225,15 @@ class Walk:
             print((place / "ledger").read_text())
 
     def _list_hooks(self) -> None:
-        log = self.template.with_name("hooks")
+        acted, checked = (self.template.with_name(name) for name in ("acted", "checked"))
         with copied(self.template) as place:
-            self._expect(run_child(self.scenario.act, place, None, log), "unharmed")
-            self._expect(run_child(verify, place, None, log), "unharmed, then checked")
+            self._expect(run_child(self.scenario.act, place, None, acted), "unharmed")
+            self._expect(run_child(verify, place, None, checked), "unharmed, then checked")
         for side in SIDES:
-            path = Path(f"{log}.{side}")
-            names = path.read_text().split() if path.exists() else []
-            self.report.hooks[side] = sorted(set(names))
+            passed = hooks_in(Path(f"{acted}.{side}"))
+            self.first[side] = {passed.index(name) + 1 for name in passed}
+            names = {*passed, *hooks_in(Path(f"{checked}.{side}"))}
+            self.report.hooks[side] = sorted(names)
 
     def _expect(self, said: str, what: str) -> None:
         if said:
@@ -263,7 +273,7 @@ class Walk:
 def walk(
     name: str, *, every: int = 1, second_every: int = 1, directory: Path | None = None
 ) -> Report:
-    """Walk over one scenario; ``every``: each so many hooks only, ``second_every`` in recovery."""
+    """Walk over one scenario; ``every``: each so many hooks, and each name once, ``second_every`` in recovery."""
     with tempfile.TemporaryDirectory(dir=directory) as place:
         return Walk(SCENARIOS[name], Path(place), every, second_every).run()
 
