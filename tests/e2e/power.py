@@ -123,7 +123,7 @@ def flushing(image: Path, choice: random.Random, log: WriteLog) -> Iterator[None
     Each flush that was acknowledged is noted in the log.
     """
     over = threading.Event()
-    pauses = [choice.expovariate(4) for _ in range(1000)]
+    pauses = [choice.expovariate(8) for _ in range(1000)]
 
     def flush() -> None:
         with contextlib.suppress(OSError), image.open("rb") as file:
@@ -178,7 +178,7 @@ class Round:
             points = site.points(DISK)
             self._points, self._digest = told(points), digest_of(site, len(points) - 1)
             self._generations = generations(powered.vault)
-            load.wait_operations(choice.randrange(1, 1000))
+            load.wait_operations(choice.randrange(1, 2500))
             self._lose(load)
         self._log = load.log
         self._until_ns = time.time_ns()
@@ -222,7 +222,7 @@ class Round:
         assert_same(site.point(DISK), site.image(DISK))
         spans = "distrusted" in log.read_text()
         started = generations(powered.vault)[DISK] - self._generations[DISK]
-        site.umount()
+        powered.end_daemon()
         return PowerLoss(
             self._seed, self._how, len(known.operations), len(flushes), points, regions, spans,
             compared, differing, marked, started,
