@@ -88,13 +88,14 @@ class Oracle:
         """Prove that an image has what a host's loss must leave (FAULTS.md, property L).
 
         Each sector equals the last write to it that was completed before the last acknowledged
-        flush began, or any write that was not completed then: later ones in any order.
+        flush began, or any write that was not completed then: later ones in any order. The size
+        is a place of its own: the sector that it cuts is judged by what lies in front of it.
 
         Raises:
             NotACutError: a sector does not.
         """
         size = image.stat().st_size
-        found = self._intervals(self._matches(image, 0, size))
+        found = self._intervals(self._matches(image, 0, size, loose_end=True))
         if check_size:
             found = joined(found, self._size_intervals(size))
         flush = max((begin for begin, _ in self._log.flushes), default=0)
@@ -112,8 +113,11 @@ class Oracle:
 
     # ---- which versions the bytes are ---------------------------------------------------
 
-    def _matches(self, image: Path, offset: int, size: int) -> Flags:
-        """Return for every version of every sector whether the image may hold it."""
+    def _matches(self, image: Path, offset: int, size: int, *, loose_end: bool = False) -> Flags:
+        """Return for every version of every sector whether the image may hold it.
+
+        With ``loose_end`` the image may end at the size of one version and hold another.
+        """
         versions = self._versions
         seen = np.zeros(versions.touched.size, np.int64)  # operation; 0: zeros
         # Sectors that the loop below does not meet hold zeros; so do their zero partial versions.
@@ -135,8 +139,22 @@ class Oracle:
         matched: Flags = (versions.shown >= 0) & (owner == versions.shown)
         matched[versions.shown == PARTIAL] = partial
         matched[versions.shown == START] = initial
+        if loose_end and size % SECTOR:
+            self._match_end(image, size, matched)
         self._check_known(matched, seen)
         return matched
+
+    def _match_end(self, image: Path, size: int, matched: Flags) -> None:
+        versions = self._versions
+        place = int(np.searchsorted(versions.touched, size // SECTOR))
+        if place == versions.touched.size or versions.touched[place] != size // SECTOR:
+            return
+        with image.open("rb") as file:
+            file.seek(size // SECTOR * SECTOR)
+            mine = np.frombuffer(file.read(), np.uint8)
+        at = np.flatnonzero(versions.place == place)
+        held = versions.contents(at).view(np.uint8)[:, : mine.size]
+        matched[at] = (held == mine).all(axis=1)
 
     def _identify(self, data: Words, numbers: Ints) -> Ints:
         """Return the one operation whose bytes each sector holds, 0 for zeros, else _STRANGE."""

@@ -1,35 +1,38 @@
 """Losses of the host's power, for tests and for the soak: ``power_loss_round``.
 
-As a program: ``python -m tests.e2e.power [--losses N] [--seed N] [--kind ext4|xfs]``.
+As a program: ``python -m tests.e2e.power [--losses N] [--seed N] [--how HOW] [--kind KIND]``.
 
-A file system on a loop device holds the images and the state directory; the vault lies elsewhere,
-as it does in life. Writers with a log of their own go on, and flush, while at a random instant
-the file system is shut down (XFS_IOC_GOINGDOWN without a flush of its log, which ext4 knows too):
-from that instant on nothing reaches the device, which writes past the page cache of its file. So
-the file holds what a disk holds that keeps what it was given in the order given; what was only in
-the host's page cache or the journal's memory is gone. The daemon and its keeper are killed, the
-file is attached anew, the file system replays its journal, and vdiskfs is started on it as after
-a reboot: the boot id noted in the state directory is another one.
+Writers with a log of their own go on, and flush, while at a random instant the power is lost
+(``HOWS``; what that is here is told in poweredsite.py). The disk is attached anew, its file
+system replays its journal, and vdiskfs is started on it as after a reboot: the boot id noted
+in the state directory is another one.
+
+copy: disk and vault as they were at one instant, whatever ran on.
+shutdown: the daemon stops between two system calls, then the file system does.
+ahead: the disk as it was, and the vault as it became: its newest points were shipped after the
+instant. A disk that keeps what it has acknowledged cannot come to that; one that lies about its
+cache, or is restored from a copy, does.
 
 What this does not show is a disk that loses or tears what it was given after the last flush:
 native/tests/test_intent.c tears the log's records.
 
-Checked: every point sealed before the loss is the disk at one instant; the next point is the
-live image byte for byte; what was compared is the regions of the intent log and no more.
+Checked, by the letters of the fault model: what was flushed is in the image (L); every point
+sealed before the loss is the disk at one instant (P), is listed as before, and has the bytes it
+had (I); the next point is the live image byte for byte, and so is the one after more was
+written (T). What was compared is the regions of the intent log and no more, and nothing of a
+disk that nobody wrote to; the vault's line goes on in its generation. ``ahead`` starts the next
+generation instead, and compares all of the disk that was written to since.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
+import hashlib
+import json
 import os
 import random
 import re
-import select
-import signal
-import struct
-import sys
 import tempfile
 import threading
 import time
@@ -37,26 +40,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from tests.e2e.gauges import assert_same
-from tests.e2e.loopdev import attached, make_fs, make_image, mounted, run_tool
+from tests.e2e.gauges import assert_same, data_objects
 from tests.e2e.mounted import MountedSite
 from tests.e2e.oracle import Oracle
-from tests.e2e.workload import Mix, Workload
+from tests.e2e.poweredsite import PoweredSite
+from tests.e2e.workload import Mix, Workload, WriteLog
 from vdiskfs.native import INTENT_REGION
 from vdiskfs.units import PAGE_SIZE, parse_time
 
 MIB = 1 << 20
-DEVICE = 1024 * MIB
-SIZE = 160 * MIB
+DEVICE = 512 * MIB  # from there on ext4 has blocks of 4 KiB
+SIZE = 24 * MIB
+QUIET_SIZE = 4 * MIB
 OPTIONS = "epoch_interval_s = 0.2\nheartbeat_s = 1\n"
-DISK = "web01"
-MIX = Mix(max_length=64 << 10, max_size=200 * MIB, min_size=120 * MIB, truncate=0.004)
-OTHER_BOOT = "00000000-0000-4000-8000-000000000000\n"
-_GOINGDOWN, _NO_LOG_FLUSH = 0x8004587D, 2  # XFS_IOC_GOINGDOWN
-REGIONS = re.compile(r"the host died; .* in (\d+) regions that were active are compared")
-MARKED = re.compile(r": (\d+) pages were marked changed")
-COMPARED = re.compile(r"pages compared so far: (\d+), differing: (\d+)")
+DISK, QUIET = "web01", "quiet01"
+MIX = Mix(max_length=64 << 10, max_size=32 * MIB, min_size=16 * MIB, truncate=0.004)
+HOWS = ("copy", "shutdown", "ahead")
+KINDS = ("ext4", "xfs")
+REGIONS = r"disk {}: the host died; .* in (\d+) regions that were active are compared"
+MARKED = r"disk {}: (\d+) pages were marked changed"
+COMPARED = r"disk {}: .*pages compared so far: (\d+), differing: (\d+)"
 
 
 @dataclass(frozen=True)
@@ -64,116 +69,70 @@ class PowerLoss:
     """What one loss came to. Counts are of pages where not said otherwise."""
 
     seed: int
-    operations: int  # of the writers, before the loss
+    how: str
+    operations: int  # of the writers
+    flushes: int  # of those that had to survive
     points: int  # checked by the oracle
     regions: int  # of the intent log that were active
     spans: bool  # a truncation or a large discard was not settled
     compared: int
     differing: int
     marked: int  # changed, by the bitmaps
+    generations: int  # started
 
 
-class PoweredSite:
-    """A site whose images and state lie on a device; its vault and mountpoint do not."""
-
-    def __init__(self, directory: Path, kind: str, options: str = OPTIONS) -> None:
-        self.directory = directory
-        self.kind = kind
-        self.disk = directory / "disk.raw"
-        self.root = directory / "fs"
-        self.site = MountedSite(directory, options=options)
-        for made in (self.site.source, self.site.root / "state"):
-            if made.exists():
-                made.rmdir()
-        self.site.source, self.site.state = self.root / "source", self.root / "state"
-
-    def make(self, size: int) -> None:
-        """Make the file system, with an empty image, and the vault."""
-        make_fs(self.kind, make_image(self.disk, size))
-
-    @contextmanager
-    def powered(self) -> Iterator[None]:
-        """Attach and mount the disk as it is now."""
-        options = ["nouuid"] if self.kind == "xfs" else []
-        with (
-            attached(self.disk) as device,
-            mounted(device, self.root, kind=self.kind, options=options),
-        ):
-            try:
-                yield
-            finally:
-                self._end_what_failed()
-
-    def _end_what_failed(self) -> None:
-        site = self.site
-        if site.pid:
-            with contextlib.suppress(OSError):
-                sys.stderr.write((site.state / "daemon.log").read_text()[-6000:])
-            self.end_daemon()
-
-    def lose_power(self) -> None:
-        """Let the host die: nothing that the disk has not got now reaches it any more."""
-        root = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.ioctl(root, _GOINGDOWN, struct.pack("I", _NO_LOG_FLUSH))
-        finally:
-            os.close(root)
-        self.end_daemon()
-
-    def end_daemon(self) -> None:
-        """Kill the daemon, its keeper first: that would start a successor."""
-        site = self.site
-        keeper = int(Path(f"/proc/{site.pid}/stat").read_text().rpartition(") ")[2].split()[1])
-        handles = [os.pidfd_open(pid) for pid in (keeper, site.pid)]
-        try:
-            for handle in handles:
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-            for handle in handles:
-                assert select.select([handle], [], [], 60)[0], "killed, and still there"
-        finally:
-            for handle in handles:
-                os.close(handle)
-        site.pid = 0
-        # Programs still have it open, and are told when they use it.
-        run_tool(["umount", "-l", site.mountpoint])
-
-    def note_reboot(self) -> None:
-        """The kernel that runs is another one than the notes in the state directory name."""
-        for note in [self.site.state / "running", *(self.site.state / "disks").glob("*/boot")]:
-            note.write_text(OTHER_BOOT)
-
-
-def found_of(log: Path) -> tuple[int, int, int, int]:
+def found_of(log: Path, disk: str = DISK) -> tuple[int, int, int, int]:
     """Return regions, pages compared, differing and marked, from what the daemon has said."""
     text = log.read_text()
-    regions, marked = REGIONS.findall(text), MARKED.findall(text)
+    regions = re.findall(REGIONS.format(disk), text)
     assert regions, f"the intent log was not believed:\n{text[-3000:]}"
-    compared = [(int(a), int(b)) for a, b in COMPARED.findall(text)] or [(0, 0)]
-    return int(regions[-1]), compared[-1][0], compared[-1][1], int(marked[-1])
+    compared, marked = compared_of(log, disk), re.findall(MARKED.format(disk), text)
+    return int(regions[-1]), *compared, int(marked[-1])
 
 
-def check_points(site: MountedSite, oracle: Oracle, until_ns: int) -> int:
-    """Prove that each point sealed before is the disk at one instant; return how many."""
-    checked = 0
-    for point, image in zip(site.points(DISK), site.point_images(DISK), strict=True):
-        if parse_time(point["time"], 0) < until_ns:
-            oracle.check(image)
-            checked += 1
-    return checked
+def compared_of(log: Path, disk: str = DISK) -> tuple[int, int]:
+    """Return how many pages a pass has compared, and how many of them differed."""
+    found = re.findall(COMPARED.format(disk), log.read_text())
+    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+
+
+def generations(vault: Path) -> dict[str, int]:
+    """Return the generation of each disk, as the vault has it."""
+    found = {}
+    for path in vault.glob("disks/*/disk.json"):
+        record = json.loads(path.read_text())
+        found[record["name"]] = int(record["generation"])
+    return found
+
+
+def digest_of(site: MountedSite, number: int) -> str:
+    """Return the digest of the bytes of a point, counted from the oldest."""
+    with site.point_images(DISK)[number].open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def told(points: list[dict[str, Any]]) -> dict[object, object]:
+    """Return what points are listed as, by what tells one from another."""
+    return {point["epoch"]: point["time"] for point in points}
 
 
 @contextmanager
-def flushing(image: Path, choice: random.Random) -> Iterator[None]:
-    """Flush the image again and again meanwhile, as a guest does; ends where the mount does."""
+def flushing(image: Path, choice: random.Random, log: WriteLog) -> Iterator[None]:
+    """Flush the image again and again meanwhile, as a guest does; ends where the mount does.
+
+    Each flush that was acknowledged is noted in the log.
+    """
     over = threading.Event()
-    pauses = [choice.expovariate(4) for _ in range(1000)]
+    pauses = [choice.expovariate(8) for _ in range(1000)]
 
     def flush() -> None:
         with contextlib.suppress(OSError), image.open("rb") as file:
             for pause in pauses:
                 if over.wait(pause):
                     break
+                begin = time.monotonic_ns()
                 os.fdatasync(file.fileno())
+                log.flushes.append((begin, time.monotonic_ns()))
 
     thread = threading.Thread(target=flush, name="flush")
     thread.start()
@@ -184,52 +143,141 @@ def flushing(image: Path, choice: random.Random) -> Iterator[None]:
         thread.join()
 
 
-def power_loss_round(directory: Path, seed: int, kind: str = "ext4") -> PowerLoss:
+class Round:
+    """One loss: `before`, then `after`, which hold what the first has seen."""
+
+    def __init__(self, powered: PoweredSite, seed: int, how: str) -> None:
+        self._choice = random.Random(f"power/{seed}")
+        self._powered = powered
+        self._site = powered.site
+        self._seed = seed
+        self._how = how
+        self._log = WriteLog(0, 0)
+        self._cut = (0, 0)  # CLOCK_MONOTONIC before and after the instant
+        self._until_ns = 0  # by the wall clock: points sealed before were sealed under load
+        self._points: dict[object, object] = {}
+        self._digest = ""
+        self._generations: dict[str, int] = {}
+
+    def before(self) -> None:
+        """Write under power until it is lost."""
+        powered, site, choice = self._powered, self._site, self._choice
+        site.source.mkdir()
+        site.add_image(DISK, SIZE)
+        site.add_image(QUIET, QUIET_SIZE, choice.randbytes(QUIET_SIZE))
+        site.init().mount()
+        for disk in (DISK, QUIET):
+            site.wait_shipped(disk)
+        mix = MIX if choice.random() < 0.5 else replace(MIX, truncate=0)
+        load = Workload(
+            site.image(DISK), seed=self._seed, writers=choice.randrange(1, 5), mix=mix,
+            tolerant=True,
+        )  # fmt: skip
+        with load, flushing(site.image(DISK), choice, load.log):
+            load.wait_operations(choice.randrange(50, 500))
+            points = site.points(DISK)
+            self._points, self._digest = told(points), digest_of(site, len(points) - 1)
+            self._generations = generations(powered.vault)
+            load.wait_operations(choice.randrange(1, 2500))
+            self._lose(load)
+        self._log = load.log
+        self._until_ns = time.time_ns()
+
+    def _lose(self, load: Workload) -> None:
+        powered, site = self._powered, self._site
+        if self._how == "shutdown":
+            self._cut = (powered.lose_power(), time.monotonic_ns())
+        else:
+            self._cut = powered.copy()
+            load.wait_operations(self._choice.randrange(20, 200))
+        if self._how == "ahead":
+            stored = len(data_objects(powered.vault))
+
+            def newer() -> bool:
+                load.wait_operations(20)
+                return len(data_objects(powered.vault)) > stored + 1
+
+            site.wait("the vault is ahead", newer)
+        powered.end_daemon()
+
+    def after(self) -> PowerLoss:
+        """Recover, and check everything."""
+        powered, site, log = self._powered, self._site, self._site.state / "daemon.log"
+        powered.note_reboot()
+        log.unlink(missing_ok=True)
+        site.mount()
+        flushes = [pair for pair in self._log.flushes if pair[1] <= self._cut[0]]
+        known = WriteLog(self._log.seed, self._log.initial_size, self._log.operations, flushes)
+        oracle = Oracle(known)
+        oracle.check_flushed(site.image(DISK))
+        for disk in (DISK, QUIET):
+            site.wait_shipped(disk)
+            assert_same(site.point(disk), site.image(disk))
+        regions, compared, differing, marked = self._check_bound(log)
+        points = self._check_points(oracle)
+        # And tracking goes on from there.
+        with Workload(site.image(DISK), seed=self._seed + 1, writers=2, mix=MIX) as more:
+            more.wait_operations(50)
+        site.wait_shipped(DISK)
+        assert_same(site.point(DISK), site.image(DISK))
+        spans = "distrusted" in log.read_text()
+        started = generations(powered.vault)[DISK] - self._generations[DISK]
+        powered.end_daemon()
+        return PowerLoss(
+            self._seed, self._how, len(known.operations), len(flushes), points, regions, spans,
+            compared, differing, marked, started,
+        )  # fmt: skip
+
+    def _check_points(self, oracle: Oracle) -> int:
+        """Check each point that was sealed under load, and return how many."""
+        site = self._site
+        points = site.points(DISK)
+        assert told(points).items() >= self._points.items(), "a point is gone"
+        again = digest_of(site, len(self._points) - 1)
+        assert again == self._digest, "a point has other bytes"
+        checked = 0
+        for point, image in zip(points, site.point_images(DISK), strict=True):
+            if parse_time(point["time"], 0) < self._until_ns:
+                oracle.check(image)
+                checked += 1
+        return checked
+
+    def _check_bound(self, log: Path) -> tuple[int, int, int, int]:
+        """Check how much was compared, and which lines of the vault go on."""
+        assert compared_of(log, QUIET) == (0, 0), "nobody wrote to it"
+        expected = dict(self._generations)
+        if self._how == "ahead":
+            expected[DISK] += 1
+            found = (0, *compared_of(log), 0)
+        else:
+            found = found_of(log)
+            spans = "distrusted" in log.read_text()
+            allowed = found[0] * INTENT_REGION // PAGE_SIZE
+            assert spans or found[1] <= allowed, f"{found[1]} pages of {found[0]} regions"
+        assert generations(self._powered.vault) == expected, (
+            f"{generations(self._powered.vault)}, not {expected}"
+        )
+        return found
+
+
+def power_loss_round(
+    directory: Path, seed: int, kind: str = "ext4", how: str = "copy"
+) -> PowerLoss:
     """Lose the power once at a random instant under load, recover, check everything.
 
     The directory must exist and is left empty. Raises AssertionError (NotACutError among
     them) where something is wrong; everything random follows from ``seed`` but for the
     machine's own timing.
     """
-    choice = random.Random(f"power/{seed}")
-    powered = PoweredSite(directory, kind)
-    site = powered.site
-    with site:
-        powered.make(DEVICE)
+    powered = PoweredSite(directory, kind, OPTIONS)
+    one = Round(powered, seed, how)
+    with powered.host(DEVICE), powered.site:
         with powered.powered():
-            site.source.mkdir()
-            site.add_image(DISK, SIZE)
-            site.init().mount().wait_shipped(DISK)
-            mix = MIX if seed % 2 else replace(MIX, truncate=0)
-            load = Workload(
-                site.image(DISK), seed=seed, writers=choice.randrange(1, 5), mix=mix, tolerant=True
-            )
-            with load, flushing(site.image(DISK), choice):
-                load.wait_operations(choice.randrange(100, 2000))
-                lost_ns = time.time_ns()
-                powered.lose_power()
+            one.before()
+        if how != "shutdown":
+            powered.use_copy(vault=how == "copy")
         with powered.powered():
-            powered.note_reboot()
-            (site.state / "daemon.log").unlink(missing_ok=True)
-            site.mount()
-            site.wait_shipped(DISK)
-            regions, compared, differing, marked = found_of(site.state / "daemon.log")
-            points = check_points(site, Oracle(load.log), lost_ns)
-            assert_same(site.point(DISK), site.image(DISK))
-            spans = (site.state / "daemon.log").read_text().count("distrusted")
-            allowed = regions * INTENT_REGION // PAGE_SIZE
-            assert spans or compared <= allowed, f"{compared} pages of {regions} regions"
-            # And tracking goes on from there.
-            with Workload(site.image(DISK), seed=seed + 1, writers=2, mix=MIX) as more:
-                more.wait_operations(50)
-            site.wait_shipped(DISK)
-            assert_same(site.point(DISK), site.image(DISK))
-            site.umount()
-        powered.disk.unlink()
-    return PowerLoss(
-        seed, len(load.log.operations), points, regions, bool(spans), compared, differing,
-        marked,
-    )  # fmt: skip
+            return one.after()
 
 
 def main() -> None:
@@ -237,12 +285,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.e2e.power")
     parser.add_argument("--losses", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kind", choices=("ext4", "xfs"), default="ext4")
-    arguments = parser.parse_args()
-    for seed in range(arguments.seed, arguments.seed + arguments.losses):
+    parser.add_argument("--kind", choices=KINDS, default="ext4")
+    parser.add_argument("--how", choices=HOWS, default="copy")
+    words = parser.parse_args()
+    for seed in range(words.seed, words.seed + words.losses):
         with tempfile.TemporaryDirectory() as directory:
-            print(f"python -m tests.e2e.power --losses 1 --seed {seed} --kind {arguments.kind}")
-            print(power_loss_round(Path(directory), seed, arguments.kind), flush=True)
+            options = f"--how {words.how} --kind {words.kind}"
+            print(f"python -m tests.e2e.power --losses 1 --seed {seed} {options}")
+            begin_s = time.monotonic()
+            loss = power_loss_round(Path(directory), seed, words.kind, words.how)
+            print(f"{loss}, {time.monotonic() - begin_s:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

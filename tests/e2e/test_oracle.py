@@ -242,6 +242,28 @@ def test_after_a_host_s_loss_what_was_flushed_must_be_there(tmp_path: Path) -> N
                 Oracle(log).check_flushed(path)
 
 
+def test_a_flush_holds_for_the_size_apart_from_the_bytes(tmp_path: Path) -> None:
+    """After a host's loss the file may end as one write left it, and hold another one's bytes."""
+    log = WriteLog(1, SIZE)
+    for number, length in enumerate((100, SECTOR)):
+        start, end = 10 + 20 * number, 20 + 20 * number
+        before, after = (SIZE, SIZE + 100) if number == 0 else (SIZE + 100, SIZE + SECTOR)
+        log.operations.append(Operation(Kind.WRITE, SIZE, length, start, end, before, after))
+    path = tmp_path / "disk.img"
+    later = log.content(2)[:100]
+    path.write_bytes(bytes(SIZE) + later)
+    Oracle(log).check_flushed(path)
+    log.flushes.append((25, 26))
+    Oracle(log).check_flushed(path)
+    path.write_bytes(bytes(SIZE) + later[:99] + b"?")
+    with pytest.raises(NotACutError, match="never held"):
+        Oracle(log).check_flushed(path)
+    path.write_bytes(bytes(SIZE) + later)
+    log.flushes.append((45, 46))
+    with pytest.raises(NotACutError, match="before the flush"):
+        Oracle(log).check_flushed(path)
+
+
 def test_a_failed_write_that_was_overwritten_is_over(tmp_path: Path) -> None:
     """What an operation of unknown end replaced cannot come back after its successor is done."""
     log = WriteLog(1, SIZE)

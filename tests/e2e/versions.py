@@ -130,27 +130,31 @@ class Versions:
         at = np.flatnonzero(self.shown == PARTIAL)
         self.partial_sector: Ints = self._sector[at]
         self.partial_content: Words = np.zeros((at.size, WORDS), np.uint64)
-        index = np.full(self.shown.size, -1, np.int64)
-        index[at] = np.arange(at.size)
+        self._index = np.full(self.shown.size, -1, np.int64)
+        self._index[at] = np.arange(at.size)
         # A partial version lies over the version before it: in rounds, by how many partial ones
         # stand in a row before it.
         step = np.arange(at.size)
         begins = np.diff(at, prepend=-2) != 1
         depth = step - np.maximum.accumulate(np.where(begins, step, 0))
         for level in range(int(depth.max(initial=-1)) + 1):
-            self._overlay(at[depth == level], index)
+            self._overlay(at[depth == level])
         self.partial_zero: Flags = np.logical_not(self.partial_content.any(axis=1))
 
-    def _overlay(self, at: Ints, index: Ints) -> None:
-        """Work out these partial versions; those before them are known."""
-        under = at - 1
+    def contents(self, at: Ints) -> Words:
+        """Return the bytes of these versions, a row each."""
         data = np.zeros((at.size, WORDS), np.uint64)
-        some = np.flatnonzero(self.shown[under] == PARTIAL)
-        data[some] = self.partial_content[index[under[some]]]
-        some = np.flatnonzero(self.shown[under] == START)
-        data[some] = self._start_content.of(self.place[under[some]])
-        some = np.flatnonzero(self.shown[under] > 0)
-        data[some] = sectors(self._base, self.shown[under[some]], self._sector[under[some]])
+        some = np.flatnonzero(self.shown[at] == PARTIAL)
+        data[some] = self.partial_content[self._index[at[some]]]
+        some = np.flatnonzero(self.shown[at] == START)
+        data[some] = self._start_content.of(self.place[at[some]])
+        some = np.flatnonzero(self.shown[at] > 0)
+        data[some] = sectors(self._base, self.shown[at[some]], self._sector[at[some]])
+        return data
+
+    def _overlay(self, at: Ints) -> None:
+        """Work out these partial versions; those before them are known."""
+        data = self.contents(at - 1)
         number = self.operation[at]
         fresh = sectors(self._base, number, self._sector[at])
         fresh[self._kind[number - 1] != Kind.WRITE] = 0
@@ -159,7 +163,7 @@ class Versions:
         byte = np.arange(SECTOR)[None, :]
         mine = (byte >= begin[:, None]) & (byte < np.clip(finish, 0, SECTOR)[:, None])
         joined = np.where(mine, fresh.view(np.uint8), data.view(np.uint8))
-        self.partial_content[index[at]] = joined.view(np.uint64)
+        self.partial_content[self._index[at]] = joined.view(np.uint64)
 
 
 class _Start:

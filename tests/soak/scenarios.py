@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 from tests.e2e.guest_log import guest_log_round
 from tests.e2e.kills import kill_guest_round, kill_round
-from tests.e2e.power import power_loss_round
+from tests.e2e.power import KINDS, power_loss_round
 from tests.races import race_round
 from tests.replicate.outages import outage_round
 
 Counts = Mapping[str, int | list[float]]
+POWER = ("copy", "copy", "copy", "shutdown", "copy", "shutdown", "copy", "ahead")
 RACES = 50  # in one round: each takes some tenths of a second
 
 
@@ -30,10 +31,12 @@ class Scenario(NamedTuple):
 
 
 def power_losses(directory: Path, seed: int) -> Counts:
-    """Lose the power once, on ext4 or xfs."""
-    loss = power_loss_round(directory, seed, ("ext4", "xfs")[seed % 2])
+    """Lose the power once, on ext4 or xfs, in one of the ways that there are."""
+    how = POWER[seed // 2 % len(POWER)]
+    loss = power_loss_round(directory, seed, KINDS[seed % 2], how)
     return {
-        "losses": 1, "points": loss.points, "operations": loss.operations,
+        "losses": 1, f"by_{how}": 1, "points": loss.points, "operations": loss.operations,
+        "flushes": loss.flushes,
         "pages_differing": loss.differing, "regions": loss.regions,
         "pages_compared": loss.compared, "violations": 0,
     }  # fmt: skip
