@@ -132,10 +132,11 @@ class ProtectedDisk:
         last_end = how.last_end
         if self.line.moved and last_end is not LastEnd.CLEAN:
             last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
-        died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
+        died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN, LastEnd.STATE_LOST)
         found = await self._recover(last_end, end) if known else None
         track, new = await self._open_track(lost=died and found is None, known=known)
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
+        trusted = trusted and not track.counts().lost
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
         # Numbers go on above all that the vault and the spool have seen, also when an earlier
         # start was killed before it numbered its track. The size is what the next delta starts
@@ -153,6 +154,8 @@ class ProtectedDisk:
         )  # fmt: skip
         if not trusted:
             await trio.to_thread.run_sync(replicator.suspects.distrust)
+            if track.counts().lost:
+                await trio.to_thread.run_sync(native.settle_track, self.image)
             # What a pass has read of it is as old as the rest.
             _clear(paths.pass_)
         # Before the spool lets go of what it proves; after what is not known is noted durably.
@@ -291,10 +294,12 @@ class ProtectedDisk:
         if self._replicator is None:
             return
         live = self._replicator.live
-        if clean:
-            await trio.to_thread.run_sync(live.image.sync_internal)
-            await trio.to_thread.run_sync(native.sync_track, live.track)
-        await trio.to_thread.run_sync(live.close)
+        try:
+            if clean:
+                await trio.to_thread.run_sync(live.image.sync_internal)
+                await trio.to_thread.run_sync(native.sync_track, live.track)
+        finally:
+            await trio.to_thread.run_sync(live.close)
         if clean:
             self._write_record(FileStamp.of(self.file.identity()))
 
