@@ -23,6 +23,7 @@ import trio
 from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
+from vdiskfs.errors import DamagedError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.liveness import Liveness
@@ -134,7 +135,8 @@ class ProtectedDisk:
             last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
         died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN, LastEnd.STATE_LOST)
         found = await self._recover(last_end, end) if known else None
-        track, new = await self._open_track(lost=died and found is None, known=known)
+        lost = (died and found is None) or not await trio.to_thread.run_sync(self._is_sound)
+        track, new = await self._open_track(lost=lost, known=known)
         trusted = known and not new and (found is not None or self._is_unchanged(last_end))
         trusted = trusted and not track.counts().lost
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
@@ -195,7 +197,25 @@ class ProtectedDisk:
             await trio.to_thread.run_sync(note.add, [(0, DISK_END)])
         if lost:
             await trio.to_thread.run_sync(clear_track, paths.track)
-        return await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        await trio.to_thread.run_sync(paths.sums.remove)
+        try:
+            return await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        except DamagedError as error:
+            if lost:
+                raise
+            log.error("disk %s: all is compared: %s", self.name, error)
+            return await self._open_track(lost=True, known=known)
+
+    def _is_sound(self) -> bool:
+        """Say whether the bitmaps are what a clean end left, if there was one; in a thread."""
+        if self._track is not None or self.record.end is None:
+            return True
+        try:
+            self.site.state.disk(self.disk_id).sums.check()
+        except DamagedError as error:
+            log.error("disk %s: all is compared: %s", self.name, error)
+            return False
+        return True
 
     def _own_end(self, last_end: LastEnd) -> LastEnd:
         """Say how tracking of this disk ended, if the mount's end says anything of it."""
@@ -301,6 +321,8 @@ class ProtectedDisk:
         finally:
             await trio.to_thread.run_sync(live.close)
         if clean:
+            paths = self.site.state.disk(self.disk_id)
+            await trio.to_thread.run_sync(paths.sums.write)
             self._write_record(FileStamp.of(self.file.identity()))
 
 

@@ -122,7 +122,7 @@ def test_marks_that_could_not_be_written_once_are_not_believed_afterwards(tmp_pa
         tmp_path, options=FAST
     ) as site:
         site.state = room / "state"
-        source = site.add_image("web01", 1024 * MIB, os.urandom(8 * MIB))
+        source = site.add_image("web01", 288 * MIB, os.urandom(8 * MIB))
         site.init().mount().wait_shipped("web01")
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
@@ -130,12 +130,12 @@ def test_marks_that_could_not_be_written_once_are_not_believed_afterwards(tmp_pa
         log = site.state / "daemon.log"
         compared = "writing the bitmaps had failed: all is compared"
         # In places that the bitmaps' files have no written block for yet.
-        write_random(site.image("web01"), 300 * MIB, 4 * MIB, seed=1)
+        write_random(site.image("web01"), 140 * MIB, 24 * MIB, seed=1)
         site.wait("an epoch is given up", lambda: "was given up" in log.read_text())
-        write_random(site.image("web01"), 600 * MIB, 4 * MIB, seed=2)
+        write_random(site.image("web01"), 260 * MIB, 4 * MIB, seed=2)
         bitmaps = "the bitmaps cannot be written"
         site.wait("status says it", lambda: bitmaps in (site.disk("web01")["last_error"] or ""))
-        write_random(site.image("web01"), 302 * MIB, 4 * MIB, seed=3)
+        write_random(site.image("web01"), 142 * MIB, 4 * MIB, seed=3)
         ballast.unlink()
         site.wait("all is compared", lambda: compared in log.read_text())
         wait_same(site)
@@ -145,4 +145,52 @@ def test_marks_that_could_not_be_written_once_are_not_believed_afterwards(tmp_pa
         before = log.read_text().count("pages compared so far")
         site.mount().wait_shipped("web01")
         assert log.read_text().count("pages compared so far") == before
+        assert_same(site.point("web01"), source)
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of what a file holds."""
+    data = bytearray(path.read_bytes())
+    marked = next((place for place, byte in enumerate(data) if byte), len(data) // 2)
+    data[marked] ^= 4
+    path.write_bytes(data)
+
+
+def cut_short(path: Path) -> None:
+    """Take the end of a file away."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGES = {
+    "a header cut short": ("track", cut_short),
+    "changed pages with a flipped bit": ("dirty.0", flip),
+    "suspect pages with a flipped bit": ("suspect", flip),
+    "suspect pages that are gone": ("suspect", Path.unlink),
+}
+
+
+def test_bitmaps_that_rot_while_nothing_is_mounted_are_never_believed(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        source = site.add_image("web01", 4 * MIB, os.urandom(4 * MIB))
+        site.init().mount().wait_shipped("web01")
+        site.run("disk", "pause", "web01", "-m", site.mountpoint)
+        log = site.state / "daemon.log"
+        [track] = (site.state / "disks").glob("*/track")
+        for seed, (what, (name, damage)) in enumerate(DAMAGES.items()):
+            # Marked and not captured, so that there is something to lose.
+            write_random(site.image("web01"), seed * PAGE, PAGE, seed)
+            site.umount()
+            damage(track / name)
+            seen = len(log.read_text())
+            site.mount()
+            assert f"changed since the clean end: {name}" in log.read_text()[seen:] or (
+                f"{track}/{name}" in log.read_text()[seen:]
+            ), what
+            assert site.json("disk", "show", "web01")["suspect_bytes"] == 4 * MIB, what
+        site.run("disk", "resume", "web01", "-m", site.mountpoint)
+        wait_same(site)
+        site.umount()
+        seen = len(log.read_text())
+        site.mount().wait_shipped("web01")
+        assert "compared" not in log.read_text()[seen:], "sound ones are believed"
         assert_same(site.point("web01"), source)

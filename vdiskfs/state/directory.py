@@ -8,7 +8,7 @@
     site.json             what the vault was last told of this site
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
-    disks/<disk id>/      record.json, boot, distrusted, track/, spool/, pass/
+    disks/<disk id>/      record.json, boot, sums.json, distrusted, track/, spool/, pass/
 
 Everything is 0700 and 0600. A directory of a disk appears and goes by one rename, so that
 a crash never leaves half of one; what is found by halves all the same is an error, never
@@ -32,6 +32,7 @@ from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, RefusedError
 from vdiskfs.state.files import read_record, remove_file, sync_directory, write_file, write_record
 from vdiskfs.state.records import DiskRecord
+from vdiskfs.state.tracksums import TrackSums
 
 _KINDS = ("ext4", "xfs", "f2fs")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -80,6 +81,11 @@ class DiskPaths:
     def fence(self) -> Path:
         """The fence that a takeover writes; only a killed one leaves it."""
         return self.directory / "fence"
+
+    @property
+    def sums(self) -> TrackSums:
+        """What the bitmaps were at the disk's clean end."""
+        return TrackSums(self.directory / "sums.json", self.track)
 
     @property
     def boot(self) -> Path:
