@@ -110,8 +110,8 @@ static vdf_guard *find_free(uint64_t replaced_bytes)
 {
     vdf_guard *guard = atomic_load(&guards);
 
-    while (guard != NULL && (atomic_load(&guard->start) != 0 ||
-                             guard->replaced_bytes != replaced_bytes))
+    while (guard != NULL &&
+           (atomic_load(&guard->start) != 0 || guard->replaced_bytes != replaced_bytes))
         guard = guard->next;
     return guard;
 }

@@ -81,9 +81,10 @@ def test_a_state_disk_that_is_gone_costs_points_and_the_guest_nothing(
     kind: str, tmp_path: Path
 ) -> None:
     room = tmp_path / "room"
-    with state_disk(kind, tmp_path) as (device, mounting), MountedSite(
-        tmp_path, options=FAST
-    ) as site:
+    with (
+        state_disk(kind, tmp_path) as (device, mounting),
+        MountedSite(tmp_path, options=FAST) as site,
+    ):
         site.state = room / "state"
         first = os.urandom(8 * MIB)
         source = site.add_image("web01", len(first), first)
@@ -118,9 +119,7 @@ def test_a_state_disk_that_is_gone_costs_points_and_the_guest_nothing(
 
 def test_marks_that_could_not_be_written_once_are_not_believed_afterwards(tmp_path: Path) -> None:
     """The first sync reports the error, the next ones would not: the disk is compared instead."""
-    with thin_state_disk(tmp_path) as (room, ballast), MountedSite(
-        tmp_path, options=FAST
-    ) as site:
+    with thin_state_disk(tmp_path) as (room, ballast), MountedSite(tmp_path, options=FAST) as site:
         site.state = room / "state"
         source = site.add_image("web01", 288 * MIB, os.urandom(8 * MIB))
         site.init().mount().wait_shipped("web01")

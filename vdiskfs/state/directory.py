@@ -336,15 +336,15 @@ def filesystem_instance(path: Path) -> str:
     It is the inode number that sysfs gave to the file system's directory there, which is new
     whenever the file system is mounted, in whatever mount namespace; empty where there is none.
     """
-    status = os.stat(path)
+    status = path.stat()
     number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     try:
-        name = os.path.basename(os.readlink(f"/sys/dev/block/{number}"))
+        name = Path(f"/sys/dev/block/{number}").readlink().name
     except OSError:
         return ""
     for kind in _KINDS:
         with contextlib.suppress(OSError):
-            return str(os.stat(f"/sys/fs/{kind}/{name}").st_ino)
+            return str(Path(f"/sys/fs/{kind}/{name}").stat().st_ino)
     return ""
 
 
