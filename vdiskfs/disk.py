@@ -135,10 +135,9 @@ class ProtectedDisk:
             last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
         died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN, LastEnd.STATE_LOST)
         found = await self._recover(last_end, end) if known else None
-        lost = (died and found is None) or not await trio.to_thread.run_sync(self._is_sound)
-        track, new = await self._open_track(lost=lost, known=known)
-        trusted = known and not new and (found is not None or self._is_unchanged(last_end))
-        trusted = trusted and not track.counts().lost
+        track, new = await self._open_track(lost=died and found is None, known=known)
+        trusted = known and not (new or track.counts().lost)
+        trusted = trusted and (found is not None or self._is_unchanged(last_end))
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
         # Numbers go on above all that the vault and the spool have seen, also when an earlier
         # start was killed before it numbered its track. The size is what the next delta starts
@@ -155,11 +154,7 @@ class ProtectedDisk:
             published=self._note_published,
         )  # fmt: skip
         if not trusted:
-            await trio.to_thread.run_sync(replicator.suspects.distrust)
-            if track.counts().lost:
-                await trio.to_thread.run_sync(native.settle_track, self.image)
-            # What a pass has read of it is as old as the rest.
-            _clear(paths.pass_)
+            await trio.to_thread.run_sync(self._distrust, replicator, track)
         # Before the spool lets go of what it proves; after what is not known is noted durably.
         self._remember(end)
         self._write_record(end=None)
@@ -190,6 +185,7 @@ class ProtectedDisk:
                 # What is written until it is tracked again is allocated, and so made suspect.
                 await trio.to_thread.run_sync(self.image.set_track, None)
             return self._track, False
+        lost = lost or not await trio.to_thread.run_sync(self._is_sound)
         paths = self.site.state.disk(self.disk_id)
         if lost or not (paths.track / "track").exists():
             # Durable before there is an empty track, which the next start must not believe.
@@ -205,6 +201,13 @@ class ProtectedDisk:
                 raise
             log.error("disk %s: all is compared: %s", self.name, error)
             return await self._open_track(lost=True, known=known)
+
+    def _distrust(self, replicator: Replicator, track: native.Track) -> None:
+        replicator.suspects.distrust()
+        if track.counts().lost:
+            native.settle_track(self.image)
+        # What a pass has read of it is as old as the rest.
+        _clear(self.site.state.disk(self.disk_id).pass_)
 
     def _is_sound(self) -> bool:
         """Say whether the bitmaps are what a clean end left, if there was one; in a thread."""

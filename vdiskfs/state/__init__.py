@@ -23,7 +23,8 @@ from vdiskfs.state.users import MountUser, users_of
 
 __all__ = [
     "DISK_END", "DiskPaths", "DiskRecord", "DistrustNote", "FileStamp", "ImageLock", "LastEnd",
-    "MountUser", "StateDirectory", "Stretch", "TrackSums", "find_record", "open_mountpoint", "read_record",
+    "MountUser", "StateDirectory", "Stretch", "TrackSums", "find_record", "open_mountpoint",
+    "read_record",
     "seal_mountpoint", "sync_directory", "unseal_mountpoint", "users_of", "write_file",
     "write_record",
 ]  # fmt: skip
