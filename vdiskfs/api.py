@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -237,6 +239,23 @@ def _count(text: str | None) -> int | None:
     return int(text)
 
 
+class _Sparse(logging.Filter):
+    """A line a minute where trio says ten times a second that there is no descriptor left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_s = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the traceback away, and all but the first line of a minute."""
+        record.exc_info = None
+        now = time.monotonic()
+        if now < self._next_s:
+            return False
+        self._next_s = now + 60
+        return True
+
+
 async def serve_socket(path: Path, control: Control, stop: Callable[[], Awaitable[None]]) -> None:
     """Serve until ``stop`` returns. The socket's directory decides who may connect."""
     config = ServerConfig()
@@ -245,4 +264,5 @@ async def serve_socket(path: Path, control: Control, stop: Callable[[], Awaitabl
     config.errorlog = logging.getLogger("vdiskfs.api.server")
     config.graceful_timeout = 1.0
     config.shutdown_timeout = 2.0
+    logging.getLogger("trio.serve_listeners").addFilter(_Sparse())
     await serve(application(control), config, shutdown_trigger=stop)  # type: ignore[arg-type]

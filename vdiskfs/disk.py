@@ -23,6 +23,7 @@ import trio
 from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
+from vdiskfs.errors import DamagedError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.liveness import Liveness
@@ -132,10 +133,11 @@ class ProtectedDisk:
         last_end = how.last_end
         if self.line.moved and last_end is not LastEnd.CLEAN:
             last_end = LastEnd.UNKNOWN  # a copy of bitmaps that were written meanwhile
-        died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN)
+        died = last_end in (LastEnd.HOST_DIED, LastEnd.UNKNOWN, LastEnd.STATE_LOST)
         found = await self._recover(last_end, end) if known else None
         track, new = await self._open_track(lost=died and found is None, known=known)
-        trusted = known and not new and (found is not None or self._is_unchanged(last_end))
+        trusted = known and not (new or track.counts().lost)
+        trusted = trusted and (found is not None or self._is_unchanged(last_end))
         last = await trio.to_thread.run_sync(spool_end, paths.spool, end) or end
         # Numbers go on above all that the vault and the spool have seen, also when an earlier
         # start was killed before it numbered its track. The size is what the next delta starts
@@ -152,9 +154,7 @@ class ProtectedDisk:
             published=self._note_published,
         )  # fmt: skip
         if not trusted:
-            await trio.to_thread.run_sync(replicator.suspects.distrust)
-            # What a pass has read of it is as old as the rest.
-            _clear(paths.pass_)
+            await trio.to_thread.run_sync(self._distrust, replicator, track)
         # Before the spool lets go of what it proves; after what is not known is noted durably.
         self._remember(end)
         self._write_record(end=None)
@@ -185,6 +185,7 @@ class ProtectedDisk:
                 # What is written until it is tracked again is allocated, and so made suspect.
                 await trio.to_thread.run_sync(self.image.set_track, None)
             return self._track, False
+        lost = lost or not await trio.to_thread.run_sync(self._is_sound)
         paths = self.site.state.disk(self.disk_id)
         if lost or not (paths.track / "track").exists():
             # Durable before there is an empty track, which the next start must not believe.
@@ -192,7 +193,32 @@ class ProtectedDisk:
             await trio.to_thread.run_sync(note.add, [(0, DISK_END)])
         if lost:
             await trio.to_thread.run_sync(clear_track, paths.track)
-        return await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        await trio.to_thread.run_sync(paths.sums.remove)
+        try:
+            return await trio.to_thread.run_sync(open_track, paths.track, self.image.size())
+        except DamagedError as error:
+            if lost:
+                raise
+            log.error("disk %s: all is compared: %s", self.name, error)
+            return await self._open_track(lost=True, known=known)
+
+    def _distrust(self, replicator: Replicator, track: native.Track) -> None:
+        replicator.suspects.distrust()
+        if track.counts().lost:
+            native.settle_track(self.image)
+        # What a pass has read of it is as old as the rest.
+        _clear(self.site.state.disk(self.disk_id).pass_)
+
+    def _is_sound(self) -> bool:
+        """Say whether the bitmaps are what a clean end left, if there was one; in a thread."""
+        if self._track is not None or self.record.end is None:
+            return True
+        try:
+            self.site.state.disk(self.disk_id).sums.check()
+        except DamagedError as error:
+            log.error("disk %s: all is compared: %s", self.name, error)
+            return False
+        return True
 
     def _own_end(self, last_end: LastEnd) -> LastEnd:
         """Say how tracking of this disk ended, if the mount's end says anything of it."""
@@ -291,11 +317,15 @@ class ProtectedDisk:
         if self._replicator is None:
             return
         live = self._replicator.live
+        try:
+            if clean:
+                await trio.to_thread.run_sync(live.image.sync_internal)
+                await trio.to_thread.run_sync(native.sync_track, live.track)
+        finally:
+            await trio.to_thread.run_sync(live.close)
         if clean:
-            await trio.to_thread.run_sync(live.image.sync_internal)
-            await trio.to_thread.run_sync(native.sync_track, live.track)
-        await trio.to_thread.run_sync(live.close)
-        if clean:
+            paths = self.site.state.disk(self.disk_id)
+            await trio.to_thread.run_sync(paths.sums.write)
             self._write_record(FileStamp.of(self.file.identity()))
 
 

@@ -17,7 +17,7 @@ from vdiskfs import native
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.delta.entries import Extents, extents_of_pages
-from vdiskfs.errors import LocalError
+from vdiskfs.errors import DamagedError, LocalError
 from vdiskfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
     """Open the track in a directory, or create it; True: it is new.
 
     Raises:
+        DamagedError: they are not bitmaps.
         LocalError: the bitmaps cannot be read, or there is no room to preallocate them.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -202,6 +203,8 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
     try:
         return native.Track(directory, size, new=new), new
     except OSError as error:
+        if error.errno == errno.EBADMSG:
+            raise DamagedError(f"{directory}: not the bitmaps of a disk") from error
         hint = "free space in the state directory" if error.errno == errno.ENOSPC else ""
         if new:
             for path in directory.iterdir():

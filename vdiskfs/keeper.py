@@ -221,7 +221,8 @@ def say(level: str, text: str) -> None:
     """Write a line to the daemon's log, in its form."""
     now = time.time()
     stamp = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))},{int(now % 1 * 1000):03d}"
-    os.write(2, f"{stamp} {level} vdiskfs.keeper: {text}\n".encode())
+    with contextlib.suppress(OSError):  # its disk may have failed
+        os.write(2, f"{stamp} {level} vdiskfs.keeper: {text}\n".encode())
 
 
 def _how(status: int) -> str:

@@ -321,12 +321,16 @@ class Protection:
                 await trio.to_thread.run_sync(image.sync_internal)
                 if track is not None:
                     await trio.to_thread.run_sync(native.sync_track, track)
-                stamp = FileStamp.of(file.identity())
-                self._site.state.write_disk(replace(record, end=stamp, file=file.path))
             image.set_track(None)
             image.close()
             if track is not None:
                 track.close()
+            if clean:
+                if track is not None:
+                    paths = self._site.state.disk(record.disk_id)
+                    await trio.to_thread.run_sync(paths.sums.write)
+                stamp = FileStamp.of(file.identity())
+                self._site.state.write_disk(replace(record, end=stamp, file=file.path))
             file.drop()
         self._early.clear()
 

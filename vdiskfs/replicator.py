@@ -279,6 +279,7 @@ class Replicator:
         """
         async with self._sealing:
             self._dirty = trio.Event()
+            await trio.to_thread.run_sync(self.suspects.mend_marks)
             if not self.suspects.needed and self.dirty_bytes() > self.spool.room(
                 self.pace.spool_limit
             ):

@@ -18,7 +18,7 @@ import trio
 from vdiskfs import native
 from vdiskfs.delta import Spooled
 from vdiskfs.delta.entries import U8, U64
-from vdiskfs.errors import FormatError, PassStoppedError, StateError
+from vdiskfs.errors import FormatError, LocalError, PassStoppedError, StateError
 from vdiskfs.health import Health
 from vdiskfs.image import LiveImage
 from vdiskfs.ownership import DiskLine
@@ -51,6 +51,7 @@ class Suspects:
         self._line = line
         self._health = health
         self._note = DistrustNote(directory / "distrusted")
+        self._track = directory / "track"
         self._wait_shipped = wait_shipped
         self._scope: trio.CancelScope | None = None
         self._distrusted = self._note.exists()
@@ -108,6 +109,29 @@ class Suspects:
         """Something that was kept is damaged: nothing is known, and no part is believed."""
         self.distrust()
         self.pass_.drop()
+
+    def mend_marks(self) -> None:
+        """Let nothing be believed once the disk of the bitmaps has failed; in a thread.
+
+        Raises:
+            LocalError: it fails still. Nothing can be sealed then.
+        """
+        counts = self._live.counts()
+        if not counts.lost:
+            return
+        if counts.detached:
+            raise LocalError(
+                f"{self._track}: the file system cannot hold the bitmaps any more; changes are "
+                "tracked in memory alone, no point can be made",
+                hint="mend the disk, then unmount and mount again: all is compared",
+            )
+        self.distrust_all()
+        try:
+            native.settle_track(self._live.image)
+        except OSError as error:
+            raise LocalError(f"{self._track}: the bitmaps cannot be written: "
+                             f"{error.strerror}") from error  # fmt: skip
+        log.error("disk %s: writing the bitmaps had failed: all is compared", self._name)
 
     def doubt(self, stretches: Sequence[Stretch], spans: Sequence[Stretch]) -> None:
         """The host died: nothing is believed of ``stretches``; in a thread, after `load`.

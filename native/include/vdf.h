@@ -351,6 +351,12 @@ int vdf_track_set_epoch(vdf_track *track, uint64_t epoch, uint64_t base_size);
  */
 void vdf_track_set_budget(vdf_track *track, uint64_t pages);
 
+/*
+ * Once everything that may lack a mark is suspect: the bitmaps are right again, and durable on
+ * return. -errno: their disk does not take them; a track that is detached has to be opened anew.
+ */
+int vdf_track_settle(vdf_image *image);
+
 typedef struct vdf_track_counts {
     uint64_t epoch;        /* the running one */
     uint64_t dirty_pages;  /* changed in the running epoch */
@@ -361,6 +367,8 @@ typedef struct vdf_track_counts {
     uint32_t changed;   /* 1 if the running epoch changed bytes or size */
     uint32_t overflow;  /* 1: the bitmaps could not grow; pages beyond are not tracked */
     uint32_t abandoned; /* 1: the frozen epoch was given up, vdf_track_abandon is due */
+    uint32_t lost;      /* 1: marks may be missing, nothing can be sealed: vdf_track_settle */
+    uint32_t detached;  /* 1: marks are kept in memory alone: opened anew all is lost */
 } vdf_track_counts;
 void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out);
 
@@ -375,8 +383,8 @@ typedef struct vdf_seal {
 /*
  * Ends the running epoch of each image at one instant and waits for the writes
  * of that epoch. -EBUSY: one of them still has a frozen epoch; -EINVAL: one has
- * no track; -EAGAIN: after an overflow pages are suspect, or it could not be mended. Nothing is
- * sealed then.
+ * no track; -EAGAIN: after an overflow pages are suspect, or it could not be mended; -EUCLEAN:
+ * marks may be missing, see vdf_track_settle. Nothing is sealed then.
  */
 int vdf_seal_images(vdf_image **images, unsigned count, vdf_seal *out);
 

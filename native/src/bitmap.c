@@ -125,6 +125,7 @@ int vdf_bitmap_open(vdf_bitmap *map, int fd, uint64_t pages)
 
 void vdf_bitmap_close(vdf_bitmap *map)
 {
+    vdf_guard_remove(map->guard);
     if (map->word != NULL)
         munmap((void *)map->word, WORD_BYTES);
     if (map->summary != NULL)
@@ -289,6 +290,20 @@ void vdf_bitmap_merge(vdf_bitmap *into, const vdf_bitmap *from)
         vdf_bitmap_set(into, page, clear - page);
         page = clear;
     }
+}
+
+int vdf_bitmap_guard(vdf_bitmap *map, vdf_lost *lost)
+{
+    return vdf_guard_add((void *)map->word, WORD_BYTES, lost, &map->guard);
+}
+
+void vdf_bitmap_touch(vdf_bitmap *map)
+{
+    uint64_t regions = atomic_load(&map->capacity) / VDF_REGION_PAGES;
+
+    for (uint64_t r = next_region(map, 0, regions); r < regions;
+         r = next_region(map, r + 1, regions))
+        atomic_fetch_or(&map->word[r * VDF_REGION_WORDS], 0);
 }
 
 int vdf_bitmap_sync(const vdf_bitmap *map)

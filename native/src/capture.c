@@ -136,6 +136,9 @@ int vdf_capture_next(vdf_image *image, uint64_t *cursor, vdf_batch *batch)
     int error = fill(&from, &track->dirty[frozen & 1], cursor, batch);
     /* A change gives the epoch up before it overwrites: seen here, or it came later. */
     uint32_t abandoned = atomic_load(&track->abandoned);
+    /* A page's mark, or that it was preserved, may be gone. */
+    if (error == 0 && atomic_load(&track->lost.unsettled) != 0)
+        return -EUCLEAN;
     if (error == 0 && abandoned != 0)
         return abandoned == EFBIG ? -EFBIG : -ECANCELED;
     return error;

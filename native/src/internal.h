@@ -73,6 +73,25 @@ void vdf_sleep_ns(long ns);
 /* A lock whose readers, who never nest, do not starve its writers. */
 int vdf_rwlock_init(pthread_rwlock_t *lock);
 
+/* ---- guard: stores into mapped files of a disk that fails -------------------- */
+
+typedef struct vdf_guard vdf_guard;
+
+/* What became of mapped pages; zero to begin with. */
+typedef struct vdf_lost {
+    _Atomic uint32_t pages;     /* 1: some are not the file's any more, but memory's */
+    _Atomic uint32_t unsettled; /* 1: marks may be missing; see vdf_track_settle */
+    uint64_t *noted;            /* NULL, or where 1 is written for who opens the file next */
+} vdf_lost;
+
+/*
+ * From now on a store into [start, start + bytes) never fails. `lost` outlives the guard;
+ * any thread sets its fields.
+ */
+int vdf_guard_add(void *start, uint64_t bytes, vdf_lost *lost, vdf_guard **out);
+/* Nobody stores there any more. NULL is fine. */
+void vdf_guard_remove(vdf_guard *guard);
+
 /* ---- bitmap: one bit a page, one summary bit a region ---------------------- */
 
 typedef struct vdf_bitmap {
@@ -81,6 +100,7 @@ typedef struct vdf_bitmap {
     _Atomic uint64_t capacity; /* pages that may be marked */
     _Atomic uint64_t set;      /* bits set now */
     int fd;                    /* -1: anonymous memory, volatile */
+    vdf_guard *guard;
 } vdf_bitmap;
 
 /* fd is the bitmap's from here on; -1 for memory. Existing content is kept. */
@@ -103,6 +123,10 @@ void vdf_bitmap_reset(vdf_bitmap *map);
 void vdf_bitmap_merge(vdf_bitmap *into, const vdf_bitmap *from);
 /* What is set and cleared by now is on disk on return. */
 int vdf_bitmap_sync(const vdf_bitmap *map);
+/* From now on the disk may fail: vdf_guard_add. */
+int vdf_bitmap_guard(vdf_bitmap *map, vdf_lost *lost);
+/* Has all that is set written to disk again at the next sync. */
+void vdf_bitmap_touch(vdf_bitmap *map);
 
 /* ---- gate: tickets of writes under way -------------------------------------- */
 
@@ -162,6 +186,7 @@ typedef struct vdf_track_head {
     uint64_t cut[2];       /* the smallest size since, UINT64_MAX: none smaller */
     uint64_t changed[2];
     uint64_t overflow; /* 0, or 1 + the first page that could not be marked */
+    uint64_t lost;     /* 1: marks may be missing in the files */
 } vdf_track_head;
 
 struct vdf_intent;
@@ -171,6 +196,8 @@ struct vdf_track {
     struct vdf_intent *intent;
     int preserve;
     vdf_track_head *head; /* mapped */
+    vdf_guard *head_guard;
+    vdf_lost lost;
     vdf_bitmap dirty[2];
     vdf_bitmap preserved;
     vdf_bitmap suspect;

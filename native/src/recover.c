@@ -137,7 +137,9 @@ int vdf_track_recover(const char *directory, uint64_t size, uint64_t change_ns, 
     int error = vdf_track_load(directory, size, false, &track);
     if (error != 0)
         return error;
-    error = read_log(track, change_ns, &record, &slots);
+    /* Bitmaps that were not right while the host lived: the log relied on them. */
+    error = atomic_load(&track->lost.unsettled) != 0 ? -EBADMSG
+                                                     : read_log(track, change_ns, &record, &slots);
     if (error == 0)
         error = gather(track, size, epoch & 1, base_size, &record, slots, out);
     if (error == 0)

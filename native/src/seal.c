@@ -22,6 +22,8 @@ static int prepare(vdf_image *image)
         return -EINVAL;
     if (atomic_load(&track->frozen_epoch) != 0)
         return -EBUSY;
+    if (atomic_load(&track->lost.unsettled) != 0)
+        return -EUCLEAN;
     int error = vdf_track_mend(track, atomic_load(&image->size));
     if (error != 0)
         return error;

@@ -73,6 +73,16 @@ static void start_head(vdf_track_head *head)
 }
 
 /*
+ * After a sync that failed the kernel takes what it could not write for written: what the
+ * files hold is not known, and a later sync that succeeds says nothing about it.
+ */
+static void note_lost(vdf_track *track)
+{
+    atomic_store(&track->lost.unsettled, 1);
+    vdf_store(&track->head->lost, 1);
+}
+
+/*
  * The kernel writes the two bitmaps back in any order: what one takes over is durable
  * before the other forgets it, or the death of the host loses it.
  */
@@ -81,7 +91,10 @@ int vdf_track_fold(vdf_track *track, uint64_t new)
     if (atomic_load(&track->dirty[new ^ 1].set) == 0)
         return 0;
     vdf_bitmap_merge(&track->dirty[new], &track->dirty[new ^ 1]);
-    return vdf_bitmap_sync(&track->dirty[new]);
+    int error = vdf_bitmap_sync(&track->dirty[new]);
+    if (error != 0)
+        note_lost(track);
+    return error;
 }
 
 /*
@@ -170,6 +183,26 @@ static int open_all(vdf_track *track, bool fresh, uint64_t pages)
     return error;
 }
 
+/* Before the first store into any of them. */
+static int guard_all(vdf_track *track)
+{
+    vdf_bitmap *const map[] = {&track->dirty[0], &track->dirty[1], &track->preserved,
+                               &track->suspect};
+    int error = 0;
+
+    track->lost.noted = &track->head->lost;
+    if (vdf_load(&track->head->lost) != 0)
+        atomic_store(&track->lost.unsettled, 1);
+    for (unsigned i = 0; i < 4 && error == 0; i++)
+        error = vdf_bitmap_guard(map[i], &track->lost);
+    if (error == 0)
+        error = vdf_guard_add(track->head, VDF_PAGE_SIZE, &track->lost, &track->head_guard);
+    /* Kept here, so that it can always be read. Where that is not allowed it is in use anyhow. */
+    if (error == 0)
+        mlock(track->head, VDF_PAGE_SIZE);
+    return error;
+}
+
 int vdf_track_load(const char *directory, uint64_t size, bool fresh, vdf_track **out)
 {
     int error = vdf_range_check(0, size);
@@ -187,6 +220,8 @@ int vdf_track_load(const char *directory, uint64_t size, bool fresh, vdf_track *
     pthread_mutex_init(&track->size_lock, NULL);
     track->dir = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     error = track->dir < 0 ? -errno : open_all(track, fresh, vdf_pages_of(size));
+    if (error == 0)
+        error = guard_all(track);
     if (error != 0) {
         vdf_track_close(track);
         return error;
@@ -253,7 +288,7 @@ int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_tra
     return vdf_track_open_slots(directory, size, flags, VDF_INTENT_SLOTS, out);
 }
 
-int vdf_track_sync(vdf_track *track)
+static int sync_files(vdf_track *track)
 {
     int error = vdf_bitmap_sync(&track->dirty[0]);
 
@@ -263,6 +298,46 @@ int vdf_track_sync(vdf_track *track)
         error = vdf_bitmap_sync(&track->suspect);
     if (error == 0)
         vdf_crash("bitmaps.synced");
+    else
+        note_lost(track);
+    return error;
+}
+
+int vdf_track_sync(vdf_track *track)
+{
+    return atomic_load(&track->lost.unsettled) != 0 ? -EIO : sync_files(track);
+}
+
+/* All that is set goes to disk again, and is believed there. */
+static int write_again(vdf_track *track)
+{
+    vdf_bitmap_touch(&track->dirty[0]);
+    vdf_bitmap_touch(&track->dirty[1]);
+    vdf_bitmap_touch(&track->suspect);
+    int error = sync_files(track);
+    if (error != 0)
+        return error;
+    vdf_store(&track->head->lost, 0);
+    if (msync(track->head, VDF_PAGE_SIZE, MS_SYNC) != 0) {
+        error = -errno;
+        note_lost(track);
+        return error;
+    }
+    vdf_crash("track.settled");
+    return 0;
+}
+
+int vdf_track_settle(vdf_image *image)
+{
+    vdf_track *track = atomic_load(&image->track);
+
+    if (track == NULL)
+        return -EINVAL;
+    pthread_mutex_lock(&track->admin);
+    int error = atomic_load(&track->lost.pages) != 0 ? -EIO : write_again(track);
+    if (error == 0)
+        atomic_store(&track->lost.unsettled, 0);
+    pthread_mutex_unlock(&track->admin);
     return error;
 }
 
@@ -280,6 +355,7 @@ void vdf_track_close(vdf_track *track)
         vdf_bitmap_close(&track->suspect);
     if (track->preserve >= 0)
         close(track->preserve);
+    vdf_guard_remove(track->head_guard);
     if (track->head != NULL)
         munmap(track->head, VDF_PAGE_SIZE);
     if (track->dir >= 0)
@@ -419,6 +495,8 @@ void vdf_track_counts_get(vdf_track *track, vdf_track_counts *out)
     out->changed = out->dirty_pages != 0 || vdf_load(&track->head->changed[epoch & 1]) != 0;
     out->overflow = atomic_load(&track->overflow);
     out->abandoned = atomic_load(&track->abandoned) != 0;
+    out->lost = atomic_load(&track->lost.unsettled) != 0;
+    out->detached = atomic_load(&track->lost.pages) != 0;
 }
 
 int vdf_suspect_mark(vdf_image *image, uint64_t offset, uint64_t length)

@@ -31,6 +31,7 @@ from vdiskfs.native.intent import (
     begin_intent,
     intent_counts,
     recover_track,
+    settle_track,
     sync_track,
 )
 from vdiskfs.native.pages import (
@@ -60,7 +61,7 @@ __all__ = [
     "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background", "begin_intent",
     "crash_arm",
     "file_identity", "intent_counts", "mount", "pages_sum", "pages_verify", "pages_zero",
-    "recover_track", "rename", "seal", "sync_track", "unmount",
+    "recover_track", "rename", "seal", "settle_track", "sync_track", "unmount",
 ]  # fmt: skip
 
 
@@ -399,7 +400,7 @@ class Track(_Closing):
         return TrackCounts(
             out.epoch, out.dirty_pages, out.frozen_pages, out.suspect_pages,
             out.preserved_pages, bool(out.frozen), bool(out.changed), bool(out.overflow),
-            bool(out.abandoned),
+            bool(out.abandoned), bool(out.lost), bool(out.detached),
         )  # fmt: skip
 
 

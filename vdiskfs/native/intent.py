@@ -45,6 +45,15 @@ def sync_track(track: Track) -> None:
     check(lib.vdf_track_sync(track.handle), "bitmaps")
 
 
+def settle_track(image: Image) -> None:
+    """All that may lack a mark is suspect: let the bitmaps be believed again.
+
+    Raises:
+        OSError: their disk does not take them.
+    """
+    check(lib.vdf_track_settle(image.handle), "bitmaps")
+
+
 def recover_track(
     directory: Path, *, size: int, change_ns: int, epoch: int, base_size: int
 ) -> Recovery:

@@ -52,6 +52,8 @@ class TrackCounts:
     changed: bool
     overflow: bool
     abandoned: bool
+    lost: bool
+    detached: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
     state.json            the site's writer id
     lock                  locked by the daemon that runs; holds its pid
-    running               boot id of the daemon that runs, or that did not end in order
+    running               boot id of the daemon that runs, or that did not end in order, and
+                          which mount of the file system it used
     clean                 what it is renamed to by an orderly end; removed at start
     site.json             what the vault was last told of this site
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
-    disks/<disk id>/      record.json, boot, distrusted, track/, spool/, pass/
+    disks/<disk id>/      record.json, boot, sums.json, distrusted, track/, spool/, pass/
 
 Everything is 0700 and 0600. A directory of a disk appears and goes by one rename, so that
 a crash never leaves half of one; what is found by halves all the same is an error, never
@@ -16,6 +17,7 @@ taken for new. Everything here blocks on the local disk.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -30,7 +32,9 @@ from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, RefusedError
 from vdiskfs.state.files import read_record, remove_file, sync_directory, write_file, write_record
 from vdiskfs.state.records import DiskRecord
+from vdiskfs.state.tracksums import TrackSums
 
+_KINDS = ("ext4", "xfs", "f2fs")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PARTS = ("track", "spool", "pass")
 _PARTIAL = "."  # names of half-made and half-removed disks begin with it
@@ -43,6 +47,7 @@ class LastEnd(Enum):
     CLEAN = "in order"
     DAEMON_DIED = "the daemon died, the host lived on: what it wrote is whole"
     HOST_DIED = "the host died: what was not synced is gone"
+    STATE_LOST = "the file system of the state directory was taken away under the daemon"
     UNKNOWN = "it is not known"
 
 
@@ -78,6 +83,11 @@ class DiskPaths:
         return self.directory / "fence"
 
     @property
+    def sums(self) -> TrackSums:
+        """What the bitmaps were at the disk's clean end."""
+        return TrackSums(self.directory / "sums.json", self.track)
+
+    @property
     def boot(self) -> Path:
         """The boot id of the host while which the bitmaps were last known to be right."""
         return self.directory / "boot"
@@ -89,7 +99,7 @@ class StateDirectory:
     def __init__(self, path: Path, lock: int, boot_id: str) -> None:
         self.path = path
         self._lock = lock
-        self._boot_id = boot_id
+        self._boot_id = f"{boot_id} {filesystem_instance(path)}".strip()
         self.last_end = self._read_last_end()
         self.writer_id = self._read_writer_id()
 
@@ -143,7 +153,17 @@ class StateDirectory:
         except FileNotFoundError:
             # Disks without any note of a daemon: not a directory that we left.
             return LastEnd.UNKNOWN if self._disk_ids() else LastEnd.NONE
-        return LastEnd.DAEMON_DIED if before == self._boot_id else LastEnd.HOST_DIED
+        return self._end_after(before)
+
+    def _end_after(self, before: str) -> LastEnd:
+        """Say what became of bitmaps that were right while ``before`` was the boot."""
+        boot, _, mounted = before.partition(" ")
+        now_boot, _, now_mounted = self._boot_id.partition(" ")
+        if boot != now_boot:
+            return LastEnd.HOST_DIED
+        # Nothing is said where it is not known which mounting of the file system it was.
+        gone = mounted and now_mounted and mounted != now_mounted
+        return LastEnd.STATE_LOST if gone else LastEnd.DAEMON_DIED
 
     def _read_writer_id(self) -> str:
         path = self.path / "state.json"
@@ -253,8 +273,9 @@ class StateDirectory:
             before = self.disk(record.disk_id).boot.read_text()
         except FileNotFoundError:
             return LastEnd.UNKNOWN
-        alive = self.last_end is LastEnd.DAEMON_DIED and before == self._boot_id
-        return LastEnd.DAEMON_DIED if alive else LastEnd.HOST_DIED
+        if self.last_end in (LastEnd.HOST_DIED, LastEnd.STATE_LOST):
+            return self.last_end
+        return self._end_after(before)
 
     def note_started(self, disk_id: str) -> None:
         """From now until the host dies, the disk's bitmaps are right. Durable on return."""
@@ -307,6 +328,24 @@ class StateDirectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def filesystem_instance(path: Path) -> str:
+    """Return what tells this mounting of the path's file system from an earlier one.
+
+    It is the inode number that sysfs gave to the file system's directory there, which is new
+    whenever the file system is mounted, in whatever mount namespace; empty where there is none.
+    """
+    status = path.stat()
+    number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    try:
+        name = Path(f"/sys/dev/block/{number}").readlink().name
+    except OSError:
+        return ""
+    for kind in _KINDS:
+        with contextlib.suppress(OSError):
+            return str(Path(f"/sys/fs/{kind}/{name}").stat().st_ino)
+    return ""
 
 
 def _make_private(path: Path) -> None:

@@ -1,0 +1,80 @@
+"""A daemon short of descriptors or memory: guests write on, all converges."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gauges import assert_same
+from tests.e2e.mounted import MountedSite
+from tests.e2e.test_full_disk import wait_same, write_random
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.slow]
+
+MIB = 1 << 20
+FAST = "epoch_interval_s = 0.1\nheartbeat_s = 1\n"
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has open; the next one is at least this."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@contextmanager
+def descriptor_limit(pid: int, limit: int) -> Iterator[None]:
+    """Limit a process's descriptors, and give it back what it had."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_the_daemon_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+    try:
+        with MountedSite(tmp_path) as site:
+            site.init().mount()
+            assert resource.prlimit(site.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_descriptors_what_needs_one_fails_and_the_guest_writes_on(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site, ExitStack() as opened:
+        source = site.add_image("web01", 4 * MIB, os.urandom(4 * MIB))
+        site.init().mount().wait_shipped("web01")
+        for seed in range(6):
+            write_random(site.image("web01"), seed * MIB // 2, 8192, seed)
+            site.run("point", "create", "web01", "-m", site.mountpoint)
+        points = site.point_images("web01")
+        guest = opened.enter_context(site.image("web01").open("r+b", buffering=0))
+        log = site.state / "daemon.log"
+        with descriptor_limit(site.pid, descriptors(site.pid) + 4):
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                for point in points:
+                    opened.enter_context(point.open("rb")).read(4096)
+            assert caught.value.errno == errno.EMFILE
+        for point in points:
+            assert point.stat().st_size == 4 * MIB
+        with descriptor_limit(site.pid, 3):  # not one more, whatever is closed
+            for turn in range(20):
+                os.pwrite(guest.fileno(), os.urandom(MIB), turn % 4 * MIB)
+                os.fsync(guest.fileno())
+            given_up = "Too many open files"
+            site.wait("the log says it", lambda: given_up in log.read_text())
+            os.pwrite(guest.fileno(), os.urandom(MIB), 0)
+        wait_same(site)
+        assert_same(site.point("web01"), source)
+        site.wait("the health is good again", lambda: site.disk("web01")["health"] == "Normal")
+        for point in points:
+            point.read_bytes()
+        assert "Traceback" not in log.read_text()
