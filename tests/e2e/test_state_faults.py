@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,7 @@ def cut_short(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a header cut short": ("track", cut_short),
     "changed pages with a flipped bit": ("dirty.0", flip),
     "suspect pages with a flipped bit": ("suspect", flip),
