@@ -15,6 +15,7 @@ from typing import NamedTuple
 from tests.e2e.guest_log import guest_log_round
 from tests.e2e.kills import kill_guest_round, kill_round
 from tests.e2e.power import KINDS, power_loss_round
+from tests.e2e.replays import replay_round
 from tests.races import race_round
 from tests.replicate.outages import outage_round
 
@@ -42,6 +43,12 @@ def power_losses(directory: Path, seed: int) -> Counts:
     }  # fmt: skip
 
 
+def replays(directory: Path, seed: int) -> Counts:
+    """Lose the power at some moments of one run, by the log of its device."""
+    assert directory.is_dir()
+    return {**replay_round(seed, 40), "violations": 0}
+
+
 def races(directory: Path, seed: int) -> Counts:
     """Play races of two writers, in memory: the seeds from ``seed`` on."""
     assert directory.is_dir()
@@ -63,6 +70,7 @@ SCENARIOS = {
     "kill-guest": Scenario(kill_guest_round, 1),
     "guest-log": Scenario(guest_log_round, 1),
     "power": Scenario(power_losses, 4),
+    "replay": Scenario(replays, 1),
     "race": Scenario(races, 1),
     "outage": Scenario(outages, 2),
 }
