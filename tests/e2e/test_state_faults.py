@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -160,7 +160,7 @@ def cut_short(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a header cut short": ("track", cut_short),
     "changed pages with a flipped bit": ("dirty.0", flip),
     "suspect pages with a flipped bit": ("suspect", flip),
