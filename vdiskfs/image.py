@@ -18,6 +18,7 @@ from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.delta.entries import Extents, extents_of_pages
 from vdiskfs.errors import DamagedError, LocalError
+from vdiskfs.state import TrackSums
 from vdiskfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -212,3 +213,24 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
         raise LocalError(
             f"{directory}: the bitmaps cannot be opened: {error.strerror}", hint=hint
         ) from error
+
+
+def end_image(image: native.Image, sums: TrackSums | None) -> None:
+    """Close an image and its track, if any; with ``sums`` both are durable, and these noted.
+
+    Nobody writes any more. Waits for the disk.
+
+    Raises:
+        LocalError, OSError: the disk refused.
+    """
+    track = image.track
+    if sums is not None:
+        image.sync_internal()
+        if track is not None:
+            native.sync_track(track)
+    image.set_track(None)
+    image.close()
+    if track is not None:
+        track.close()
+        if sums is not None:
+            sums.write()

@@ -25,6 +25,7 @@ from vdiskfs.catalog import DiskLog
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
+from vdiskfs.image import end_image
 from vdiskfs.native import ImageFlags
 from vdiskfs.ownernote import Start
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
@@ -316,19 +317,9 @@ class Protection:
         self._plain.clear()
         for file, (image, record) in self._early.items():
             # Never taken up again: what its bitmaps say holds until the next mount.
-            track = image.track
+            sums = self._site.state.disk(record.disk_id).sums if clean else None
+            await trio.to_thread.run_sync(end_image, image, sums)
             if clean:
-                await trio.to_thread.run_sync(image.sync_internal)
-                if track is not None:
-                    await trio.to_thread.run_sync(native.sync_track, track)
-            image.set_track(None)
-            image.close()
-            if track is not None:
-                track.close()
-            if clean:
-                if track is not None:
-                    paths = self._site.state.disk(record.disk_id)
-                    await trio.to_thread.run_sync(paths.sums.write)
                 stamp = FileStamp.of(file.identity())
                 self._site.state.write_disk(replace(record, end=stamp, file=file.path))
             file.drop()

@@ -226,3 +226,8 @@ int vdf_capture_abandon(vdf_image *image)
     pthread_mutex_unlock(&track->admin);
     return error;
 }
+
+void vdf_track_set_budget(vdf_track *track, uint64_t pages)
+{
+    atomic_store(&track->budget, pages);
+}
