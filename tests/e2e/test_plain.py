@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -238,3 +239,69 @@ def test_the_next_mount_after_one_that_ended_plain_compares_all(tmp_path: Path) 
         seal(site)
         assert_same(site.point("web01"), site.image("web01"))
         assert len({point["generation"] for point in site.points("web01")}) == 1
+
+
+def patched(root: Path, text: str) -> dict[str, str]:
+    """The environment of daemons that do this at their start, as long as ``root/on`` exists."""
+    root.mkdir()
+    (root / "sitecustomize.py").write_text(
+        f"import os\nif os.path.exists({str(root / 'on')!r}):\n" + textwrap.indent(text, "    ")
+    )
+    return {"PYTHONPATH": str(root), "VDISKFS_DEATHS": "1000"}
+
+
+DIES_WHEN_READY = """
+from vdiskfs import fdstore
+def ready(self, status, ready=fdstore.FdStore.ready):
+    ready(self, status)
+    os.kill(os.getpid(), 9)
+fdstore.FdStore.ready = ready
+"""
+DIES_WHEN_ASKED = """
+from vdiskfs import api
+async def unmount(*_, **__):
+    os.kill(os.getpid(), 9)
+import vdiskfs.control
+vdiskfs.control.MountControl.unmount = unmount
+"""
+DIES_WHEN_DONE = """
+import vdiskfs.serving
+def unmount(self, lazy, unmount=vdiskfs.serving.Serving.unmount):
+    unmount(self, lazy)
+    os.kill(os.getpid(), 9)
+vdiskfs.serving.Serving.unmount = unmount
+"""
+
+
+@pytest.mark.parametrize("how", [DIES_WHEN_READY, DIES_WHEN_ASKED, DIES_WHEN_DONE])
+def test_umount_where_daemons_die(tmp_path: Path, how: str) -> None:
+    with protected(tmp_path, **patched(tmp_path / "bug", how)) as site:
+        (tmp_path / "bug" / "on").touch()
+        before = site.pid
+        os.kill(before, signal.SIGKILL)
+        overwrite_pages(site.image("web01"), 5, seed=1)
+        site.umount()
+        assert_nothing_left(site)
+        (tmp_path / "bug" / "on").unlink()
+        site.mount()
+        seal(site)
+        assert_same(site.point("web01"), site.image("web01"))
+
+
+def test_umount_says_that_a_drain_was_cut_short(tmp_path: Path) -> None:
+    with protected(tmp_path, **patched(tmp_path / "bug", DIES_WHEN_DONE)) as site:
+        (tmp_path / "bug" / "on").touch()
+        site.run("upgrade", "-m", site.mountpoint)
+        with pytest.raises(CommandError, match="died before everything was shipped"):
+            site.run("umount", site.mountpoint, "--drain")
+        site.pid = 0
+
+
+def test_an_answer_that_comes_too_late_is_no_failure(tmp_path: Path) -> None:
+    """As on a host so busy that the end does not wait for the last answer."""
+    late = "import vdiskfs.serving\nvdiskfs.serving.ANSWER_S = 0.0\n"
+    with protected(tmp_path, **patched(tmp_path / "bug", late)) as site:
+        (tmp_path / "bug" / "on").touch()
+        site.run("upgrade", "-m", site.mountpoint)
+        site.umount("--drain")
+        assert_nothing_left(site)
