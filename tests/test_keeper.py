@@ -109,24 +109,55 @@ def test_handing_over_is_no_death(keep: Callable[[str], subprocess.Popen[str]]) 
     assert "again" not in log
 
 
-def test_the_third_death_in_a_row_is_followed_by_a_pause(
+DYING = """
+    import time
+    if not kept:
+        store.push("connection", os.memfd_create("kept"))
+    plain = os.environ.get("VDISKFS_PLAIN", "")
+    number = sum(name.startswith("life") for name in kept)
+    note(plain=plain, number=number)
+    store.push(f"life{number}", os.memfd_create("kept"))
+    store.ready("serves")
+"""
+
+
+def test_after_the_third_death_the_plain_one_is_started_and_hands_over(
     keep: Callable[[str], subprocess.Popen[str]],
 ) -> None:
-    process = keep("""
-        import time
-        note(at=time.monotonic())
-        store.push("connection" if not kept else f"more{len(kept)}", os.memfd_create("kept"))
-        store.ready("serves")
-        if len(kept) == 3:
-            sys.exit(0)
-        os.kill(os.getpid(), signal.SIGKILL)
+    process = keep(f"""{DYING}
+    if number == 2:
+        store.failed("ValueError: too\\nhostile")
+        sys.exit(1)
+    sys.exit({{3: 75, 5: 75, 7: 0}}.get(number, 1))
     """)
     out, log = process.communicate(timeout=60)
-    times = [float(str(one["at"])) for one in notes(out)]
-    assert len(times) == 4
-    assert times[3] - times[2] >= 1.0
+    found = [str(one["plain"]) for one in notes(out)]
+    often = "the daemon died 3 times within 60 s; the last one ended with status 1"
+    assert found == [
+        "", "", "", f"600 {often}: ValueError: too hostile",
+        # It hands over. The next daemon is on trial: it dies once.
+        "", "1200 the daemon died again; the last one ended with status 1",
+        "", "2400 the daemon died again; the last one ended with status 1",
+    ]  # fmt: skip
+    assert process.returncode == 0
     assert log.count("again now") == 2
-    assert log.count("again in 1 s") == 1
+    assert log.count("CRITICAL") == 3
+    assert "served plainly, untracked, for 600 s or until vdiskfs upgrade" in log
+
+
+def test_a_plain_one_that_dies_stays_plain_and_pauses(
+    keep: Callable[[str], subprocess.Popen[str]],
+) -> None:
+    process = keep(f"""{DYING}
+    note(at=time.monotonic())
+    sys.exit(0 if number == 6 else 1)
+    """)
+    out, log = process.communicate(timeout=60)
+    found = notes(out)
+    assert [bool(one["plain"]) for one in found[::2]] == [False] * 3 + [True] * 4
+    times = [float(str(one["at"])) for one in found[1::2]]
+    assert times[6] - times[5] >= 1.0
+    assert log.count("the plain daemon ended with status 1; it is started again in 1 s") == 1
 
 
 def test_a_signal_reaches_the_daemon_once(keep: Callable[[str], subprocess.Popen[str]]) -> None:
@@ -158,6 +189,24 @@ def test_a_daemon_that_left_no_connection_is_not_started_again(
     assert len(notes(out)) == 1
     assert "the mount is lost" in log
     assert process.returncode == 1
+
+
+def test_a_burst_waits_for_a_keeper_that_has_no_processor(
+    keep: Callable[[str], subprocess.Popen[str]],
+) -> None:
+    process = keep("""
+        import threading
+        if not kept:
+            store.push("connection", os.memfd_create("kept"))
+            store.ready("serves")
+            os.kill(os.getppid(), signal.SIGSTOP)
+            threading.Timer(0.2, os.kill, (os.getppid(), signal.SIGCONT)).start()
+            note(all=all(store.push(f"file{n}", 2) for n in range(40)))
+            os.kill(os.getpid(), signal.SIGKILL)
+        note(count=len(kept))
+    """)
+    out, _ = process.communicate(timeout=60)
+    assert notes(out) == [{"all": True, "start": 0}, {"count": 41, "start": 41}]
 
 
 def test_only_the_daemon_is_listened_to(keep: Callable[[str], subprocess.Popen[str]]) -> None:

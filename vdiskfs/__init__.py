@@ -10,6 +10,8 @@ The words
 
 The modules, from the top
     daemon        builds the objects, one nursery, shuts down in order
+    plain         the same without disks, where daemons keep dying
+    serving       a mount while it is served: announced, handed over, ended
     control, api  what the control socket offers; HTTP over a Unix socket
     fs            pyfuse3's handlers: look-ups, errnos
     takeover      a connection, from one daemon to the next
@@ -17,6 +19,8 @@ The modules, from the top
     monitor       the documents of status
     heartbeat     the site is alive, and the vault is the same
     protection    which files are disks
+    plaintree     the names of a mount that is served plainly
+    untracked     images that nobody tracks
     enrolment     a file becomes a disk, or is refused
     disk          one protected disk, from start to stop
     tree          the names of the mount

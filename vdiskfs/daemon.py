@@ -15,46 +15,41 @@ are synced; the clean end is noted last. What was not shipped is in the spool.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import itertools
 import logging
 import math
 import os
-import resource
-import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import pyfuse3
 import trio
 
 from vdiskfs import native
-from vdiskfs.api import serve_socket
 from vdiskfs.browse import Browser
 from vdiskfs.catalog import Vault
 from vdiskfs.config import MountSettings, vault_environ
 from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
-from vdiskfs.errors import BusyError, LocalError, RefusedError, StateError, VdiskfsError
-from vdiskfs.fdstore import HANDED_OVER, FdStore, take_descriptors
-from vdiskfs.fs import MAX_TASKS, OPTIONS, Operations
+from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
+from vdiskfs.fdstore import FdStore, take_descriptors
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
 from vdiskfs.liveness import Liveness
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
-from vdiskfs.ready import Ready, report_failure
-from vdiskfs.registry import MountEntry, remove_entry, write_entry
+from vdiskfs.ready import Ready, describe_failure, report_failure
+from vdiskfs.registry import remove_entry
 from vdiskfs.replicator import Pace, Replicator
-from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint, users_of
+from vdiskfs.serving import Serving, begin_process, keep_running, leave, wait_mounted
+from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint
 from vdiskfs.store import open_store
 from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
 from vdiskfs.tree import Handover, Namespace, Nodes, open_source
@@ -73,15 +68,6 @@ class Unmounter(Protocol):
 FINAL_SHIP_S = 5.0
 """How long the end of a mount waits for the vault unless it was asked to drain."""
 
-ANSWER_S = 3.0
-"""How long the end waits for the control socket to give its last answers."""
-
-HAND_OVER_MS = 5000
-"""How long a daemon that hands over waits for names to be answered; the rest is asked again."""
-
-RESTART_S = 5.0
-"""Seconds before a task that failed is started again."""
-
 
 class Daemon:
     """One mount from start to end."""
@@ -89,16 +75,11 @@ class Daemon:
     def __init__(self, settings: MountSettings) -> None:
         """Prepare; `run` does it all."""
         self._settings = settings
-        self._ended = trio.Event()
-        self._finished = trio.Event()
-        self._answered = trio.Event()
         self._drain = False
-        self._over = False
         self._cookies = itertools.count(1)
         self._store = FdStore.take()
         self._kept = take_descriptors()
-        self._settled = False  # a successor could resume
-        self._leaving = trio.Event()
+        self._serving = Serving(settings, self._store)
 
     async def run(self, ready: Ready) -> None:
         """Mount, tell that it is ready, serve until unmounted.
@@ -121,8 +102,8 @@ class Daemon:
             vault = await stack.enter_async_context(_open_vault(settings, state, kept))
             if kept is not None:
                 fuse_fd = kept.connection
-                self._settled = True
-                self._over = settings.over
+                self._serving.is_kept = True
+                self._serving.is_over = settings.over
             else:
                 fuse_fd = await trio.to_thread.run_sync(_mount, settings)
             stack.callback(self._unmount_left)
@@ -139,9 +120,15 @@ class Daemon:
                 if not self._is_over:
                     # Nothing is answered and nothing unmounted: a successor goes on.
                     log.critical("the daemon failed", exc_info=failure)
-                    _leave(1)
+                    self.tell_failure(failure)
+                    leave(1)
                 raise
             state.end_clean()
+
+    def tell_failure(self, failure: BaseException) -> None:
+        """Tell who keeps the mount why this daemon ends."""
+        if self._store is not None:
+            self._store.failed(describe_failure(failure))
 
     async def _serve(
         self, core: native.Core, source: int | None, state: StateDirectory, vault: Vault,
@@ -163,7 +150,7 @@ class Daemon:
             namespace = Namespace(
                 core, source, protection, browser, handover=Handover(self._store, self._kept)
             )
-            resumed = self._settled
+            resumed = self._serving.is_kept
             nursery.start_soon(self._watch_core, core, protection, images, namespace.nodes, nursery)
             if namespace.disks is not None:
                 if resumed:
@@ -173,30 +160,22 @@ class Daemon:
             heartbeat = Heartbeat(self._settings, site, protection.disks)
             control = MountControl(
                 self._settings, protection, browser, self._unmount_for(protection),
-                vault_error=lambda: heartbeat.vault_error, hand_over=self._hand_over,
+                vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
                 counts=core.counts,
             )  # fmt: skip
-            pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
-            nursery.start_soon(self._names)
-            core.start()
-            nursery.start_soon(
-                _keep, "the control socket",
-                partial(self._serve_control, state.control, control),
-            )  # fmt: skip
-            nursery.start_soon(_keep, "the heartbeat", heartbeat.run)
-            nursery.start_soon(self._signals)
-            nursery.start_soon(self._leave_when_told, core)
+            self._serving.begin(core, namespace, nursery)
+            nursery.start_soon(self._serving.serve_control, state.control, control)
+            nursery.start_soon(keep_running, "the heartbeat", heartbeat.run)
             if resumed and namespace.disks is not None:
                 nursery.start_soon(partial(
                     protection.start, namespace.disks, protect=self._settings.protect, patient=True
                 ))  # fmt: skip
-            await self._announce(state, ready, resumed=resumed)
+            await self._announce(state, resumed=resumed)
             self._settle(core, source, vault)
-            await self._ended.wait()
+            ready.tell({"ok": True, "pid": os.getpid()})  # last: from here on a kill costs nothing
+            await self._serving.ended.wait()
             await self._finish(protection)
-            self._finished.set()
-            with trio.move_on_after(ANSWER_S):
-                await self._answered.wait()
+            await self._serving.wait_answered()
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             pyfuse3.close(unmount=False)
@@ -208,7 +187,7 @@ class Daemon:
     @property
     def _is_over(self) -> bool:
         """No successor has anything to serve: never begun to be kept, or ended in order."""
-        return self._ended.is_set() or not self._settled
+        return self._serving.ended.is_set() or not self._serving.is_kept
 
     def _unmount_left(self) -> None:
         """Take away what a start that failed has mounted; an ended mount is gone already."""
@@ -224,59 +203,28 @@ class Daemon:
         """Give a successor what it needs, and say that the mount serves."""
         if self._store is None:
             return
-        if not self._settled:
+        if not self._serving.is_kept:
             give_away(
                 self._store, core.fuse_fd, source, Session(core.init_request, vault.vault_id,
                 vault.created), can_resend=core.can_resend,
             )  # fmt: skip
             hook("connection.kept")
-            self._settled = True
+            self._serving.is_kept = True
         self._store.ready(f"{self._settings.mountpoint} is served")
 
-    async def _hand_over(self) -> Mapping[str, object]:
-        """Let a successor take the mount over: `upgrade`."""
-        if self._store is None or not self._settled:
-            raise StateError(
-                f"{self._settings.mountpoint}: nobody keeps the mount while the daemon is replaced",
-                hint="unmount and mount again when no machine runs",
-            )
-        self._leaving.set()
-        return {"pid": os.getpid(), "version": version("vdiskfs")}
-
-    async def _leave_when_told(self, core: native.Core) -> None:
-        await self._leaving.wait()
-        left = await trio.to_thread.run_sync(core.pause, HAND_OVER_MS)
-        log.info("the mount is handed over; %d requests for names go with it", left)
-        _leave(HANDED_OVER)
-
-    async def _announce(self, state: StateDirectory, ready: Ready, *, resumed: bool) -> None:
+    async def _announce(self, state: StateDirectory, *, resumed: bool) -> None:
         """Wait until the mount answers, then tell everybody."""
         settings = self._settings
-        await trio.to_thread.run_sync(os.stat, settings.mountpoint)
+        if not resumed:
+            await wait_mounted(settings.mountpoint)
         if settings.over and not resumed:
             await trio.to_thread.run_sync(_bind_over, settings)
-            self._over = True
-        entry = MountEntry(
-            mountpoint=settings.mountpoint, pid=os.getpid(), socket=str(state.control),
-            state=settings.state, vault=settings.vault, site=settings.site,
-            source=settings.source, keeper=0 if self._store is None else self._store.keeper,
-        )  # fmt: skip
-        write_entry(entry)
-        while not state.control.exists():  # noqa: ASYNC110 (the server tells nobody)
-            await trio.sleep(0.01)
-        ready.tell({"ok": True, "pid": os.getpid()})
+            self._serving.is_over = True
+        await self._serving.announce(state)
         log.info("%s: %s, vault %s", settings.mountpoint, "taken over" if resumed else "mounted",
                  settings.vault)  # fmt: skip
 
     # ---- tasks -------------------------------------------------------------------------
-
-    async def _serve_control(self, path: Path, control: MountControl) -> None:
-        await serve_socket(path, control, self._finished.wait)
-        self._answered.set()
-
-    async def _names(self) -> None:
-        await pyfuse3.main(max_tasks=MAX_TASKS)
-        self._ended.set()
 
     async def _watch_core(
         self, core: native.Core, protection: Protection, images: PointImages, nodes: Nodes,
@@ -296,20 +244,6 @@ class Daemon:
                 else:
                     _tell_disk(event, protection)
 
-    async def _signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            lazy = False
-            async for _ in received:
-                try:
-                    await trio.to_thread.run_sync(self._unmount, lazy)
-                except BusyError as error:
-                    # The guests go before the disks do. Asked again, it is forced.
-                    log.warning("%s; a second signal detaches it all the same", error)
-                    lazy = True
-                else:
-                    if lazy:
-                        pyfuse3.terminate()
-
     # ---- the end -------------------------------------------------------------------------
 
     def _unmount_for(self, protection: Protection) -> Unmounter:
@@ -321,26 +255,11 @@ class Daemon:
                     await disk.replicator.seal_if_changed()
                     await disk.replicator.wait_shipped()
             self._drain = drain
-            await trio.to_thread.run_sync(self._unmount, lazy)
+            await trio.to_thread.run_sync(self._serving.unmount, lazy)
             waiting = sum(disk.replicator.spooled_bytes for disk in protection.disks())
             return {"unmounted": True, "spooled_bytes": waiting}
 
         return unmount
-
-    def _unmount(self, lazy: bool) -> None:
-        settings = self._settings
-        places = [settings.mountpoint]
-        if self._over and settings.source is not None:
-            places.insert(0, settings.source)
-        for place in places:
-            try:
-                native.unmount(place, lazy=lazy)
-            except OSError as error:
-                if error.errno == errno.EINVAL:
-                    continue  # somebody else has unmounted it
-                raise _busy(settings.mountpoint, places) from error
-            if place == settings.source:
-                self._over = False
 
     async def _finish(self, protection: Protection) -> None:
         """Nobody writes any more: seal, capture, ship what can be shipped soon."""
@@ -350,18 +269,6 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 for disk in protection.disks():
                     nursery.start_soon(_finish_disk, disk.replicator)
-
-
-async def _keep(what: str, task: Callable[[], Awaitable[None]]) -> None:
-    """Run a task that the mount can live without: what it raises ends neither of them."""
-    while True:
-        try:
-            await task()
-        except Exception:
-            log.exception("%s failed; it is started again", what)
-            await trio.sleep(RESTART_S)
-        else:
-            return
 
 
 async def _finish_disk(replicator: Replicator) -> None:
@@ -417,19 +324,6 @@ def _bind_over(settings: MountSettings) -> None:
         raise LocalError(f"{source}: --over failed: {result.stderr.strip()}")
 
 
-def _leave(status: int) -> NoReturn:
-    """End now: whatever is not answered is the successor's."""
-    logging.shutdown()
-    os._exit(status)
-
-
-def _busy(mountpoint: str, places: list[str]) -> BusyError:
-    users = users_of(*places)
-    who = ", ".join(str(user) for user in users[:5]) or "somebody that cannot be seen"
-    more = f" and {len(users) - 5} more" if len(users) > 5 else ""
-    return BusyError(f"{mountpoint}: in use by {who}{more}", hint="stop them first, or use --lazy")
-
-
 @contextlib.asynccontextmanager
 async def _open_vault(
     settings: MountSettings, state: StateDirectory, kept: Kept | None
@@ -457,35 +351,14 @@ async def _open_vault(
         await store.aclose()
 
 
-def _limits() -> None:
-    """Room for descriptors, none for core dumps: guests' data and keys are in memory."""
-    os.umask(0o077)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def main() -> int:
     """Run the daemon; the exit status is that of vdiskfs(1)."""
-    parser = argparse.ArgumentParser(prog="vdiskfs.daemon")
-    parser.add_argument("--settings-fd", type=int, required=True)
-    parser.add_argument("--ready-fd", type=int)
-    parser.add_argument("--foreground", action="store_true")
-    arguments = parser.parse_args()
-    with os.fdopen(arguments.settings_fd, encoding="utf-8") as file:
-        settings = MountSettings.from_json(file.read())
-    logging.basicConfig(
-        level=settings.options.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("azure").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    _limits()
-    ready = Ready(arguments.ready_fd)
+    settings, ready = begin_process("vdiskfs.daemon")
+    daemon = Daemon(settings)
     try:
-        trio.run(Daemon(settings).run, ready)
+        trio.run(daemon.run, ready)
     except BaseException as failure:  # noqa: BLE001 (whoever waits must hear of it)
+        daemon.tell_failure(failure)
         return report_failure(failure, ready)
     return 0
 

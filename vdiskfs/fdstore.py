@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import struct
 from array import array
 from collections.abc import MutableMapping
 from typing import Self
@@ -22,6 +23,12 @@ FIRST = 3  # SD_LISTEN_FDS_START
 HANDED_OVER = 75
 """The exit status that asks for a successor at once (EX_TEMPFAIL: also for systemd a failure)."""
 
+SEND_S = 5
+"""Seconds that a message waits at most for room; the daemon answers for no names meanwhile."""
+
+FAILURE = "X_VDISKFS_FAILURE"
+"""The field by which a daemon says why it ends."""
+
 
 class FdStore:
     """Gives descriptors to whoever keeps them. ``keeper`` is its process id, 0: not ours."""
@@ -31,7 +38,10 @@ class FdStore:
         self.keeper = keeper
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
+        # The kernel queues ten datagrams (net.unix.max_dgram_qlen): a burst of more waits for
+        # whoever takes them, which may be waiting for a processor.
+        wait = struct.pack("ll", SEND_S, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
         self._lost = False
 
     @classmethod
@@ -56,10 +66,16 @@ class FdStore:
         """Say that the daemon serves."""
         return self._send(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
 
+    def failed(self, reason: str) -> bool:
+        """Say why this daemon is about to end: the keeper tells the user."""
+        line = " ".join(reason.split())[:500]
+        return self._send(f"STATUS=failed: {line}\n{FAILURE}={line}")
+
     def _send(self, text: str, fds: list[int] | None = None) -> bool:
         try:
             control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-            self._socket.sendmsg([text.encode()], control, 0, self._address)
+            flags = socket.MSG_DONTWAIT if self._lost else 0  # nobody waits twice for nobody
+            self._socket.sendmsg([text.encode()], control, flags, self._address)
         except OSError as error:
             if not self._lost:
                 log.warning("nobody keeps the mount's descriptors any more: %s: if the daemon"

@@ -6,8 +6,11 @@ Holds the descriptors that the daemon gives it (vdiskfs.fdstore), reaps the daem
 starts a successor with them unless it ended in order. It reads no request, and imports
 next to nothing: there is little in it that could die. Without it the daemon goes on.
 
-A daemon that dies soon after its start three times in a minute is started again with growing
-pauses, up to half a minute. What machines ask meanwhile waits.
+Where daemons die three times in a minute, it starts the plain one (vdiskfs.plain) with what they
+left: machines go on, untracked, and the disks are compared afterwards. That one hands over to a
+daemon after ten minutes, or when it is told to; a daemon that dies within a minute of that is
+followed by the plain one at once, for twice as long. Should the plain one die, it is started
+again with growing pauses, up to half a minute; what machines ask meanwhile waits.
 """
 
 from __future__ import annotations
@@ -25,13 +28,18 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vdiskfs.fdstore import FIRST, HANDED_OVER
+from vdiskfs.fdstore import FAILURE, FIRST, HANDED_OVER
 
 CONNECTION = "connection"
-SOON_S = 2.0
-"""A daemon that dies within this many seconds of being ready has not recovered."""
+PLAIN = "VDISKFS_PLAIN"
+"""Tells the plain daemon after how many seconds to hand over, and why it serves."""
 DEATHS = 3
 WITHIN_S = 60.0
+"""Daemons that die so often within these seconds give way to the plain one."""
+AGAIN_S = 600.0
+LONGEST_AGAIN_S = 6 * 3600.0
+SOON_S = 2.0
+"""A plain daemon that dies within this many seconds of being ready serves nobody."""
 LONGEST_S = 30.0
 KEPT_MAX = 4096
 _CREDENTIALS = struct.Struct("3i")
@@ -42,10 +50,21 @@ class Keeper:
 
     def __init__(self, command: Sequence[str], settings: int, ready: int | None) -> None:
         self._command = list(command)
+        # A program of a test's own: the same one.
+        self._plain_command = [
+            "vdiskfs.plain" if part == "vdiskfs.daemon" else part for part in command
+        ]
         self._settings = settings
         self._ready_fd = ready
         self._kept: list[tuple[str, int]] = []
         self._deaths: deque[float] = deque()
+        self._most = DEATHS
+        with contextlib.suppress(ValueError):  # tests kill more often than any fault does
+            self._most = int(os.environ.pop("VDISKFS_DEATHS", ""))
+        self._plain: str | None = None  # why it serves
+        self._again_s = AGAIN_S
+        self._probation = 0.0  # until then the daemon is on trial, after the plain one
+        self._why = ""  # what the daemon said of its end
         self._pid = 0
         self._ready_at: float | None = None
         self._was_ready = False
@@ -79,6 +98,7 @@ class Keeper:
 
     def _start(self) -> None:
         self._ready_at = None
+        self._why = ""
         os.lseek(self._settings, 0, os.SEEK_SET)
         crash = self._crashes.pop(0) if self._crashes else ""
         pid = os.fork()
@@ -99,7 +119,12 @@ class Keeper:
         wanted = [fd for _, fd in self._kept]
         wanted += [self._settings] + ([] if self._ready_fd is None else [self._ready_fd])
         end = FIRST + len(wanted)
-        arguments = [*self._command, "--settings-fd", str(FIRST + len(self._kept))]
+        plain = self._plain is not None
+        arguments = [
+            *(self._plain_command if plain else self._command),
+            "--settings-fd",
+            str(FIRST + len(self._kept)),
+        ]
         if self._ready_fd is not None:
             arguments += ["--ready-fd", str(FIRST + len(self._kept) + 1)]
         environ = {key: value for key, value in os.environ.items() if key != "VDISKFS_CRASH"}
@@ -110,6 +135,8 @@ class Keeper:
             "LISTEN_FDS": str(len(self._kept)),
             "LISTEN_FDNAMES": ":".join(name for name, _ in self._kept),
         } | ({"VDISKFS_CRASH": crash} if crash else {})
+        if plain:
+            environ[PLAIN] = f"{self._again_s:.0f} {self._plain}"
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, end) for fd in wanted]
         for place, fd in enumerate(high, FIRST):
             os.dup2(fd, place, inheritable=True)
@@ -140,19 +167,52 @@ class Keeper:
 
     def _goes_on(self, status: int) -> bool:
         """Wait until the successor may start; False: there is nothing left to serve."""
+        now = time.monotonic()
         if os.waitstatus_to_exitcode(status) == HANDED_OVER:
             say("INFO", "the daemon hands the mount over")
+            if self._plain is not None:
+                self._plain = None
+                self._deaths.clear()
+                self._probation = now + WITHIN_S
             return True
-        now = time.monotonic()
+        how = _how(status) + (f": {self._why}" if self._why else "")
+        if self._plain is not None:
+            pause_s = self._pause_s(now)
+            when = f"in {pause_s:.0f} s" if pause_s else "now"
+            say("ERROR", f"the plain daemon {how}; it is started again {when}")
+            return self._wait(pause_s)
+        self._deaths.append(now)
+        self._forget(now)
+        if len(self._deaths) < self._most and now > self._probation:
+            say("ERROR", f"the daemon {how}; it is started again now")
+            return self._wait(0)
+        self._serve_plainly(how, now)
+        return self._wait(0)
+
+    def _serve_plainly(self, how: str, now: float) -> None:
+        """From now on the plain daemon is started."""
+        if now <= self._probation:
+            self._again_s = min(LONGEST_AGAIN_S, 2 * self._again_s)
+            often = "the daemon died again"
+        else:
+            self._again_s = AGAIN_S
+            often = f"the daemon died {len(self._deaths)} times within {WITHIN_S:.0f} s"
+        self._deaths.clear()
+        self._plain = f"{often}; the last one {how}"
+        say("CRITICAL", f"{self._plain}; the mount is served plainly, untracked, for"
+                        f" {self._again_s:.0f} s or until vdiskfs upgrade")  # fmt: skip
+
+    def _pause_s(self, now: float) -> float:
+        """Return how long to wait before the plain daemon is started again."""
         if self._ready_at is None or now - self._ready_at < SOON_S:
             self._deaths.append(now)
+        self._forget(now)
+        beyond = len(self._deaths) - DEATHS
+        return min(LONGEST_S, 2.0**beyond) if beyond >= 0 else 0.0
+
+    def _forget(self, now: float) -> None:
         while self._deaths and now - self._deaths[0] > WITHIN_S:
             self._deaths.popleft()
-        beyond = len(self._deaths) - DEATHS
-        pause_s = min(LONGEST_S, 2.0**beyond) if beyond >= 0 else 0.0
-        when = f"in {pause_s:.0f} s" if pause_s else "now"
-        say("ERROR", f"the daemon {_how(status)}; it is started again {when}")
-        return self._wait(pause_s)
 
     def _wait(self, pause_s: float) -> bool:
         """Wait; False where the mount is gone meanwhile, or somebody ends the keeper."""
@@ -204,6 +264,9 @@ class Keeper:
         if "READY=1" in lines:
             self._was_ready = True
             self._ready_at = time.monotonic()
+        why = next((line for line in lines if line.startswith(f"{FAILURE}=")), None)
+        if why is not None:
+            self._why = why.partition("=")[2]
         if "FDSTOREREMOVE=1" in lines:
             for _, fd in [one for one in self._kept if one[0] == name]:
                 os.close(fd)

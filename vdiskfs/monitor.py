@@ -13,7 +13,8 @@ from importlib.metadata import version
 
 from vdiskfs.config import MountSettings
 from vdiskfs.disk import ProtectedDisk
-from vdiskfs.health import State
+from vdiskfs.health import Level, State
+from vdiskfs.state import DiskRecord
 from vdiskfs.units import NS, PAGE_SIZE, format_time
 
 
@@ -31,8 +32,48 @@ def status_document(
         "points_waiting": sum(disk.replicator.waiting for disk in disks),
         "pid": os.getpid(),
         "version": version("vdiskfs"),
+        "plain": None,
         "disks": shown,
     }
+
+
+def plain_document(
+    settings: MountSettings, records: Sequence[DiskRecord], reason: str, again_s: float
+) -> dict[str, object]:
+    """Return the document of ``vdiskfs status --json`` while a mount is served plainly."""
+    row: dict[str, object] = dict.fromkeys((
+        "shipped_lag_s", "proven_point_age_s", "dirty_bytes", "spooled_bytes", "points_waiting",
+        "progress",
+    ))  # fmt: skip
+    again = round(again_s, 1)
+    return {
+        "site": settings.site,
+        "mountpoint": settings.mountpoint,
+        "vault": settings.vault,
+        "vault_state": "not asked",
+        "vault_error": None,
+        "points_waiting": None,
+        "pid": os.getpid(),
+        "version": version("vdiskfs"),
+        "plain": {"reason": reason, "again_s": again},
+        "disks": [
+            row | {
+                "name": record.name,
+                "id": record.disk_id,
+                "size": record.size,
+                "state": str(State.RESYNC_REQUIRED),
+                "health": str(Level.CRITICAL),
+                "generation": record.generation,
+                "epoch": record.epoch,
+                "usable_point_age_s":
+                    round((time.time_ns() - record.time_ns) / NS, 3) if record.epoch else None,
+                "paused": False,
+                "last_error": "neither tracked nor replicated",
+                "next_retry_s": again,
+            }
+            for record in records
+        ],
+    }  # fmt: skip
 
 
 def disk_document(disk: ProtectedDisk) -> dict[str, object]:

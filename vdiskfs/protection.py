@@ -26,10 +26,10 @@ from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.image import end_image
-from vdiskfs.native import ImageFlags
 from vdiskfs.ownernote import Start
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Access, Disks, SourceFile
+from vdiskfs.untracked import UntrackedImages
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Protection:
         self._nursery = nursery
         self._files: Disks | None = None
         self._disks: dict[SourceFile, ProtectedDisk] = {}
-        self._plain: dict[SourceFile, native.Image] = {}
+        self._plain = UntrackedImages(site.core, site.next_cookie)
         self._locks: dict[SourceFile, ImageLock] = {}
         self._early: dict[SourceFile, tuple[native.Image, DiskRecord]] = {}
         self._fresh: set[SourceFile] = set()
@@ -128,7 +128,7 @@ class Protection:
             raise StateError("the predecessor had not started it")
         with contextlib.suppress(BusyError):  # `start` says it, and what to do
             self._locks[file] = ImageLock(file.descriptor, file.path)
-        image = self._open_image(file, writable=True)
+        image = self._plain.open(file, writable=True)
         try:
             paths = self._site.state.disk(record.disk_id)
             image.set_track(native.Track(paths.track, image.size()))
@@ -271,22 +271,7 @@ class Protection:
         early = self._early.get(file)
         if early is not None:
             return early[0]
-        plain = self._plain.pop(file, None)
-        if plain is not None:
-            if not plain.flags & ImageFlags.READONLY:
-                return plain
-            self._plain[file] = plain
-        return self._open_image(file, writable=True)
-
-    def _open_image(self, file: SourceFile, *, writable: bool) -> native.Image:
-        fd, can_write = file.open_file(writable=writable)
-        try:
-            flags = ImageFlags.DIRECT
-            if not can_write:
-                flags |= ImageFlags.READONLY
-            return native.Image(self._site.core, fd, flags, self._site.next_cookie())
-        finally:
-            os.close(fd)
+        return self._plain.take_writable(file) or self._plain.open(file, writable=True)
 
     def _forget(self, disk: ProtectedDisk) -> None:
         self._disks.pop(disk.file, None)
@@ -301,7 +286,7 @@ class Protection:
             image.close()
             image = disk.read_only
         if disk.file.is_open:
-            self._plain[disk.file] = image
+            self._plain.put(disk.file, image)
         else:
             image.close()
 
@@ -312,9 +297,7 @@ class Protection:
             await disk.stop(clean=clean)
             self._forget(disk)
             disk.file.drop()
-        for image in self._plain.values():
-            image.close()
-        self._plain.clear()
+        self._plain.close()
         for file, (image, record) in self._early.items():
             # Never taken up again: what its bitmaps say holds until the next mount.
             sums = self._site.state.disk(record.disk_id).sums if clean else None
@@ -409,14 +392,7 @@ class Protection:
         early = self._early.get(file)
         if early is not None:
             return early[0]
-        plain = self._plain.get(file)
-        if plain is not None and not (writable and plain.flags & ImageFlags.READONLY):
-            return plain
-        image = self._open_image(file, writable=writable)
-        if plain is not None:
-            plain.close()
-        self._plain[file] = image
-        return image
+        return self._plain.image_for(file, writable=writable)
 
     async def created(self, file: SourceFile) -> None:
         """A new file: it may become a disk when it is closed."""
@@ -424,9 +400,7 @@ class Protection:
 
     async def closed_last(self, file: SourceFile) -> None:
         """Close the plain image; make a disk of a new file that matches."""
-        plain = self._plain.pop(file, None)
-        if plain is not None:
-            plain.close()
+        self._plain.close_last(file)
         fresh = file in self._fresh
         self._fresh.discard(file)
         wanted = fresh and self.matches(file.path) and file.status().st_nlink > 0

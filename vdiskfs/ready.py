@@ -51,6 +51,16 @@ def report_failure(failure: BaseException, ready: Ready) -> int:
     return error.exit_code
 
 
+def describe_failure(failure: BaseException) -> str:
+    """Return one line that says why the daemon ends."""
+    error = _first_error(failure)
+    if error is not None:
+        return str(error)
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return f"{type(failure).__name__}: {failure}"
+
+
 def _first_error(failure: BaseException) -> VdiskfsError | None:
     if isinstance(failure, VdiskfsError):
         return failure

@@ -53,7 +53,8 @@ class MountedSite:
             directory.mkdir(parents=True)
         self.vault = vault or f"file://{root}/vault"
         self.name = name
-        self.environ = {**os.environ, **(environ or {})}
+        # Tests kill more often than any fault does: see keeper.DEATHS.
+        self.environ = {"VDISKFS_DEATHS": "1000", **os.environ, **(environ or {})}
         self.config = self.root / "vdiskfs.conf"
         self.config.write_text(options)
         self.pid = 0

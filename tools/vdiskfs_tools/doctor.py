@@ -95,9 +95,14 @@ def _check_daemon(entry: MountEntry) -> Finding:
 
     try:
         with Client(entry) as client:
-            client.get("health")
+            plain = client.get("status").get("plain")
     except VdiskfsError as error:
         return Finding("daemon", "missing", error.message, error.hint)
+    if isinstance(plain, dict):
+        return Finding(
+            "daemon", "missing", f"the mount is served untracked: {plain.get('reason', '-')}",
+            f"see the log in {entry.state}, then vdiskfs upgrade -m {entry.mountpoint}",
+        )  # fmt: skip
     return Finding("daemon", "ok", f"{entry.mountpoint}: answers")
 
 

@@ -55,6 +55,13 @@ def status_lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"{place}  site {site}  vault {document.get('vault', '-')}" + (
         f" ({state})" if state else ""
     )
+    plain = document.get("plain")
+    if isinstance(plain, dict):
+        again = format_countdown(plain.get("again_s"))
+        yield (
+            f"NOT PROTECTED: served plainly, untracked: {plain.get('reason', '-')}; "
+            f"vdiskfs upgrade tries a daemon, or it is tried in {again}; then all is compared"
+        )
     if document.get("vault_error"):
         yield f"the vault: {document['vault_error']}"
     waiting = document.get("points_waiting")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -17,6 +18,10 @@ from vdiskfs_tools.mounts import find_mount, mounted_types, named_mount, real_mo
 from vdiskfs_tools.served import has_ended, process, served
 
 END_S = 60.0
+GONE_S = 1.0
+"""Seconds in which a daemon that does not answer must have ended, or it hangs."""
+TRIES = 3
+"""How many daemons that die under the request are asked before it is done without one."""
 
 
 @click.command(cls=Command)
@@ -57,28 +62,68 @@ def _document(mountpoint: str, *, dry_run: bool) -> dict[str, object]:
 
 
 def _end(entry: MountEntry, *, drain: bool, lazy: bool) -> None:
-    """Ask the daemon to end, and wait until it has."""
+    """Have the mount ended, and wait until whoever served and kept it has ended, too.
+
+    A daemon may die under the request: what counts is whether anything is mounted.
+    """
+    with process(entry.keeper) as keeper:
+        for _ in range(TRIES):
+            if _ask(entry, drain=drain, lazy=lazy):
+                break
+            entry = served(entry)
+        else:
+            if drain:
+                raise LocalError(
+                    f"{entry.mountpoint}: its daemons die before everything is shipped",
+                    hint=f"see the log in {entry.state}, or unmount without --drain",
+                )
+            _unmount_dead(entry)  # its keeper sees it, and ends
+        if not lazy:
+            _wait_ended(entry, "keeper", entry.keeper, keeper)
+
+
+def _ask(entry: MountEntry, *, drain: bool, lazy: bool) -> bool:
+    """Ask the daemon to end the mount, and wait for its end; False: it could not do it.
+
+    Raises:
+        VdiskfsError: it refuses, or lives and does not answer.
+    """
     from vdiskfs_tools.client import Client
 
-    with process(entry.pid) as daemon, process(entry.keeper) as keeper:
-        if daemon is None and not entry.keeper:
-            return
-        if is_serving(entry) or not entry.keeper:
+    with process(entry.pid) as daemon:
+        if daemon is None or (entry.keeper and not is_serving(entry)):
+            return not _is_mounted(entry)
+        try:
             with Client(entry) as client:
                 client.post("umount", body={"drain": drain, "lazy": lazy}, patient=True)
-        else:
-            _unmount_dead(entry.mountpoint)  # its keeper sees it, and ends
-        if lazy:
-            return
-        # The keeper lets go of the source last.
-        for what, pid, descriptor in (
-            ("daemon", entry.pid, daemon), ("keeper", entry.keeper, keeper)
-        ):  # fmt: skip
-            if not has_ended(descriptor, END_S):
+        except LocalError:
+            if _is_mounted(entry):
+                if has_ended(daemon, GONE_S):
+                    return False
+                raise
+            # The last answer was cut off, maybe by an end in order.
+            _wait_ended(entry, "daemon", entry.pid, daemon)
+            if drain and not (Path(entry.state) / "clean").exists():
                 raise LocalError(
-                    f"{entry.mountpoint}: unmounted, but its {what} (process {pid}) goes on",
-                    hint=f"see its log in {entry.state}",
-                )
+                    f"{entry.mountpoint}: unmounted, but its daemon died before everything was"
+                    " shipped", hint="the rest is shipped after the next mount",
+                ) from None  # fmt: skip
+        if not lazy:
+            # The keeper lets go of the source last.
+            _wait_ended(entry, "daemon", entry.pid, daemon)
+    return True
+
+
+def _wait_ended(entry: MountEntry, what: str, pid: int, descriptor: int | None) -> None:
+    if not has_ended(descriptor, END_S):
+        raise LocalError(
+            f"{entry.mountpoint}: unmounted, but its {what} (process {pid}) goes on",
+            hint=f"see its log in {entry.state}",
+        )
+
+
+def _is_mounted(entry: MountEntry) -> bool:
+    return any("vdiskfs" in kind for kind in mounted_types(entry.mountpoint))
 
 
 def _clear_away(call: Call, *, dry_run: bool) -> bool:
@@ -90,14 +135,25 @@ def _clear_away(call: Call, *, dry_run: bool) -> bool:
     if not any("vdiskfs" in kind for kind in mounted_types(place)):
         return False
     if not dry_run:
-        _unmount_dead(place)
+        _unmount_place(place)
     if not call.out.document(_document(place, dry_run=dry_run)):
         done = "would be cleared away" if dry_run else "cleared away"
         call.out.say(f"{place}: its daemon was gone; {done}")
     return True
 
 
-def _unmount_dead(place: str) -> None:
+def _unmount_dead(entry: MountEntry) -> None:
+    """Unmount without a daemon, the source first that shows the mount (``--over``).
+
+    Raises:
+        BusyError: the host refuses; says what it said.
+    """
+    for place in (entry.source, entry.mountpoint):
+        if place is not None and any("vdiskfs" in kind for kind in mounted_types(place)):
+            _unmount_place(place)
+
+
+def _unmount_place(place: str) -> None:
     """Unmount without a daemon.
 
     Raises:

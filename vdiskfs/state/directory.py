@@ -30,6 +30,7 @@ from typing import Self
 
 from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, RefusedError
+from vdiskfs.state.distrust import DISK_END, DistrustNote
 from vdiskfs.state.files import read_record, remove_file, sync_directory, write_file, write_record
 from vdiskfs.state.records import DiskRecord
 from vdiskfs.state.tracksums import TrackSums
@@ -88,6 +89,11 @@ class DiskPaths:
         return TrackSums(self.directory / "sums.json", self.track)
 
     @property
+    def distrusted(self) -> Path:
+        """What `DistrustNote` keeps."""
+        return self.directory / "distrusted"
+
+    @property
     def boot(self) -> Path:
         """The boot id of the host while which the bitmaps were last known to be right."""
         return self.directory / "boot"
@@ -132,7 +138,8 @@ class StateDirectory:
     def _start(self) -> None:
         self._sweep()
         # First the note that somebody runs, then away with the one of the clean end.
-        write_file(self.path / "running", self._boot_id.encode())
+        if self.last_end is not LastEnd.DAEMON_DIED:  # else it stands there, and needs no room
+            write_file(self.path / "running", self._boot_id.encode())
         remove_file(self.path / "clean")
 
     def _sweep(self) -> None:
@@ -280,6 +287,24 @@ class StateDirectory:
     def note_started(self, disk_id: str) -> None:
         """From now until the host dies, the disk's bitmaps are right. Durable on return."""
         write_file(self.disk(disk_id).boot, self._boot_id.encode())
+
+    def distrust_all(self) -> None:
+        """Nothing is known of any page of any disk from now on. Durable on return.
+
+        Raises:
+            LocalError: the disk refused, also what needs no room.
+        """
+        for disk_id in self._disk_ids():
+            paths = self.disk(disk_id)
+            try:
+                DistrustNote(paths.distrusted).add([(0, DISK_END)])
+            except LocalError:
+                # A full disk. Without this file the next start trusts nothing, too.
+                try:
+                    remove_file(paths.boot)
+                except OSError as error:
+                    raise LocalError(f"{paths.boot}: {error.strerror}") from error
+                hook("distrust.forgotten")
 
     def write_disk(self, record: DiskRecord) -> None:
         """Write a disk's record anew. Durable on return."""
