@@ -60,6 +60,7 @@ def test_points_keep_their_order_and_their_bytes_whatever_the_clock_does(tmp_pat
         times = [point["time"] for point in points]
         assert epochs == sorted(epochs)
         assert times == sorted(times), "never before its predecessor's"
+        assert int(times[-1][:4]) >= int(times[0][:4]) + 4, "the clock did jump"
         assert set(held) <= set(epochs)
         # Each lies in the directory of its day, under a name of its own, in the order of epochs.
         images = site.point_images("web01")

@@ -65,12 +65,19 @@ def test_without_descriptors_what_needs_one_fails_and_the_guest_writes_on(tmp_pa
             assert caught.value.errno == errno.EMFILE
         for point in points:
             assert point.stat().st_size == 4 * MIB
+        seen = len(log.read_text())
         with descriptor_limit(site.pid, 3):  # not one more, whatever is closed
             for turn in range(20):
                 os.pwrite(guest.fileno(), os.urandom(MIB), turn % 4 * MIB)
                 os.fsync(guest.fileno())
-            given_up = "Too many open files"
-            site.wait("the log says it", lambda: given_up in log.read_text())
+            failed = "disk web01: "
+            site.wait(
+                "the log says it of the disk",
+                lambda: any(
+                    failed in line and "Too many open files" in line
+                    for line in log.read_text()[seen:].splitlines()
+                ),
+            )
             os.pwrite(guest.fileno(), os.urandom(MIB), 0)
         wait_same(site)
         assert_same(site.point("web01"), source)
