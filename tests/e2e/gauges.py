@@ -5,9 +5,11 @@ Nothing here starts or stops anything.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,3 +90,14 @@ def assert_same(one: Path, other: Path) -> None:
     """Fail where two files differ, in size or at any byte."""
     done = subprocess.run(["cmp", one, other], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def digests(points: Iterable[Path]) -> dict[str, str]:
+    """Return what points hold, by the names of their directories."""
+    return {image.parent.name: digest(image) for image in points}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.gauges import assert_same
+from tests.e2e.gauges import assert_same, digests
 from tests.e2e.mounted import MountedSite
 from tests.e2e.test_full_disk import wait_same, write_random
 
@@ -85,3 +86,48 @@ def test_without_descriptors_what_needs_one_fails_and_the_guest_writes_on(tmp_pa
         for point in points:
             point.read_bytes()
         assert "Traceback" not in log.read_text()
+
+
+@contextmanager
+def memory_limit(pid: int, spare: int) -> Iterator[None]:
+    """Let a process allocate so many bytes more than it has, then give it back what it had."""
+    [line] = re.findall(r"VmData:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    before = resource.prlimit(pid, resource.RLIMIT_DATA)
+    resource.prlimit(pid, resource.RLIMIT_DATA, (int(line) * 1024 + spare, before[1]))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_DATA, before)
+
+
+def test_without_memory_the_guest_writes_on_and_all_converges(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    with MountedSite(tmp_path, options=FAST) as site, ExitStack() as opened:
+        source = site.add_image("web01", 16 * MIB, os.urandom(16 * MIB))
+        site.init().mount().wait_shipped("web01")
+        points = site.point_images("web01")
+        before = digests(points)
+        guest = opened.enter_context(site.image("web01").open("r+b", buffering=0))
+        log = site.state / "daemon.log"
+        seen = len(log.read_text())
+        pid = site.pid
+        with memory_limit(pid, 256 << 10):
+            for turn in range(64):
+                os.pwrite(guest.fileno(), os.urandom(MIB), turn % 16 * MIB)
+                os.fsync(guest.fileno())
+                assert len(os.pread(guest.fileno(), MIB, 0)) == MIB
+            site.wait(
+                "memory was short",
+                lambda: any(
+                    word in log.read_text()[seen:]
+                    for word in ("MemoryError", "Cannot allocate memory", "can't start new thread")
+                ),
+            )
+            os.pwrite(guest.fileno(), os.urandom(MIB), 0)
+        wait_same(site)
+        assert_same(site.point("web01"), source)
+        site.wait("the health is good again", lambda: site.disk("web01")["health"] == "Normal")
+        assert digests(points) == before
+        tell(f"without memory: the daemon {'went on' if site.pid == pid else 'was replaced'}")

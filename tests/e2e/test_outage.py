@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.azurite import AzureVault
-from tests.e2e.gauges import assert_same, overwrite_pages, write_at
+from tests.e2e.gauges import assert_same, digest, digests, overwrite_pages, write_at
 from tests.e2e.mounted import MountedSite
 from tests.store.proxy import Fault, FaultProxy
 
@@ -38,17 +37,8 @@ def began(root: Path, options: str = FAST, **more: object) -> MountedSite:
     return site.init()
 
 
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
 def state(site: MountedSite) -> str:
     return str(site.disk("web01")["state"])
-
-
-def digests(site: MountedSite) -> dict[str, str]:
-    return {path.parent.name: digest(path) for path in site.point_images("web01")}
 
 
 def points_made(site: MountedSite, count: int) -> dict[str, str]:
@@ -58,7 +48,7 @@ def points_made(site: MountedSite, count: int) -> dict[str, str]:
     for number in range(count):
         write_at(site.image("web01"), number * PAGE, os.urandom(PAGE))
         site.wait_shipped("web01")
-    return digests(site)
+    return digests(site.point_images("web01"))
 
 
 @pytest.mark.azurite
@@ -94,7 +84,7 @@ def test_an_outage_is_counted_down_cut_short_and_forgotten(
         assert fired > 10
         assert site.disk("web01")["shipped_lag_s"] == 0
         assert_same(site.point("web01"), site.image("web01"))
-        after = digests(site)
+        after = digests(site.point_images("web01"))
         assert {name: after[name] for name in before} == before
 
 
@@ -127,7 +117,7 @@ def test_points_are_read_while_a_disk_is_resynchronized(
         proxy.clear()
         site.run("-m", site.mountpoint, "disk", "retry", "web01")
         site.wait_shipped("web01")
-        after = digests(site)
+        after = digests(site.point_images("web01"))
         assert {name: after[name] for name in before} == before
         assert_same(site.point("web01"), site.image("web01"))
 
