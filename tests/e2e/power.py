@@ -14,7 +14,7 @@ instant. A disk that keeps what it has acknowledged cannot come to that; one tha
 cache, or is restored from a copy, does.
 
 What this does not show is a disk that loses or tears what it was given after the last flush:
-native/tests/test_intent.c tears the log's records.
+replays.py does, and native/tests/test_intent.c tears the log's records.
 
 Checked, by the letters of the fault model: what was flushed is in the image (L); every point
 sealed before the loss is the disk at one instant (P), is listed as before, and has the bytes it
