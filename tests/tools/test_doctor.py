@@ -87,12 +87,21 @@ def test_a_key_that_may_not_delete_is_fine(
 
 
 def test_a_mounts_daemon_and_vault_are_tried(daemon: Any, run: Run) -> None:
-    daemon.answer("GET", "/health", {"ok": True})
+    daemon.answer("GET", "/status", {"plain": None})
     assert run("vault", "init", daemon.entry.vault).exit_code == 0
     result = run("doctor")
     assert result.exit_code == 0, result.stdout
     assert "daemon: " in result.stdout
     assert "reachable and writable" in result.stdout
+
+
+def test_a_mount_that_is_served_plainly_is_no_good(daemon: Any, run: Run) -> None:
+    daemon.answer("GET", "/status", {"plain": {"reason": "it died", "again_s": 5.0}})
+    assert run("vault", "init", daemon.entry.vault).exit_code == 0
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "missing  daemon: the mount is served untracked: it died" in result.stdout
+    assert f"vdiskfs upgrade -m {daemon.entry.mountpoint}" in result.stdout
 
 
 def test_a_daemon_that_does_not_answer_is_missing(entry: MountEntry, run: Run) -> None:

@@ -1,0 +1,32 @@
+"""A daemon killed at a durable step, under a mount that is used: no error, nothing lost.
+
+All hooks: ``python -m tests.e2e.mounted_walk --every 1``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.slow]
+
+EVERY = os.environ.get("VDISKFS_WALK_EVERY", "16")
+TOP = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(3600)
+def test_a_kill_at_a_step_costs_no_error_and_no_byte(tmp_path: Path) -> None:
+    command: list[str | Path] = [
+        sys.executable, "-m", "tests.e2e.mounted_walk", "--every", EVERY, "--directory", tmp_path,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=TOP, stdout=subprocess.PIPE, text=True, check=False)
+    report = json.loads(done.stdout)
+    print(report)
+    assert report["problems"] == []
+    assert report["names"] > 20
+    assert report["reached"] >= report["walked"] * 2 // 3 > 0
