@@ -89,7 +89,12 @@ class Daemon:
         """
         settings = self._settings
         async with contextlib.AsyncExitStack() as stack:
+            has_predecessor = bool(self._kept)
             kept = take_over(self._kept, self._store)
+            if has_predecessor and kept is None:
+                log.info("%s: was unmounted meanwhile", settings.mountpoint)
+                remove_entry(settings.mountpoint)
+                return
             if kept is not None and settings.source is not None:
                 source: int | None = kept.source
             else:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from vdiskfs.registry import mount_entries
 from vdiskfs.state import unseal_mountpoint
 
 PROGRAM = Path(sys.executable).parent / "vdiskfs"
@@ -112,8 +113,9 @@ class MountedSite:
             "mount", self.source, self.mountpoint, "--vault", self.vault, "--site", self.name,
             "--state", self.state, "--config", self.config, *extra,
         )  # fmt: skip
-        self.pid = int(self.json("status")["pid"])
-        self.keeper = int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()[1])
+        # It may be dead by now, where a test has it die early.
+        [entry] = [one for one in mount_entries() if one.mountpoint == str(self.mountpoint)]
+        self.pid, self.keeper = entry.pid, entry.keeper
         return self
 
     def umount(self, *extra: str, check: bool = True) -> None:

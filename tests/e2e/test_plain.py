@@ -119,6 +119,30 @@ def test_only_what_differs_is_stored_afterwards(tmp_path: Path) -> None:
         assert not list((site.state / "disks").glob("*/distrusted"))
 
 
+def test_a_first_replication_goes_on_from_what_it_had(tmp_path: Path) -> None:
+    """Daemons die in the midst of it: what was read has become old by then."""
+    crash = {"VDISKFS_CRASH": "part.durable:1,pass.settled:1,part.uploaded:1"}
+    with MountedSite(tmp_path, options=FAST, environ=THREE | crash) as site:
+        site.add_image("web01", 8 * MIB, os.urandom(8 * MIB))
+        site.init().mount()
+
+        def is_plain() -> bool:
+            try:
+                return bool(site.json("status")["plain"])
+            except CommandError:
+                return False
+
+        site.wait("it is served plainly", is_plain)
+        assert [row["epoch"] for row in site.json("status")["disks"]] == [0]
+        overwrite_pages(site.image("web01"), 200, seed=1)
+        before = int(site.json("status")["pid"])
+        site.json("upgrade")
+        site.wait_successor(before, {"web01"})
+        overwrite_pages(site.image("web01"), 200, seed=2)
+        seal(site)
+        assert_same(site.point("web01"), site.image("web01"))
+
+
 def test_names_change_and_the_disk_stays_the_same_one(tmp_path: Path) -> None:
     with protected(tmp_path) as site:
         disk = site.disk("web01")["id"]

@@ -138,9 +138,15 @@ class StateDirectory:
     def _start(self) -> None:
         self._sweep()
         # First the note that somebody runs, then away with the one of the clean end.
-        if self.last_end is not LastEnd.DAEMON_DIED:  # else it stands there, and needs no room
+        if not self._is_noted():  # after a death it stands there, and needs no room
             write_file(self.path / "running", self._boot_id.encode())
         remove_file(self.path / "clean")
+
+    def _is_noted(self) -> bool:
+        try:
+            return (self.path / "running").read_text() == self._boot_id
+        except FileNotFoundError:
+            return False
 
     def _sweep(self) -> None:
         for name in ("disks", "cache"):
