@@ -95,10 +95,7 @@ class Daemon:
                 log.info("%s: was unmounted meanwhile", settings.mountpoint)
                 remove_entry(settings.mountpoint)
                 return
-            if kept is not None and settings.source is not None:
-                source: int | None = kept.source
-            else:
-                source = open_source(settings.source) if settings.source is not None else None
+            source = _source(settings, kept)
             mountpoint = None if kept is not None else open_mountpoint(settings.mountpoint)
             if mountpoint is not None:
                 stack.callback(os.close, mountpoint)
@@ -306,6 +303,13 @@ def _tell_disk(event: native.Event, protection: Protection) -> None:
         )  # fmt: skip
     elif event.kind is EventKind.SYNC_FAILED:
         log.error("disk %s: syncing the image failed: %s", disk.name, os.strerror(event.error))
+
+
+def _source(settings: MountSettings, kept: Kept | None) -> int | None:
+    """Return the descriptor of the source directory; None: a recovery site."""
+    if settings.source is None:
+        return None
+    return open_source(settings.source) if kept is None else kept.source
 
 
 def _mount(settings: MountSettings) -> int:

@@ -329,3 +329,23 @@ def test_an_answer_that_comes_too_late_is_no_failure(tmp_path: Path) -> None:
         site.run("upgrade", "-m", site.mountpoint)
         site.umount("--drain")
         assert_nothing_left(site)
+
+
+ENDED_AT_START = """
+import subprocess
+import vdiskfs.serving
+def begin(self, *arguments, begin=vdiskfs.serving.Serving.begin):
+    subprocess.run(["umount", "-c", "--", self._settings.mountpoint], check=True)
+    begin(self, *arguments)
+vdiskfs.serving.Serving.begin = begin
+"""
+
+
+@pytest.mark.parametrize("deaths", ["1", "1000"])
+def test_a_mount_that_is_ended_while_a_successor_starts(tmp_path: Path, deaths: str) -> None:
+    environ = patched(tmp_path / "bug", ENDED_AT_START) | {"VDISKFS_DEATHS": deaths}
+    with protected(tmp_path, **environ) as site:
+        (tmp_path / "bug" / "on").touch()
+        os.kill(site.pid, signal.SIGKILL)
+        site.wait("the keeper has ended", lambda: not is_alive(site.keeper))
+        site.pid = 0

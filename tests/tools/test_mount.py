@@ -137,6 +137,11 @@ REFUSALS: dict[str, Refusal] = {
     "one in the other": (["{full}", "{full}/in", "--vault", "{vault}"], 2, "lies in the other"),
     "the other way": (["{full}/in", "{full}", "--vault", "{vault}"], 2, "lies in the other"),
     "state inside": (["{mp}", "--state", "{mp}/s", "--vault", "{vault}"], 2, "state directory"),
+    "state over": (
+        ["{src}", "{mp}", "--over", "--state", "{src}/s", "--vault", "{vault}"],
+        2,
+        "--over hides",
+    ),
     "over nothing": (["{mp}", "--over", "--vault", "{vault}"], 2, "source"),
     "site": (["{mp}", "--site", "A B", "--vault", "{vault}"], 2, "name of a site"),
     "config absent": (["{mp}", "--config", "{mp}/c", "--vault", "{vault}"], 3, "configuration"),

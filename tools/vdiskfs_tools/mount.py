@@ -121,6 +121,11 @@ def _check(settings: Any) -> None:
             raise BusyError(f"{mountpoint}: not empty", hint="mount on an empty directory")
     if _within(settings.state, mountpoint):
         raise UsageError(f"{settings.state}: the state directory lies in the mountpoint")
+    if settings.over and source is not None and _within(settings.state, source):
+        # The daemon would wait for itself.
+        raise UsageError(
+            f"{settings.state}: the state directory lies in the source that --over hides"
+        )
     _check_rights(settings)
 
 
