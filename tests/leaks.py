@@ -112,4 +112,4 @@ def _temporary() -> frozenset[str]:
 
 def _is_test_directory(path: Path) -> bool:
     """Only the directory that conftest set: /tmp belongs to everybody."""
-    return path.parent.parent.name.startswith("pytest-")
+    return path.parent.parent.name.startswith(("pytest-", "popen-"))

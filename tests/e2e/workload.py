@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from tests.e2e.stamps import SECTOR, base_of, content
+from vdiskfs.units import PAGE_SIZE
 
 FOREVER = 2**62
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
@@ -273,6 +274,10 @@ class Workload:
         aligned = direct or rng.random() < self.mix.aligned
         offset, length = self._pick(rng, aligned=aligned, extend=rng.random() < self.mix.extend)
         cuts = rng.randrange(1, 4) if rng.random() < self.mix.vectored else 0
+        if cuts and not direct:
+            # A request of the kernel has 256 pages of the program's memory; where the next one
+            # begins would be inside a sector, and a point may lie between the two.
+            length = min(length, (256 - 1 - cuts) * PAGE_SIZE)
         points = sorted(rng.randrange(0, length, SECTOR if direct else 1) for _ in range(cuts))
         if not (number := self._locks.acquire(offset, offset + length, log=self.log)):
             return
