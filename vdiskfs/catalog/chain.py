@@ -37,8 +37,7 @@ class Chains:
         while True:
             infos: list[PieceInfo] = []
             for index, line in enumerate(lines):
-                if not line.loaded:
-                    await line.refresh()
+                await line.load()
                 end = epoch if index == len(lines) - 1 else line.end
                 infos += await self._wrapped(line.chain(end, frozenset(bad)), epoch)
             pieces, broken = await self._open_all(infos)

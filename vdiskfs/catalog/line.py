@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import trio
+
 from vdiskfs.delta.layout import HEAD_SIZE, ListedHead, decode_head, head_from_metadata, listed_of
 from vdiskfs.delta.names import (
     joined_prefix,
@@ -41,6 +43,8 @@ class Line:
     ``cover`` is in order, without overlap. ``fence`` is the slot that ended the line.
     ``holes`` and ``gap`` are where slots are missing: inside the cover, and at its end,
     with later slots listed. ``bad`` are joined deltas found damaged: they are not used.
+
+    Tasks may use it at once: what one learns is there for the others in one step.
     """
 
     store: Store
@@ -54,6 +58,7 @@ class Line:
     holes: list[Span] = field(default_factory=list)
     gap: Span | None = None
     bad: set[str] = field(default_factory=set)
+    _learning: trio.Lock = field(default_factory=trio.Lock, repr=False, compare=False)
 
     @property
     def tip(self) -> int:
@@ -62,15 +67,22 @@ class Line:
 
     async def refresh(self) -> None:
         """Learn what was added: everything the first time, then what follows the tip."""
-        if not self.loaded:
-            await self._survey(self.base)
-            self.loaded = True
-            return
-        slots = self._trailing_slots()
-        if len(slots) >= STALE_SLOTS:
-            await self._survey(slots[0].from_epoch)
-        else:
-            await self._walk_slots(self.tip)
+        async with self._learning:
+            slots = self._trailing_slots()
+            if not self.loaded:
+                await self._survey(self.base)
+                self.loaded = True
+            elif len(slots) >= STALE_SLOTS:
+                await self._survey(slots[0].from_epoch)
+            else:
+                await self._learn_slots(self.tip)
+
+    async def load(self) -> None:
+        """Learn everything, if nothing is known yet."""
+        async with self._learning:
+            if not self.loaded:
+                await self._survey(self.base)
+                self.loaded = True
 
     def append(self, info: PieceInfo) -> None:
         """Add the slot that starts at the tip; others are known already, or come later."""
@@ -175,16 +187,33 @@ class Line:
             slots = await self.listed(0, span)
             found += slots
             holes += uncovered(span, slots)
-        # In one step, so that nobody sees a line half surveyed.
-        kept = [piece for piece in self.cover if piece.to_epoch <= start]
-        self.cover = sorted([*kept, *found], key=lambda piece: piece.from_epoch)
+        slots, fence, gap = await self._slots_from(spans[-1][0])
+        # In one step, so that nobody sees a line half surveyed. What was published meanwhile
+        # may have come after its block was listed.
+        known = self.cover
+        kept = [piece for piece in known if piece.to_epoch <= start]
+        self.cover = sorted([*kept, *found, *slots], key=lambda piece: piece.from_epoch)
         self.holes = holes
-        await self._walk_slots(spans[-1][0])
+        self._end_with(known, fence, gap)
 
-    async def _walk_slots(self, start: int) -> None:
-        """Follow the slots from an epoch to the tip."""
+    async def _learn_slots(self, start: int) -> None:
+        """Add the slots from an epoch to the tip."""
+        self._end_with(*await self._slots_from(start))
+
+    def _end_with(
+        self, slots: Iterable[PieceInfo], fence: PieceInfo | None, gap: Span | None
+    ) -> None:
+        for piece in slots:
+            self.append(piece)
+        self.fence = fence or self.fence
+        self.gap = gap
+
+    async def _slots_from(
+        self, start: int
+    ) -> tuple[list[PieceInfo], PieceInfo | None, Span | None]:
+        """Follow the slots from an epoch to the tip: these, the fence, the gap behind them."""
+        found: list[PieceInfo] = []
         position, width = start, 1
-        self.gap = None
         while True:
             block = position >> 4 * width
             slots = {
@@ -192,17 +221,14 @@ class Line:
             }  # fmt: skip
             while (piece := slots.get(position)) is not None:
                 if piece.to_epoch == piece.from_epoch:
-                    self.fence = piece
-                    return
-                self.append(piece)
+                    return found, piece, None
+                found.append(piece)
                 position = piece.to_epoch
             if position >> 4 * width == block:
                 later = [epoch for epoch in slots if epoch > position]
-                if later and await self._is_hole(position):
-                    self.gap = (position, min(later))
-                elif later:
+                if later and not await self._is_hole(position):
                     continue
-                return
+                return found, None, (position, min(later)) if later else None
             # The block was full: the next one may be, so look at a larger one.
             width = min(width + 1, DIGITS)
 

@@ -1,8 +1,8 @@
 """The points of one disk: listing, finding, opening, publishing.
 
 One ``DiskLog`` follows one generation and, for what is older, its ancestors. It keeps
-what it has learned: objects of a vault never change. Used from the trio thread, by one
-task at a time; readers it opened are free of that.
+what it has learned: objects of a vault never change. Used from the trio thread, by several
+tasks at once; readers it opened are free of that.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class DiskLog:
         found: list[Point] = []
         for line, end in self._newest_lines():
             await self._load(line)
-            for piece in reversed(line.cover):
+            for piece in reversed(tuple(line.cover)):
                 if piece.from_epoch >= end or (limit is not None and len(found) >= limit):
                     continue
                 if until_ns is not None and await self._first(line, piece) > until_ns:
@@ -220,7 +220,7 @@ class DiskLog:
     async def _find(self, wanted: Wanted) -> Point | None:
         for line, end in self._newest_lines():
             await self._load(line)
-            for piece in reversed(line.cover):
+            for piece in reversed(tuple(line.cover)):
                 if piece.from_epoch >= end or not await self._may_hold(line, piece, wanted):
                     continue
                 table = await self._ask(line, piece, self._tables.table)
@@ -281,8 +281,7 @@ class DiskLog:
         return f"{self.record.name}@{epoch}"
 
     async def _load(self, line: Line) -> None:
-        if not line.loaded:
-            await line.refresh()
+        await line.load()
 
     def _newest_lines(self) -> Iterator[tuple[Line, int]]:
         """Yield the lines, newest first, each with the last epoch that counts."""
