@@ -75,6 +75,7 @@ class Serving:
         pyfuse3.init(Operations(namespace), f"/dev/fd/{core.names_fd}", set(OPTIONS))
         nursery.start_soon(self._names)
         core.start()
+        faulthandler.register(signal.SIGALRM, all_threads=True, chain=True)
         nursery.start_soon(self._end_on_signal)
         nursery.start_soon(self._leave_when_told, core)
         nursery.start_soon(self._end_for_sure)
@@ -148,9 +149,10 @@ class Serving:
             await trio.sleep_forever()
         finally:
             if not self.ended.is_set():
-                timer = threading.Timer(FAIL_S, _give_up)
-                timer.daemon = True
-                timer.start()
+                # Takes no thread and no memory: the lack of these may be what failed. The
+                # signal writes where each thread is, and ends the process.
+                signal.setitimer(signal.ITIMER_REAL, FAIL_S)
+                log.critical("a task failed: the others have %g s to end", FAIL_S)
 
     # ---- the end -------------------------------------------------------------------------
 
@@ -224,6 +226,7 @@ def begin_process(program: str) -> tuple[MountSettings, Ready]:
     )
     logging.getLogger("azure").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    threading.excepthook = _end_with_thread
     os.umask(0o077)
     # Room for descriptors, none for core dumps: guests' data and keys are in memory.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -232,9 +235,9 @@ def begin_process(program: str) -> tuple[MountSettings, Ready]:
     return settings, Ready(arguments.ready_fd)
 
 
-def _give_up() -> None:
-    log.critical("a task failed, and the others do not end")
-    faulthandler.dump_traceback(all_threads=True)
+def _end_with_thread(failure: threading.ExceptHookArgs) -> None:
+    """End: what a thread was to do is lost, and who waits for it would for ever."""
+    threading.__excepthook__(failure)
     leave(1)
 
 
