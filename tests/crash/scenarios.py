@@ -19,6 +19,7 @@ from unittest import mock
 
 from tests.model.changes import MAX_SIZE, random_changes
 from tests.model.onedisk import OneDisk, hooked
+from vdiskfs import native
 from vdiskfs.delta import DeltaWriter
 from vdiskfs.errors import LocalError
 
@@ -183,6 +184,25 @@ async def _power_cut(actor: Actor) -> None:
     (actor.root / "boot").write_text("boot-1")
 
 
+async def _host_died(actor: Actor) -> None:
+    """Frozen and running changes when the host dies; what the intent log says is believed.
+
+    In one process: a copy of the directory has other files, and its log is not believed.
+    """
+    await actor.open()
+    actor.change(6)
+    await actor.one.seal()
+    actor.change(3)
+    native.seal([actor.one.image])
+    actor.change(2)
+    await actor.one.kill()
+    (actor.root / "boot").write_text("boot-1")
+    await actor.open()
+    assert actor.one.replicator.live.counts().suspect_pages
+    actor.change_between(2)
+    await actor.ship()
+
+
 async def _resync(actor: Actor) -> None:
     await actor.open()
     actor.change_between(4)
@@ -276,6 +296,7 @@ SCENARIOS = {
         Scenario("enable", _nothing, _enable),
         Scenario("epochs", _enabled, _epochs),
         Scenario("restart", _spooled, _restart),
+        Scenario("host", _enabled, _host_died),
         Scenario("resync", _power_cut, _resync),
         Scenario("give-up", _enabled, _give_up),
         Scenario("join", _fifteen, _join),
