@@ -46,7 +46,7 @@ The modules, from the top
     registry      the mounts of this host
     crypto        digests, and the place of encryption
     native        the C core (native/): data requests, tracking; the only file that touches ffi
-    config, window, units, errors
+    config, window, units, errors, running
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again

@@ -31,6 +31,7 @@ from vdiskfs.errors import (
     VaultUnreachableError,
     VdiskfsError,
 )
+from vdiskfs.registry import address_of
 
 log = logging.getLogger(__name__)
 
@@ -259,10 +260,11 @@ class _Sparse(logging.Filter):
 async def serve_socket(path: Path, control: Control, stop: Callable[[], Awaitable[None]]) -> None:
     """Serve until ``stop`` returns. The socket's directory decides who may connect."""
     config = ServerConfig()
-    config.bind = [f"unix:{path}"]
     config.accesslog = None
     config.errorlog = logging.getLogger("vdiskfs.api.server")
     config.graceful_timeout = 1.0
     config.shutdown_timeout = 2.0
     logging.getLogger("trio.serve_listeners").addFilter(_Sparse())
-    await serve(application(control), config, shutdown_trigger=stop)  # type: ignore[arg-type]
+    with address_of(path) as address:
+        config.bind = [f"unix:{address}"]
+        await serve(application(control), config, shutdown_trigger=stop)  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 import trio
 
@@ -23,6 +22,7 @@ from vdiskfs.config import MountSettings
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import NotFoundError, VdiskfsError, WrongVaultError
 from vdiskfs.liveness import own_process
+from vdiskfs.running import VERSION
 from vdiskfs.units import format_time
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Heartbeat:
         self._vault = site.vault
         self._disks = disks
         self._started = format_time(time.time_ns())
+        self._process = own_process()
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -71,10 +72,10 @@ class Heartbeat:
     def _record(self) -> SiteRecord:
         return SiteRecord(
             site=self._settings.site, host=socket.gethostname(),
-            time=format_time(time.time_ns()), version=version("vdiskfs"),
+            time=format_time(time.time_ns()), version=VERSION,
             disks=tuple(disk.disk_id for disk in self._disks()),
             pid=os.getpid(), started=self._started, writer=self._site.state.writer_id,
-            process=own_process(), interval_s=math.ceil(self._settings.options.heartbeat_s),
+            process=self._process, interval_s=math.ceil(self._settings.options.heartbeat_s),
         )  # fmt: skip
 
     async def _look(self) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from vdiskfs.config import MountSettings
 from vdiskfs.disk import ProtectedDisk
 from vdiskfs.health import Level, State
+from vdiskfs.running import VERSION
 from vdiskfs.state import DiskRecord
 from vdiskfs.units import NS, PAGE_SIZE, format_time
 
@@ -31,7 +31,7 @@ def status_document(
         "vault_error": vault_error,
         "points_waiting": sum(disk.replicator.waiting for disk in disks),
         "pid": os.getpid(),
-        "version": version("vdiskfs"),
+        "version": VERSION,
         "plain": None,
         "disks": shown,
     }
@@ -54,7 +54,7 @@ def plain_document(
         "vault_error": None,
         "points_waiting": None,
         "pid": os.getpid(),
-        "version": version("vdiskfs"),
+        "version": VERSION,
         "plain": {"reason": reason, "again_s": again},
         "disks": [
             row | {

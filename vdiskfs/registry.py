@@ -12,11 +12,15 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from vdiskfs.errors import RefusedError
+
+_ADDRESS_LIMIT = 107
+"""Bytes of a path in the address of a Unix socket (unix(7)), without the NUL."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,24 @@ class MountEntry:
     pid_start: int = 0
     keeper: int = 0
     keeper_start: int = 0
+
+
+@contextmanager
+def address_of(socket: str | Path) -> Iterator[str]:
+    """Give a name of a Unix socket's path that an address has room for, however deep it lies.
+
+    Raises:
+        OSError: its directory cannot be opened.
+    """
+    path = Path(socket)
+    if len(os.fsencode(path)) <= _ADDRESS_LIMIT:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def registry_directory(environ: Mapping[str, str] = os.environ) -> Path:

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +31,8 @@ from vdiskfs.errors import BusyError, StateError
 from vdiskfs.fdstore import HANDED_OVER, FdStore
 from vdiskfs.fs import MAX_TASKS, OPTIONS, Operations
 from vdiskfs.ready import Ready
-from vdiskfs.registry import MountEntry, write_entry
+from vdiskfs.registry import MountEntry, address_of, write_entry
+from vdiskfs.running import VERSION
 from vdiskfs.state import StateDirectory, users_of
 from vdiskfs.tree import Namespace
 
@@ -132,7 +132,7 @@ class Serving:
                 hint="unmount and mount again when no machine runs",
             )
         self._leaving.set()
-        return {"pid": os.getpid(), "version": version("vdiskfs")}
+        return {"pid": os.getpid(), "version": VERSION}
 
     async def _leave_when_told(self, core: native.Core) -> None:
         await self._leaving.wait()
@@ -194,8 +194,11 @@ async def wait_mounted(mountpoint: str) -> None:
 
 
 def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as trial:
-        return trial.connect_ex(str(path)) == 0
+    with (
+        address_of(path) as address,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as trial,
+    ):
+        return trial.connect_ex(address) == 0
 
 
 async def keep_running(what: str, task: Callable[[], Awaitable[None]]) -> None:

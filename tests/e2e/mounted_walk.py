@@ -140,7 +140,7 @@ class Walk:
         try:
             plan = self._look()
             self._walk(plan)
-        except (AssertionError, OSError, TimeoutError) as error:
+        except (AssertionError, CommandError, OSError, TimeoutError) as error:
             self.report.problems.append(f"{type(error).__name__}: {error}")
         return self.report
 

@@ -75,6 +75,16 @@ def test_a_mountpoint_that_is_mounted_already(site: MountedSite) -> None:
     assert site.disk("web01")["state"] == "Protected"
 
 
+def test_a_state_directory_may_lie_deeper_than_the_address_of_a_socket_has_room_for(
+    site: MountedSite,
+) -> None:
+    site.state = site.root / ("d" * 120) / "state"
+    site.state.parent.mkdir()
+    site.mount().wait_shipped("web01")
+    site.kill_daemon()
+    assert site.disk("web01")["state"] == "Protected"
+
+
 def test_a_second_mount_with_the_same_state_directory(site: MountedSite) -> None:
     site.mount().wait_shipped("web01")
     source, mountpoint = site.root / "source2", site.root / "mnt2"

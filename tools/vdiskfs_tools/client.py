@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
 
 from vdiskfs.errors import LocalError
-from vdiskfs.registry import MountEntry
+from vdiskfs.registry import MountEntry, address_of
 from vdiskfs_tools.answers import error_from
 
 CONNECT_S = 5.0
@@ -31,11 +31,14 @@ class Client:
 
     def __init__(self, entry: MountEntry, *, answer_s: float | None = ANSWER_S) -> None:
         self.entry = entry
-        self._check_listens()
+        with self._translated(), ExitStack() as opened:
+            address = opened.enter_context(address_of(entry.socket))
+            _check_listens(address)
+            self._opened = opened.pop_all()
         self._http = httpx.Client(
             base_url="http://vdiskfs",
             # No TLS on a Unix socket: else httpx would read the host's certificates.
-            transport=httpx.HTTPTransport(uds=entry.socket, verify=False),
+            transport=httpx.HTTPTransport(uds=address, verify=False),
             timeout=httpx.Timeout(answer_s, connect=CONNECT_S),
             trust_env=False,
         )
@@ -49,6 +52,7 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
+        self._opened.close()
 
     def get(self, *path: str, **params: str | int | None) -> dict[str, Any]:
         """Ask; ``path`` is given in parts, which are quoted here.
@@ -72,12 +76,6 @@ class Client:
         with self._translated():
             return _document(self._http.post(_url(path), json=dict(body or {}), timeout=timeout))
 
-    def _check_listens(self) -> None:
-        """Refuse a socket on which nobody listens, without leaving one of ours open."""
-        with self._translated(), socket.socket(socket.AF_UNIX) as trial:
-            trial.settimeout(CONNECT_S)
-            trial.connect(self.entry.socket)
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Turn what can go wrong between the two processes into one error."""
@@ -91,6 +89,13 @@ class Client:
             raise LocalError(f"{where} does not answer: {error}", hint=hint) from None
         except (ValueError, TypeError, RecursionError):
             raise LocalError(f"{where} answers what is not understood", hint=hint) from None
+
+
+def _check_listens(address: str) -> None:
+    """Refuse a socket on which nobody listens, without leaving one of ours open."""
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.settimeout(CONNECT_S)
+        trial.connect(address)
 
 
 def _url(path: tuple[str, ...]) -> str:
