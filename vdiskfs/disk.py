@@ -23,12 +23,13 @@ import trio
 from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
-from vdiskfs.errors import DamagedError
+from vdiskfs.errors import DamagedError, LocalError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.liveness import Liveness
 from vdiskfs.ownernote import Displaced, Remembered, Start
 from vdiskfs.ownership import DiskLine
+from vdiskfs.point.fetch import first_error
 from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
 from vdiskfs.state import DISK_END, DiskPaths, DistrustNote, FileStamp, LastEnd, StateDirectory
@@ -287,11 +288,19 @@ class ProtectedDisk:
             while True:
                 try:
                     await self.replicator.run()
-                except Exception as error:
+                except Exception as failure:  # noqa: BLE001 (whatever it is, the disk is served on)
                     # The guest writes on, tracked; only its shipping stands still.
-                    log.exception("disk %s: replication failed; it is started again", self.name)
-                    self.health.local_failed(f"replication failed: {error!r}")
+                    self._tell_failed(failure)
                     await trio.sleep(RESTART_S)
+
+    def _tell_failed(self, failure: Exception) -> None:
+        error = first_error(failure) if isinstance(failure, BaseExceptionGroup) else failure
+        if isinstance(error, LocalError | OSError):
+            log.error("disk %s: replication is started again: %s", self.name, error)
+            self.health.local_failed(str(error))
+            return
+        log.error("disk %s: replication failed; it is started again", self.name, exc_info=failure)
+        self.health.local_failed(f"replication failed: {error!r}")
 
     def open_read_only(self) -> native.Image:
         """Open the image that guests are to have from now on: it takes no writes."""

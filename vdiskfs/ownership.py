@@ -266,6 +266,8 @@ class DiskLine:
         """
         # Invariant: nobody changes the line between a slot that is filled and `_stored`.
         async with self._turn:
+            if self._stored == ChainEnd.of(spooled.head):
+                return spooled  # stored by an earlier call; only noting that has failed
             for _ in range(_TRIES):
                 spooled = await self._fit(spooled)
                 try:
