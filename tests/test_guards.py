@@ -87,7 +87,7 @@ def test_a_test_that_leaves_something_or_is_skipped_in_ci_fails_the_run(
     for name in ("conftest.py", "leaks.py"):
         (inner.parent / name).write_bytes((top / "tests" / name).read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((top / "pyproject.toml").read_bytes())
-    environ = {**os.environ, "CI": ci}
+    environ = {**os.environ, "CI": ci, "PYTEST_ADDOPTS": ""}
 
     def run(*names: str) -> subprocess.CompletedProcess[str]:
         words = [

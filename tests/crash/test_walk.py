@@ -17,8 +17,8 @@ import pytest
 
 from tests.crash.scenarios import SCENARIOS
 
-EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "12")
-SECOND_EVERY = os.environ.get("VDISKFS_CRASH_SECOND_EVERY", "150")
+EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "24")
+SECOND_EVERY = os.environ.get("VDISKFS_CRASH_SECOND_EVERY", "300")
 TOP = Path(__file__).parents[2]
 
 

@@ -232,4 +232,4 @@ def page_of(seed: int) -> bytes:
 
 
 def digest_of(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.sha256(data).digest()
