@@ -186,11 +186,10 @@ class Replicator:
                 await trio.sleep(max(1.0, self.pace.epoch_interval_s))
 
     async def _seal_in_stride(self) -> None:
-        left_s = math.inf if self.suspects.is_first else self.resync.left_s()
         track = self.live.track
         track.set_budget(self.stride.budget_pages)
         try:
-            await self.seal_if_changed(pass_s=left_s)
+            await self.seal_if_changed(by_itself=True)
         finally:
             # Points that somebody asked for are made whatever they cost.
             track.set_budget(None)
@@ -270,12 +269,14 @@ class Replicator:
                 await trio.to_thread.run_sync(remove_newest_first, taken)
             self._dirty.set()
 
-    async def seal_if_changed(self, *, pass_s: float = math.inf) -> None:
+    async def seal_if_changed(self, *, by_itself: bool = False) -> None:
         """Run the pass where pages are suspect, then seal and capture what changed.
 
+        Args:
+            by_itself: nobody asked: a resynchronization runs in its window, unless held back.
+
         Raises:
-            PassStoppedError: the pass was stopped, or not finished in ``pass_s`` seconds;
-                nothing was sealed then.
+            PassStoppedError: the pass was stopped, or its window closed; nothing was sealed.
         """
         async with self._sealing:
             self._dirty = trio.Event()
@@ -285,7 +286,8 @@ class Replicator:
             ):
                 # More than the spool takes goes the way of a pass: parts that leave one by one.
                 await self.suspects.take_changed()
-            await self.suspects.run(pass_s)
+            bounded = by_itself and not self.suspects.is_first
+            await self.suspects.run(self.resync.left_s() if bounded else math.inf)
             if self.live.counts().changed or self.pass_.parts or self.end.epoch == 0:
                 await seal_together([self], locked=True)
             elif self.health.state is not State.PROTECTED:

@@ -91,8 +91,16 @@ class Resync:
         hook("resync.marked")
 
     def cancel(self, reason: str) -> None:
-        """Hold it back until the user asks for it; durable on return."""
-        self._write(reason, cancelled=True)
+        """Hold it back until the user asks for it; durable on return.
+
+        Raises:
+            LocalError: the disk refused; it is not held back then.
+        """
+        try:
+            self._write(reason, cancelled=True)
+        except BaseException:
+            self.cancelled = False
+            raise
         self.forced = False
         hook("resync.cancelled")
 
@@ -127,7 +135,9 @@ class Resync:
         return min(opens_s, LOOK_S) if opens_s else None
 
     def left_s(self) -> float:
-        """Return for how long it may run from now on."""
+        """Return for how long it may run by itself from now on."""
+        if self.cancelled:
+            return 0.0
         if self.forced or self.window is None:
             return float("inf")
         return self.window.closes_in_s(self.now())

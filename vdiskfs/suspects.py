@@ -54,6 +54,7 @@ class Suspects:
         self._track = directory / "track"
         self._wait_shipped = wait_shipped
         self._scope: trio.CancelScope | None = None
+        self._noting = trio.Lock()
         self._distrusted = self._note.exists()
 
     def load(self, *, host_died: bool) -> None:
@@ -200,11 +201,13 @@ class Suspects:
                 f"disk {self._name}: the first replication is no resynchronization",
                 hint=f"vdiskfs disk pause {self._name}",
             )
-        if not self.needed or self.resync.cancelled:
-            raise StateError(f"disk {self._name}: no resynchronization runs or waits")
-        await trio.to_thread.run_sync(self.resync.cancel, self.reason)
-        self.stop()
-        self._health.resync_required(self.reason)
+        async with self._noting:
+            if not self.needed or self.resync.cancelled:
+                raise StateError(f"disk {self._name}: no resynchronization runs or waits")
+            self.resync.cancelled = True  # at once: none begins while the record is written
+            self.stop()
+            await trio.to_thread.run_sync(self.resync.cancel, self.reason)
+            self._health.resync_required(self.reason)
 
     # ---- the pass --------------------------------------------------------------------
 
@@ -255,8 +258,10 @@ class Suspects:
 
     async def settle(self) -> None:
         """Take the notes away: what was found is durable in the spool."""
-        if self.resync.reason is not None and not self.unknown:
-            await trio.to_thread.run_sync(self.resync.settle)
+        async with self._noting:
+            if self.resync.reason is not None and not self.unknown:
+                await trio.to_thread.run_sync(self.resync.settle)
+                self._health.pass_finished()
 
     async def _pass_once(self) -> None:
         if self.is_first:

@@ -77,6 +77,9 @@ class MountedSite:
     def _show_log(self) -> None:
         with contextlib.suppress(OSError):
             sys.stderr.write((self.state / "daemon.log").read_text()[-6000:])
+        with contextlib.suppress(CommandError, TimeoutError):
+            errors = {row["name"]: row["last_error"] for row in self.json("status")["disks"]}
+            sys.stderr.write(f"last errors: {errors}\n")
 
     def _kill(self) -> None:
         if self.pid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
@@ -14,12 +15,13 @@ import trio
 from trio.testing import MockClock
 
 from tests.replicate.rig import Rig, page_of
-from vdiskfs import passes
+from vdiskfs import passes, resync
 from vdiskfs.catalog import DiskLog
 from vdiskfs.delta import Spooled
 from vdiskfs.errors import LocalError, StateError
 from vdiskfs.health import Level, State
 from vdiskfs.replicator import Pace, seal_together
+from vdiskfs.state import write_record
 from vdiskfs.units import PAGE_SIZE
 from vdiskfs.window import DAY_S, Window
 
@@ -150,10 +152,6 @@ def hold_uploads(rig: Rig, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(rig.replicator.pass_, "_upload", upload)
 
 
-async def asked_for(rig: Rig, *, now: bool) -> None:
-    await rig.replicator.start_resync(now=now)
-
-
 async def test_it_waits_for_its_window(tmp_path: Path, autojump_clock: MockClock) -> None:
     pace = Pace(1.0, 64 << 20, 1, 0.5, Window.parse("22:00-06:00"))
     async with Rig(tmp_path, SIZE, pace=pace) as rig:
@@ -162,7 +160,7 @@ async def test_it_waits_for_its_window(tmp_path: Path, autojump_clock: MockClock
             rig.write(0, page_of(1))
             await settled(rig)  # the first replication does not wait
             began = trio.current_time()
-            await asked_for(rig, now=False)
+            await rig.replicator.start_resync(now=False)
             rig.write(PAGE_SIZE, page_of(2))
             await trio.sleep(3600)
             assert rig.health.state is State.RESYNC_REQUIRED
@@ -173,7 +171,7 @@ async def test_it_waits_for_its_window(tmp_path: Path, autojump_clock: MockClock
             await rig.check()
             clock_from(rig, "12:00")
             began = trio.current_time()
-            await asked_for(rig, now=True)
+            await rig.replicator.start_resync(now=True)
             await settled(rig)
             assert trio.current_time() - began < 9 * 3600
 
@@ -190,7 +188,7 @@ async def test_it_stops_when_its_window_closes_and_goes_on_in_the_next(
             await settled(rig)
             rig.replicator.points.line.loaded = False
             rig.memory.away = True
-            await asked_for(rig, now=False)
+            await rig.replicator.start_resync(now=False)
             await rig.wait(lambda: rig.health.state is State.RESYNCING)
             await rig.wait(lambda: rig.health.state is State.RESYNC_REQUIRED, 30)
             # It is 6 o'clock.
@@ -204,15 +202,20 @@ async def test_it_stops_when_its_window_closes_and_goes_on_in_the_next(
 
 
 async def test_cancelled_it_waits_for_the_user_over_restarts_and_tracks_on(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def slow_write(path: Path, body: dict[str, Any]) -> None:
+        write_record(path, body)
+        time.sleep(0.3 if body["cancelled"] else 0)  # a pass takes less
+
+    monkeypatch.setattr(resync, "write_record", slow_write)
     async with Rig(tmp_path, SIZE) as rig:
         async with rig.running():
             rig.write(0, b"".join(page_of(number) for number in range(64)))
             await settled(rig)
             with pytest.raises(StateError, match="no resynchronization runs or waits"):
                 await rig.replicator.cancel_resync()
-            await asked_for(rig, now=True)
+            await rig.replicator.start_resync(now=True)
             await rig.replicator.cancel_resync()
             epoch = rig.replicator.end.epoch
         rig.close()
@@ -226,7 +229,7 @@ async def test_cancelled_it_waits_for_the_user_over_restarts_and_tracks_on(
             assert rig.replicator.end.epoch == epoch
             with pytest.raises(StateError):
                 await rig.replicator.cancel_resync()
-            await asked_for(rig, now=False)
+            await rig.replicator.start_resync(now=False)
             await settled(rig)
             assert rig.replicator.end.epoch > epoch
             await rig.check()
@@ -236,7 +239,7 @@ async def test_the_first_replication_is_no_resync(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with Rig(tmp_path, SIZE) as rig:
-        for act in (rig.replicator.cancel_resync, partial(asked_for, rig, now=True)):
+        for act in (rig.replicator.cancel_resync, partial(rig.replicator.start_resync, now=True)):
             with pytest.raises(StateError, match="first replication"):
                 await act()
 
