@@ -87,12 +87,16 @@ class Health:
         if self._displaced is not None:
             return self._displaced
         critical = self._critical()
+        reasons = []
         if critical is not None:
             line = f"{critical.message}; {critical.hint}" if critical.hint else critical.message
-            return f"{line}; then: vdiskfs disk retry {self.disk}"
-        if self._troubles:
-            return str(self._troubles[0].error)
-        return self._local_error if self._local_error is not None else self._notice
+            reasons.append(f"{line}; then: vdiskfs disk retry {self.disk}")
+        elif self._troubles:
+            reasons.append(str(self._troubles[0].error))
+        if self._local_error is not None:
+            # Beside a vault that is away, this one is somebody else's to mend.
+            reasons.append(self._local_error)
+        return "; and: ".join(reasons) if reasons else self._notice
 
     @property
     def next_retry_s(self) -> float | None:

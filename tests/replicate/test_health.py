@@ -53,6 +53,7 @@ async def test_the_countdown_counts_down(
     mock_clock: MockClock, nursery: trio.Nursery, expect_log: Callable[[str], None]
 ) -> None:
     expect_log("no answer")
+    expect_log("no room")
     health = Health("web01", lambda: 0.5)
     action = Action(AWAY, AWAY)
     nursery.start_soon(health.until_done, "uploading", action)
@@ -63,6 +64,9 @@ async def test_the_countdown_counts_down(
     mock_clock.jump(25)
     assert health.next_retry_s == pytest.approx(35)
     assert health.last_error == "no answer"
+    health.local_failed("no room")
+    assert health.last_error == "no answer; and: no room"
+    health.local_works()
     assert health.retry_now()
     await trio.testing.wait_all_tasks_blocked()
     assert health.next_retry_s == pytest.approx(120)
