@@ -21,7 +21,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from trio.testing import MockClock
 
+from tests.clock import jumping_clock
 from tests.leaks import Holdings, holdings
 
 _CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
@@ -45,6 +47,12 @@ def marked_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TMPDIR", str(directory))
         patch.setattr(tempfile, "tempdir", str(directory))
         yield
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    """The clock of a test that asks for it: it jumps to the next deadline when all is idle."""
+    return jumping_clock()
 
 
 @pytest.fixture(autouse=True)

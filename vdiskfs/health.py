@@ -67,7 +67,7 @@ class Health:
         self._chance = chance
         self._troubles: list[_Trouble] = []
         self._wrong_vault: VdiskfsError | None = None
-        self._local_error: str | None = None
+        self._local_errors: dict[str, str] = {}
         self._notice: str | None = None
         self._retry = trio.Event()
         self._cut_short = False
@@ -77,7 +77,7 @@ class Health:
         """Normal, Warning (being tried again) or Critical (waits for the administrator)."""
         if self._displaced is not None or self._critical() is not None:
             return Level.CRITICAL
-        if self._troubles or self._local_error is not None or self._notice is not None:
+        if self._troubles or self._local_errors or self._notice is not None:
             return Level.WARNING
         return Level.NORMAL
 
@@ -93,9 +93,8 @@ class Health:
             reasons.append(f"{line}; then: vdiskfs disk retry {self.disk}")
         elif self._troubles:
             reasons.append(str(self._troubles[0].error))
-        if self._local_error is not None:
-            # Beside a vault that is away, this one is somebody else's to mend.
-            reasons.append(self._local_error)
+        # Beside a vault that is away, these are somebody else's to mend.
+        reasons += self._local_errors.values()
         return "; and: ".join(reasons) if reasons else self._notice
 
     @property
@@ -137,15 +136,15 @@ class Health:
         self.state = State.RESYNC_REQUIRED
         self._notice = f"to be resynchronized: {reason}"
 
-    def local_failed(self, reason: str) -> None:
-        """The local disk could not keep an epoch. Nothing is lost; it will be tried again."""
-        if self._local_error != reason:
+    def local_failed(self, reason: str, what: str = "sealing") -> None:
+        """The local disk could not keep something. Nothing is lost; it will be tried again."""
+        if self._local_errors.get(what) != reason:
             log.error("disk %s: %s", self.disk, reason)
-        self._local_error = reason
+        self._local_errors[what] = reason
 
-    def local_works(self) -> None:
-        """An epoch was kept again."""
-        self._local_error = None
+    def local_works(self, what: str = "sealing") -> None:
+        """The local disk keeps it again."""
+        self._local_errors.pop(what, None)
 
     def vault_is_wrong(self, error: VdiskfsError | None) -> None:
         """The heartbeat found another vault in the place of this disk's; None: it is back."""

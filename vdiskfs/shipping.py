@@ -15,9 +15,13 @@ from vdiskfs.catalog import Anchor, DiskLog
 from vdiskfs.catalog.publish import upload_segments
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, remove_spooled
+from vdiskfs.errors import LocalError
 from vdiskfs.health import Health
 from vdiskfs.ownership import DiskLine
 from vdiskfs.spool import Spool
+
+NOTE_AGAIN_S = 5.0
+"""Seconds between tries of noting, on this host, what the vault has taken."""
 
 CHECK_S = 1.0
 """A vault that took a delta so recently is not asked again whether it is still the same."""
@@ -100,15 +104,26 @@ class Shipper:
         await self._anchor.check()
 
     async def _shipped(self, spooled: Spooled) -> None:
+        self._anchor.note(spooled.head)
+        while True:
+            try:
+                await self._note(spooled)
+                break
+            except (LocalError, OSError) as error:
+                # Others go on meanwhile: they may say better what this host's disk lacks.
+                self._health.local_failed(str(error), "noting")
+            await trio.sleep(NOTE_AGAIN_S)
+        self._health.local_works("noting")
+        self._spool.shipped()
+        self._announce()
+
+    async def _note(self, spooled: Spooled) -> None:
         # Known durably before the spool lets go of it. A cancel must not come in between.
         with trio.CancelScope(shield=True):
-            self._anchor.note(spooled.head)
             await trio.to_thread.run_sync(self._published, spooled)
             hook("publish.noted")
             await trio.to_thread.run_sync(remove_spooled, spooled)
             hook("spool.emptied")
-        self._spool.shipped()
-        self._announce()
 
     async def upload_part(self, part: Spooled) -> None:
         """Store a part's segments, and give their room back; what is stored already is left."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from unittest import mock
 
 import trio
-from trio.testing import MockClock
 
 import vdiskfs.replicator
+from tests.clock import jumping_clock
 from tests.replicate.rig import Rig, page_of
 from tests.store.memory import Fault
 from vdiskfs.errors import RefusedError, VaultUnreachableError
@@ -171,7 +171,7 @@ def outage_round(seed: int, hours: int = 24) -> Counter[str]:
             work = partial(_round, Path(directory), seed, hours)
             # Each jump of the clock takes real time: look less often.
             with mock.patch.object(vdiskfs.replicator, "LOOK_S", 60.0):
-                return trio.run(work, clock=MockClock(autojump_threshold=0.005))
+                return trio.run(work, clock=jumping_clock())
         except BaseException as error:
             error.add_note(f"to see it again: outage_round({seed}, {hours})")
             raise

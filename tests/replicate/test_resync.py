@@ -28,13 +28,6 @@ from vdiskfs.window import DAY_S, Window
 MIB = 1 << 20
 SIZE = MIB
 PAGES = SIZE // PAGE_SIZE
-# Waits of the store and of the tables pass at once; a thread's work is not outrun.
-CLOCK = 0.005
-
-
-@pytest.fixture
-def autojump_clock() -> MockClock:
-    return MockClock(autojump_threshold=CLOCK)
 
 
 async def fill(rig: Rig, pages: range | list[int], seed: int) -> None:

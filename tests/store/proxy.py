@@ -156,7 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         fault = self.proxy.take(self.command, self.path)
         kind = fault.kind if fault else None
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            self.close_connection = True  # whoever sent it has given up
+            return
         if fault and kind == "answer":
             self._send(fault.status, list(fault.headers.items()), b"")
         elif kind == "reset":

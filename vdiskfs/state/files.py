@@ -80,10 +80,10 @@ def write_record(path: Path, body: dict[str, Any]) -> None:
     document = {"check": _check(body), "body": body}
     data = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
     spare = path.with_name(f".{path.name}.spare")
-    if not path.exists():
-        write_file(path, data)
-        return
     try:
+        if not path.exists():
+            write_file(path, data)
+            return
         fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _write_all(fd, data)
