@@ -25,7 +25,7 @@ import trio
 from vdiskfs import native
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaWriter, PageBatch, Spooled, open_file, open_spooled
-from vdiskfs.delta.entries import NO_EXTENTS, U8, U64, unite_extents
+from vdiskfs.delta.entries import NO_EXTENTS, U8, U64, distinct, unite_extents
 from vdiskfs.errors import FormatError
 from vdiskfs.image import ChainEnd, LiveImage
 from vdiskfs.point.fetch import first_error
@@ -215,7 +215,7 @@ class SuspectPass:
             return _select(batch, again | ~batch.zero)
         same = np.zeros(len(batch.pageno), np.bool_)
         regions = batch.pageno // np.uint64(PAGES_PER_REGION)
-        for region in np.unique(regions).tolist():
+        for region in distinct(regions).tolist():
             inside = np.nonzero(regions == region)[0]
             first = int(batch.pageno[inside[0]])
             count = int(batch.pageno[inside[-1]]) - first + 1

@@ -19,7 +19,7 @@ import numpy as np
 
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, open_file, open_spooled, remove_spooled
-from vdiskfs.delta.entries import Extents, extents_of_pages
+from vdiskfs.delta.entries import Extents, distinct, extents_of_pages
 from vdiskfs.errors import FormatError
 from vdiskfs.image import ChainEnd
 from vdiskfs.state import sync_directory
@@ -129,7 +129,7 @@ def changed_runs(deltas: Sequence[Spooled]) -> Iterator[Extents]:
     for spooled in deltas:
         delta = open_file(spooled.path)
         for entries in delta.entries():
-            yield extents_of_pages(np.unique(entries.pages()[0]))
+            yield extents_of_pages(distinct(entries.pages()[0]))
         yield delta.zeros()
         head = delta.head
         if head.cut < head.from_size:

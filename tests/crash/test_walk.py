@@ -17,9 +17,13 @@ import pytest
 
 from tests.crash.scenarios import SCENARIOS
 
-EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "24")
+EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "12")
 SECOND_EVERY = os.environ.get("VDISKFS_CRASH_SECOND_EVERY", "300")
 TOP = Path(__file__).parents[2]
+
+# Each hook that has a name is walked where the first scenario passes it; besides, each scenario
+# is walked at every so many hooks.
+_walked: set[str] = set()
 
 
 @pytest.mark.slow
@@ -31,6 +35,7 @@ def test_a_crash_at_any_durable_step_loses_nothing(
     command = [
         sys.executable, "-m", "tests.crash.walk", scenario, "--every", EVERY,
         "--second-every", SECOND_EVERY, "--directory", str(tmp_path),
+        "--known", ",".join(_walked),
     ]  # fmt: skip
     # Children are forked: no library may have started threads of its own.
     environ = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
@@ -44,4 +49,5 @@ def test_a_crash_at_any_durable_step_loses_nothing(
     # The scenario passed through the crashes that it is there for.
     assert report["crashes"] > 3
     assert report["second_crashes"] > 0
+    _walked.update(report["walked"])
     crash_reports(report)

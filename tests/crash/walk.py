@@ -1,6 +1,7 @@
 """Walks over every crash hook that a scenario passes, and again over its recovery.
 
-    python -m tests.crash.walk SCENARIO... [--every N] [--second-every N] [--directory DIR]
+    python -m tests.crash.walk SCENARIO... [--every N] [--second-every N] [--known NAMES]
+                               [--directory DIR]
 
 For n = 1, 2, ... the scenario's act runs in a child that dies at the nth hook of Python,
 then at the nth of the C core, until it completes. After each death the next daemon starts
@@ -19,6 +20,7 @@ Prints one JSON document.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -45,10 +47,15 @@ SIDES = ("python", "c")
 
 @dataclass
 class Report:
-    """What was walked. ``hooks`` has their names, by side; the others count runs."""
+    """What was walked; the numbers count runs.
+
+    ``hooks`` has the names that were passed, by side, ``walked`` those for whose own sake the
+    act was killed.
+    """
 
     scenario: str
     hooks: dict[str, list[str]] = field(default_factory=dict)
+    walked: list[str] = field(default_factory=list)
     crashes: int = 0
     second_crashes: int = 0
     problems: list[str] = field(default_factory=list)
@@ -188,8 +195,12 @@ def hooks_in(log: Path) -> list[str]:
 class Walk:
     """One scenario's walk below a directory of its own."""
 
-    def __init__(self, scenario: Scenario, directory: Path, every: int, second_every: int) -> None:
+    def __init__(
+        self, scenario: Scenario, directory: Path, *, every: int, second_every: int,
+        known: frozenset[str],
+    ) -> None:  # fmt: skip
         self.scenario = scenario
+        self.known = known
         self.template = directory / "template"
         self.crashed = directory / "crashed"
         self.every = every
@@ -231,7 +242,8 @@ class Walk:
             self._expect(run_child(verify, place, None, checked), "unharmed, then checked")
         for side in SIDES:
             passed = hooks_in(Path(f"{acted}.{side}"))
-            self.first[side] = {passed.index(name) + 1 for name in passed}
+            self.first[side] = {passed.index(name) + 1 for name in {*passed} - self.known}
+            self.report.walked += sorted({*passed} - self.known)
             names = {*passed, *hooks_in(Path(f"{checked}.{side}"))}
             self.report.hooks[side] = sorted(names)
 
@@ -271,11 +283,22 @@ class Walk:
 
 
 def walk(
-    name: str, *, every: int = 1, second_every: int = 1, directory: Path | None = None
-) -> Report:
-    """Walk over one scenario; ``every``: each so many hooks, and each name once, ``second_every`` in recovery."""
+    name: str, *, every: int = 1, second_every: int = 1, known: frozenset[str] = frozenset(),
+    directory: Path | None = None,
+) -> Report:  # fmt: skip
+    """Walk over one scenario.
+
+    Args:
+        name: the scenario's.
+        every: each so many hooks, and each name once.
+        second_every: each so many hooks of the recoveries.
+        known: names that need not be walked for their own sake.
+        directory: where to work.
+    """
     with tempfile.TemporaryDirectory(dir=directory) as place:
-        return Walk(SCENARIOS[name], Path(place), every, second_every).run()
+        return Walk(
+            SCENARIOS[name], Path(place), every=every, second_every=second_every, known=known
+        ).run()
 
 
 def main() -> int:
@@ -284,13 +307,17 @@ def main() -> int:
     parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--second-every", type=int, default=1)
+    parser.add_argument("--known", default="", help="names that were walked elsewhere")
     parser.add_argument("--directory", type=Path)
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     make = partial(
         walk, every=arguments.every, second_every=arguments.second_every,
-        directory=arguments.directory,
+        directory=arguments.directory, known=frozenset(arguments.known.split(",")),
     )  # fmt: skip
+    # What is here before a fork is not looked through, and so not copied, in each child.
+    gc.collect()
+    gc.freeze()
     reports = [make(name) for name in arguments.scenarios]
     json.dump([asdict(one) for one in reports], sys.stdout, indent=1)
     print()

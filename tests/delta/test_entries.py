@@ -10,7 +10,9 @@ from vdiskfs.delta.entries import (
     Entries,
     Extents,
     concat_entries,
+    distinct,
     extents_of_pages,
+    first_of_each,
     make_extents,
     select_pages,
     unite_extents,
@@ -114,3 +116,10 @@ def test_rows_of_entries_keep_their_sums(
     starts = entries.sum_starts()
     wanted = [s for row in rows for s in entries.sums[starts[row] : starts[row + 1]].tolist()]
     assert part.sums.tolist() == wanted
+
+
+@given(st.lists(st.integers(0, 20)))
+def test_distinct_values_and_where_each_is_first(numbers: list[int]) -> None:
+    values = np.array(numbers, np.uint64)
+    assert distinct(values).tolist() == sorted(set(numbers))
+    assert first_of_each(values).tolist() == [numbers.index(one) for one in sorted(set(numbers))]

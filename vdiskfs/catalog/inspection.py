@@ -10,7 +10,7 @@ import trio
 
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.report import CheckReport, Problem
-from vdiskfs.delta.entries import I64, U64, Bools, Entries
+from vdiskfs.delta.entries import I64, U64, Bools, Entries, distinct
 from vdiskfs.delta.layout import Kind
 from vdiskfs.delta.names import parse_joined
 from vdiskfs.errors import DamagedError, NotFoundError, VdiskfsError
@@ -74,7 +74,7 @@ class Inspection:
         """Return for each problem which pages of the entries cannot be read because of it."""
         bad: dict[int, Bools] = {}
         owner = np.repeat(np.arange(len(entries)), np.bitwise_count(entries.mask))
-        for number in np.unique(entries.object).tolist():
+        for number in distinct(entries.object).tolist():
             mine = entries.object == number
             name, said = piece.name, piece.head.object_size
             if number:
@@ -118,10 +118,10 @@ class Inspection:
     def _remember(self, name: str, entries: Entries, owner: I64, pages: Bools) -> None:
         pageno, _ = entries.pages()
         known = self._bad.setdefault(name, {})
-        for row in np.unique(owner[pages]).tolist():
+        for row in distinct(owner[pages]).tolist():
             offset = int(entries.offset[row])
             wrong = pageno[pages & (owner == row)]
-            known[offset] = np.union1d(known.get(offset, wrong), wrong)
+            known[offset] = distinct(np.concatenate([known.get(offset, wrong), wrong]))
 
     def _outside(self, name: str, said: int, entries: Entries) -> Bools:
         """Return which entries end beyond what is there of their object."""

@@ -8,7 +8,14 @@ from vdiskfs.catalog.damage import Change
 from vdiskfs.catalog.inspection import Inspection, bare
 from vdiskfs.delta.blocks import DATA, ZEROS
 from vdiskfs.delta.digest import ContentHasher
-from vdiskfs.delta.entries import NO_EXTENTS, U64, Extents, extents_of_pages, unite_extents
+from vdiskfs.delta.entries import (
+    NO_EXTENTS,
+    U64,
+    Extents,
+    distinct,
+    extents_of_pages,
+    unite_extents,
+)
 from vdiskfs.delta.index import find_rows
 from vdiskfs.delta.layout import LIMIT
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
@@ -97,7 +104,7 @@ class _Look:
     def change(self) -> Change:
         """Return what the delta does to hurt pages."""
         return Change(
-            np.unique(np.concatenate([np.empty(0, np.uint64), *self._replaced])),
+            distinct(np.concatenate([np.empty(0, np.uint64), *self._replaced])),
             self._zeros,
             pages_of(self._piece.head.cut),
             {problem: unite_extents(parts) for problem, parts in self._bad.items()},

@@ -26,7 +26,7 @@ from vdiskfs.delta.columns import (
     seal_zeros,
 )
 from vdiskfs.delta.digest import ContentHasher
-from vdiskfs.delta.entries import I64, NO_EXTENTS, Entries, Extents, concat_entries
+from vdiskfs.delta.entries import I64, NO_EXTENTS, Entries, Extents, concat_entries, distinct
 from vdiskfs.delta.index import DIRECT_ROWS, ROWS_PER_PAGE
 from vdiskfs.delta.points import POINTS_PER_BLOCK, PointTable, seal_points
 from vdiskfs.delta.refs import ObjectTable
@@ -156,7 +156,7 @@ def build_root(rows: Rows) -> tuple[list[Sealed], Rows]:
     pages: list[Sealed] = []
     root: list[Rows] = []
     at = 0
-    for kind in np.unique(rows["kind"]).tolist():
+    for kind in distinct(rows["kind"]).tolist():
         mine = rows[rows["kind"] == kind]
         if len(mine) <= DIRECT_ROWS:
             root.append(mine)

@@ -19,7 +19,7 @@ from vdiskfs.delta.blocks import (
     planes,
     seal_block,
 )
-from vdiskfs.delta.entries import Entries, Extents
+from vdiskfs.delta.entries import Entries, Extents, distinct
 from vdiskfs.delta.layout import LIMIT
 from vdiskfs.delta.refs import ObjectTable
 from vdiskfs.errors import FormatError
@@ -104,7 +104,7 @@ def _entries_problem(entries: Entries, row: np.void) -> str:
         if same.any():
             pageno, _ = entries.pages()
             low = entries.mask & (~entries.mask + np.uint16(1))
-            if len(np.unique(pageno)) != len(pageno) or (same & (low[1:] < low[:-1])).any():
+            if len(distinct(pageno)) != len(pageno) or (same & (low[1:] < low[:-1])).any():
                 return "entries of one chunk overlap or are not in order"
     return ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ U16 = npt.NDArray[np.uint16]
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 ZSTD = 1
 _SHIFT = np.uint64(4)
@@ -100,6 +103,27 @@ class Entries:
     def with_object(self, objects: U32) -> Entries:
         """Return the entries with another object column."""
         return replace(self, object=objects)
+
+
+def distinct(values: npt.NDArray[ScalarT]) -> npt.NDArray[ScalarT]:
+    """Return the values in order, each once.
+
+    numpy's own way imports its masked arrays first: a third of the time of a short command.
+    """
+    ordered = np.sort(values)
+    return ordered[_is_new(ordered)]
+
+
+def first_of_each(values: npt.NDArray[ScalarT]) -> I64:
+    """Return where each value is first, in the order of the values."""
+    order = np.argsort(values, kind="stable")
+    return order[_is_new(values[order])]
+
+
+def _is_new(ordered: npt.NDArray[ScalarT]) -> Bools:
+    new = np.ones(len(ordered), np.bool_)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return new
 
 
 def no_entries() -> Entries:

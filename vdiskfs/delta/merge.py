@@ -25,6 +25,8 @@ from vdiskfs.delta.entries import (
     Entries,
     Extents,
     concat_entries,
+    distinct,
+    first_of_each,
     select_pages,
     unite_extents,
 )
@@ -145,7 +147,7 @@ class ObjectNumbers:
 
     def renumber(self, objects: U32) -> U32:
         """Return the result's numbers for sources' numbers (base added)."""
-        for number in np.unique(objects).tolist():
+        for number in distinct(objects).tolist():
             if self._known[number] < 0:
                 order = int(np.searchsorted(self.bases, number, side="right")) - 1
                 ref = self._sources[order].objects[number - int(self.bases[order])]
@@ -237,7 +239,7 @@ def _window(
 
 
 def _sorted_pages(parts: Sequence[U64]) -> U64:
-    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+    return distinct(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
 
 def _newest(window: _Window) -> Entries:
@@ -247,6 +249,5 @@ def _newest(window: _Window) -> Entries:
         return entries
     pageno, owner = np.concatenate(window.pageno), np.concatenate(window.owner)
     rows = np.flatnonzero(np.concatenate(window.keep))
-    # unique() gives the first of equal numbers, and the newest come first.
-    _, newest = np.unique(pageno[rows], return_index=True)
-    return select_pages(entries, pageno, owner, rows[newest])
+    # Of equal numbers the first is the newest.
+    return select_pages(entries, pageno, owner, rows[first_of_each(pageno[rows])])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import trio
 
 from vdiskfs import native
-from vdiskfs.delta.entries import I64, U64, Bools, Entries
+from vdiskfs.delta.entries import I64, U64, Bools, Entries, distinct
 from vdiskfs.delta.frames import FrameError, decode_frames
 from vdiskfs.delta.layout import OBJECT_MAX
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError
@@ -43,7 +43,7 @@ async def locate(piece: Piece, entries: Entries) -> Found:
         FormatError: an object is not in the delta's table, or a frame lies outside it.
     """
     names = {0: piece.name}
-    for number in np.unique(entries.object).tolist():
+    for number in distinct(entries.object).tolist():
         if number:
             ref = await piece.object_ref(number)
             names[number] = ref.name(piece.head.disk_id)
@@ -164,7 +164,7 @@ def _runs(found: Found) -> list[_Run]:
     """Group entries by object and nearness."""
     entries, piece = found.entries, found.piece
     runs = []
-    for number in np.unique(entries.object).tolist():
+    for number in distinct(entries.object).tolist():
         rows = np.flatnonzero(entries.object == number)
         rows = rows[np.argsort(entries.offset[rows], kind="stable")]
         start, end = entries.offset[rows], entries.offset[rows] + entries.length[rows]
