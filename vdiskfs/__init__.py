@@ -28,6 +28,7 @@ The modules, from the top
     suspects      which pages the vault may lack    shipping  the spool into the vault
     stride        how long an epoch lasts
     ownership     which line of the vault a disk writes, and by what right
+    machines      virtual machines: their definitions, and what runs them
     leftovers     what a spool holds that does not follow: a branch
     ownernote     what a disk knows here of who owns it
     liveness      whether the owner of a disk still runs

@@ -25,6 +25,8 @@ from vdiskfs.window import Window
 
 GIB = 1 << 30
 WHEN_DISPLACED = ("read-only", "keep")
+# The name of an interface has at most 15 bytes.
+_ATTACHMENT = re.compile(r"none|user|(bridge|tap):[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,6 +37,20 @@ class AzureConfig:
     account: str | None = None
     endpoint: str | None = None
     key_file: str | None = None
+
+
+@dataclass(frozen=True)
+class MachinesConfig:
+    """The ``[machines]`` table: what definitions from the vault may use of this host.
+
+    ``networks`` maps the name of a source's network to what it is here (``is_attachment``).
+    """
+
+    hooks_directory: str | None = None
+    boot_directory: str | None = None
+    networks: Mapping[str, str] = field(default_factory=dict)
+    qemu: str = "qemu-system-x86_64"
+    qemu_arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class Config:
     bandwidth_limit: int = 0
     when_displaced: str = "read-only"
     azure: AzureConfig = field(default_factory=AzureConfig)
+    machines: MachinesConfig = field(default_factory=MachinesConfig)
 
     @classmethod
     def from_toml(cls, path: Path) -> Config:
@@ -90,7 +107,8 @@ class Config:
         """Return the table that ``from_dict`` reads back to an equal configuration."""
         table = asdict(self)
         table["patterns"] = list(self.patterns)
-        table["azure"] = {key: value for key, value in table["azure"].items() if value is not None}
+        for name in ("azure", "machines"):
+            table[name] = {key: value for key, value in table[name].items() if value is not None}
         return table
 
 
@@ -216,6 +234,11 @@ def vault_environ(config: Config, environ: Mapping[str, str] = os.environ) -> di
     return merged
 
 
+def is_attachment(value: Any) -> bool:
+    """Tell whether a value says what a network is: none, user, bridge:NAME or tap:NAME."""
+    return isinstance(value, str) and _ATTACHMENT.fullmatch(value) is not None
+
+
 def _read_key(path: str) -> str:
     """Return the key in a file that only its owner may read."""
     try:
@@ -336,12 +359,41 @@ def _optional_absolute(value: Any) -> str | None:
 
 
 def _azure(value: Any) -> AzureConfig:
+    return AzureConfig(**_subtable(value, "azure", _AZURE_KEYS))
+
+
+def _machines(value: Any) -> MachinesConfig:
+    return MachinesConfig(**_subtable(value, "machines", _MACHINES_KEYS))
+
+
+def _subtable(value: Any, name: str, keys: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("must be a table")
-    unknown = sorted(set(value) - set(_AZURE_KEYS))
+    unknown = sorted(set(value) - set(keys))
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r} in [azure]")
-    return AzureConfig(**{key: _AZURE_KEYS[key](item) for key, item in value.items()})
+        raise ValueError(f"unknown key {unknown[0]!r} in [{name}]")
+    checked = {}
+    for key, item in value.items():
+        try:
+            checked[key] = keys[key](item)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    return checked
+
+
+def _networks(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(value):
+        raise ValueError("must be a table of networks")
+    for name, target in value.items():
+        if not is_attachment(target):
+            raise ValueError(f"{name}: must be none, user, bridge:NAME or tap:NAME")
+    return dict(value)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of words")
+    return tuple(_text(item) for item in value)
 
 
 def _options(value: Any) -> Config:
@@ -354,6 +406,14 @@ _AZURE_KEYS: dict[str, Callable[[Any], Any]] = {
     "account": _text,
     "endpoint": _text,
     "key_file": _absolute,
+}
+
+_MACHINES_KEYS: dict[str, Callable[[Any], Any]] = {
+    "hooks_directory": _absolute,
+    "boot_directory": _absolute,
+    "networks": _networks,
+    "qemu": _text,
+    "qemu_arguments": _words,
 }
 
 _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
@@ -371,6 +431,7 @@ _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
     "bandwidth_limit": _size(0),
     "when_displaced": _when_displaced,
     "azure": _azure,
+    "machines": _machines,
 }
 
 _MOUNT_KEYS: dict[str, Callable[[Any], Any]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from vdiskfs.config import AzureConfig, Config
+from vdiskfs.config import AzureConfig, Config, MachinesConfig
 from vdiskfs_tools.call import GlobalOption
 from vdiskfs_tools.main import cli
 
@@ -107,9 +107,10 @@ def test_each_key_is_in_the_page_with_its_default_and_no_other() -> None:
     found = sections("vdiskfs.conf.5")
     lines = [tag.replace(' " (default: ', " = ").removesuffix(')"') for tag in tags(found["KEYS"])]
     table = tomllib.loads("\n".join(line.replace(" (default: ", " = ") for line in lines))
-    assert set(table) | {"azure"} == {item.name for item in fields(Config)}
+    assert set(table) | {"azure", "machines"} == {item.name for item in fields(Config)}
     assert Config.from_dict(table, where="page") == Config()
     assert set(tags(found["[azure]"])) == {item.name for item in fields(AzureConfig)}
+    assert set(tags(found["[machines]"])) == {item.name for item in fields(MachinesConfig)}
 
 
 def test_the_example_in_the_page_is_a_configuration() -> None:

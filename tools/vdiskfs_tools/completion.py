@@ -1,4 +1,4 @@
-"""``vdiskfs completion``, and what completes the names of disks and points."""
+"""``vdiskfs completion``, and what completes the names of disks, points and machines."""
 
 # ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
 
@@ -41,6 +41,21 @@ def complete_points(ctx: click.Context, _param: click.Parameter, incomplete: str
     names = [disk] if sign else _disk_names(call_of(ctx))
     points = [f"{name}@{point}" for name in names for point in LATEST]
     return [point for point in points if point.startswith(incomplete)]
+
+
+def complete_machines(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the vault's machines that begin so; no answer is no names."""
+    from vdiskfs.errors import VdiskfsError
+    from vdiskfs.machines.vaulted import machine_names
+    from vdiskfs_tools.mounts import vault_url
+    from vdiskfs_tools.output import clean
+    from vdiskfs_tools.vaults import with_store
+
+    try:
+        names = with_store(vault_url(call_of(ctx)), machine_names, limit_s=ANSWER_S)
+    except (VdiskfsError, OSError):
+        return []
+    return [name for name in names if name == clean(name) and name.startswith(incomplete)]
 
 
 def _disk_names(call: Call) -> list[str]:

@@ -8,7 +8,18 @@ from typing import Any, NoReturn
 
 import click
 
-from vdiskfs_tools import completion, disk, doctor, mount, point, status, umount, upgrade, vault
+from vdiskfs_tools import (
+    completion,
+    disk,
+    doctor,
+    machine,
+    mount,
+    point,
+    status,
+    umount,
+    upgrade,
+    vault,
+)
 from vdiskfs_tools.call import Call, Group
 from vdiskfs_tools.failures import end_with
 
@@ -57,6 +68,7 @@ for command in (
     status.status,
     doctor.doctor,
     disk.disk,
+    machine.machine,
     point.point,
     completion.completion,
 ):
