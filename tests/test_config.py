@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdiskfs import config
-from vdiskfs.config import AzureConfig, Config, MountSettings
+from vdiskfs.config import AzureConfig, Config, MachinesConfig, MountSettings
 from vdiskfs.errors import NotFoundError, RefusedError, UsageError
 
 GIB = 1 << 30
@@ -82,6 +82,10 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         ("bandwidth_limit = -1", "bandwidth_limit"),
         ('when_displaced = "merge"', "when_displaced"),
         ("[azure]\nkey_file = 'relative'", "azure"),
+        ("[machines]\nhooks_directory = 'relative'", "machines: hooks_directory"),
+        ("[machines.networks]\nlan = 'bridge:a b'", "machines: networks: lan"),
+        ("[machines]\nqemu_arguments = '-S'", "machines: qemu_arguments"),
+        ("[machines]\nkernel = 'x'", "kernel"),
         ("workers", "not TOML"),
     ],
 )
@@ -131,6 +135,12 @@ def settings(**changes: object) -> MountSettings:
             epoch_interval_s=st.floats(0.05, 86400),
             cache_limit=st.integers(16 << 20, 1 << 62),
             azure=st.builds(AzureConfig, account=st.none() | st.just("x")),
+            machines=st.builds(
+                MachinesConfig,
+                hooks_directory=st.none() | st.just("/etc/hooks"),
+                networks=st.dictionaries(st.sampled_from("ab"), st.just("bridge:br0")),
+                qemu_arguments=st.lists(st.just("-S")).map(tuple),
+            ),
         ),
     )
 )

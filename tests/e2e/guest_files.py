@@ -74,16 +74,18 @@ def _depends(package: str) -> list[str]:
     return re.findall(r"Depends: (\S+)", done.stdout.decode())
 
 
-def initramfs(script: str, target: Path, programs: Sequence[Path] = ()) -> None:
+def initramfs(
+    script: str, target: Path, programs: Sequence[Path] = (), drivers: Sequence[str] = ()
+) -> None:
     """Write an initramfs whose init loads the drivers, runs the script and turns off.
 
     The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``. The programs,
-    linked statically, lie in /bin under their own names.
+    linked statically, lie in /bin under their own names; ``drivers`` are loaded beyond the usual.
     """
     busybox = shutil.which("busybox")
     if busybox is None:
         raise GuestFilesError("no busybox on this host: apt-get install busybox-static")
-    modules = list(_modules())
+    modules = list(_modules((*_MODULES, *drivers)))
     load = "".join(f"insmod /modules/{name}\n" for name, _ in modules)
     init = _INIT.replace("@LOAD@", load)
     with gzip.open(target, "wb", compresslevel=1) as file:
@@ -116,13 +118,13 @@ poweroff -f
 """
 
 
-def _modules() -> Iterator[tuple[str, bytes]]:
+def _modules(wanted: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the wanted modules that are not built in, each behind those that it needs."""
     files = {}
     for path in CACHE.glob("**/lib/modules/*/kernel/**/*.ko*"):
         files[path.name.split(".ko")[0].replace("-", "_")] = path
     done: dict[str, bytes] = {}
-    for name in _MODULES:
+    for name in wanted:
         yield from _with_needs(name.replace("-", "_"), files, done)
 
 
