@@ -96,7 +96,7 @@ WRONG = {
     SMALL.replace("web01", r"a\u001b", 1): "name: must be a text without control",
     SMALL.replace("web01", "a" * 241, 1): "name: must be a text of at most 240 bytes",
     SMALL.replace("64MiB", "1MiB"): "memory: must be a size in whole MiB",
-    SMALL.replace("64MiB", "64.0000001MiB"): "memory: must be a size in whole MiB",
+    SMALL.replace("64MiB", "64.5MiB"): "memory: must be a size in whole MiB",
     SMALL.replace('"64MiB"', "true"): "memory: must be a size",
     SMALL.replace("64MiB", "9" * 39): "memory: must be a size",
     SMALL.replace("64MiB", "much"): "memory: not a size",

@@ -263,7 +263,7 @@ async def test_a_raw_disk_with_the_head_of_a_qcow2_is_raw_to_qemu(tmp_path: Path
         (block,) = [row for row in await qmp.execute("query-block") if "inserted" in row]
     inserted = block["inserted"]
     assert inserted["drv"] == "raw"
-    assert inserted["image"]["virtual-size"] == size
+    assert inserted["image"]["virtual-size"] == -(-size // 512) * 512
     assert "secret" not in json.dumps(inserted)
 
 

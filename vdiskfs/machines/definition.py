@@ -59,7 +59,7 @@ def parse_machine(text: str, *, name: str | None = None, where: str = "machine")
         raise UsageError(f"{where}: longer than {TEXT_LIMIT} bytes", hint=_HINT)
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not TOML: {error}"[:300], hint=_HINT) from None
     if name is not None and table.setdefault("name", name) != name:
         raise UsageError(f"{where}: name: it is another machine's: {str(table['name'])[:60]!r}",
