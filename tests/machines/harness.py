@@ -13,7 +13,8 @@ import trio
 
 from vdiskfs.config import MachinesConfig
 from vdiskfs.machines import Attach, Isolated, Machine, MachineDisk
-from vdiskfs.machines.qemu import QemuRunner, QemuRunning
+from vdiskfs.machines.qemu import QemuRunner
+from vdiskfs.machines.qemurunning import QemuRunning
 
 HOST = MachinesConfig()
 # No system on its disk: its firmware looks for one and finds none. QEMU itself is up in a second.

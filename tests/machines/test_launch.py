@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from vdiskfs.machines import launch
 from vdiskfs.machines.launch import Log, check_disk
 
 
@@ -70,3 +73,33 @@ def test_a_log_keeps_the_newest_within_its_bound(
     assert written.endswith(old + new)
     assert 900 < len(old) <= 1000
     assert 0 < len(new) <= 1000
+
+
+CONSOLE = """
+import os, runpy, sys
+launch = runpy.run_path(sys.argv[1])
+heard, told = os.pipe()
+listener = os.fork() if sys.argv[2] == "heard" else 0
+if listener:
+    os.close(told)
+    sys.exit(os.read(heard, 10) != b"gone" or os.waitpid(listener, 0)[1])
+os.close(heard)
+lock = os.open("lock", os.O_RDWR | os.O_CREAT)
+settings = {"log_limit": 1000, "command": ["touch", "started"], "record": {"name": "a"}}
+launch["become_console"](settings, lock, told)
+"""
+
+
+@pytest.mark.parametrize("asker", ["heard", "gone"])
+def test_without_whoever_asked_nothing_is_let_go(tmp_path: Path, asker: str) -> None:
+    """A launcher that was killed before it heard of the record: QEMU's first step never comes."""
+    command = [sys.executable, "-c", CONSOLE, launch.__file__, asker]
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == (0 if asker == "heard" else 1), done.stderr
+    assert (tmp_path / "started").exists() == (asker == "heard")
+    # Either way it was on record before it could have begun.
+    record = json.loads((tmp_path / "record.json").read_bytes())
+    assert record["name"] == "a"
+    assert record["pid"] > 1
+    if asker == "heard":
+        assert json.loads((tmp_path / "ended.json").read_bytes()) == {"status": 0}

@@ -18,6 +18,7 @@ from vdiskfs.machines import (
     MachineDisk,
     Mapped,
     Network,
+    qemuline,
 )
 from vdiskfs.machines.permission import attachments, boot_file, hook_command
 from vdiskfs.machines.qemuline import command_line, disk_format
@@ -139,3 +140,20 @@ def test_a_kernel_is_passed_by_its_checked_path(programs: Path) -> None:
     assert words[words.index("-kernel") + 1] == f"{programs}/vmlinuz"
     with pytest.raises(NotFoundError, match="no file is given for its disk web01"):
         command_line(machine, {}, (), program="qemu", host=host)
+
+
+def test_what_this_host_lacks_is_said_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Firmware that is not installed, KVM that is not there: never something else in silence."""
+    monkeypatch.setattr(qemuline, "_UEFI", ((str(tmp_path / "a"), str(tmp_path / "b")),))
+    monkeypatch.setattr(qemuline, "_KVM", tmp_path / "kvm")
+    with pytest.raises(NotFoundError, match="apt-get install ovmf"):
+        line_of(replace(MACHINE, firmware="uefi"), tmp_path / "d.img")
+    with pytest.raises(RefusedError, match='cannot use .*kvm; .*accel = "tcg"'):
+        line_of(replace(MACHINE, accel="kvm"), tmp_path / "d.img")
+    words = line_of(replace(MACHINE, accel="auto"), tmp_path / "d.img")
+    assert words.count("-accel") == 1
+    (tmp_path / "kvm").touch()
+    words = line_of(replace(MACHINE, accel="auto"), tmp_path / "d.img")
+    assert [words[at + 1] for at, word in enumerate(words) if word == "-accel"] == ["kvm", "tcg"]

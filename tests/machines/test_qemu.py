@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,10 +25,18 @@ from vdiskfs.errors import (
     RefusedError,
     VdiskfsError,
 )
-from vdiskfs.machines import HealthCheck, Isolated, MachineDisk, Network, find_running, wait_healthy
-from vdiskfs.machines import qemu as qemu_module
+from vdiskfs.machines import (
+    HealthCheck,
+    Isolated,
+    MachineDisk,
+    Network,
+    find_running,
+    qemurunning,
+    wait_healthy,
+)
 from vdiskfs.machines.process import Process, boot_id
-from vdiskfs.machines.qemu import QemuRunning
+from vdiskfs.machines.qemu import QemuRunner
+from vdiskfs.machines.qemurunning import QemuRunning
 from vdiskfs.machines.qmp import connected
 
 pytestmark = pytest.mark.guest
@@ -105,6 +114,31 @@ async def test_a_machine_outlives_whoever_started_it(tmp_path: Path) -> None:
             assert (await qmp.execute("query-status"))["status"] == "running"
         await found.kill()
         assert not Path(f"/proc/{found.pid}").exists() or not await found.is_up()
+    finally:
+        await end(directory)
+
+
+@pytest.mark.parametrize("step", ["prepared", "launched", "ready"])
+async def test_a_starter_that_dies_at_any_step_leaves_none_or_one(
+    tmp_path: Path, step: str
+) -> None:
+    """Whoever comes next finds the machine, or starts it: exactly one runs in the end."""
+    directory, disk = tmp_path / "m", make_disk(tmp_path)
+    try:
+        done = await trio.run_process(
+            [sys.executable, "-c", STARTER, str(disk), str(directory)],
+            capture_stdout=True, check=False, cwd=Path(__file__).parents[2],
+            env={**os.environ, "VDISKFS_CRASH": f"machine.{step}:1"},
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+        found = await runner().find(directory)
+        assert (found is None) == (step == "prepared")
+        if found is None:
+            found = await runner().start(BARE, {"disk": disk}, directory, Isolated())
+        await found.wait_ready()
+        with pytest.raises(BusyError):
+            await runner().start(BARE, {"disk": disk}, directory, Isolated())
+        assert await found.state() == "running"
     finally:
         await end(directory)
 
@@ -234,14 +268,17 @@ async def test_a_machine_sees_no_credentials_and_runs_in_the_sandbox(
     """What opens the vault is not in QEMU's environment, nor are our files; seccomp is on."""
     monkeypatch.setenv("AZURE_STORAGE_KEY", "secret")
     monkeypatch.setenv("NOTIFY_SOCKET", "@x")
-    default = qemu_module.QemuRunner(MachinesConfig())
+    default = QemuRunner(MachinesConfig())
     assert "PATH" in default._environ
     assert not [key for key in default._environ if key.startswith(("AZURE", "NOTIFY"))]
     async with started(tmp_path / "m") as running:
         proc = Path(f"/proc/{running.pid}")
         assert b"secret" not in (proc / "environ").read_bytes()
         assert "Seccomp:\t2" in (proc / "status").read_text()
-        files = {str(fd.readlink()) for fd in (proc / "fd").iterdir()}
+        files = set()
+        for fd in (proc / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a connection that is just closed
+                files.add(str(fd.readlink()))
         assert str(tmp_path / "disk.img") in files
         assert str(tmp_path / "m" / "lock") in files
         sid = (proc / "stat").read_text().rpartition(")")[2].split()[3]
@@ -288,6 +325,22 @@ async def test_every_bus_and_card_is_known_to_qemu(tmp_path: Path) -> None:
         assert running.name == machine.name
 
 
+async def test_a_machine_that_stands_still_says_so_and_goes_on(tmp_path: Path) -> None:
+    """It is up all the while; its state is QEMU's word, until it is let go on."""
+    async with started(tmp_path / "m") as running:
+        assert await running.state() == "running"
+        async with connected(tmp_path / "m" / "qmp.sock", what="test") as qmp:
+            await qmp.execute("stop")
+        assert await running.state() == "paused"
+        assert await running.is_up()
+        await running.resume()
+        assert await running.state() == "running"
+        await running.kill()
+        assert await running.state() == "down"
+        with pytest.raises(LocalError):
+            await running.resume()
+
+
 async def test_a_machine_that_does_not_listen_goes_on_after_the_limit(tmp_path: Path) -> None:
     """Firmware without a system does not hear the power button: it says so, and can be killed."""
     async with started(tmp_path / "m") as running:
@@ -299,7 +352,7 @@ async def test_a_port_that_qemu_takes_and_the_guest_does_not_is_not_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QEMU's own network accepts for a guest without a system; the check does not believe it."""
-    monkeypatch.setattr(qemu_module, "TCP_S", 1.0)
+    monkeypatch.setattr(qemurunning, "TCP_S", 1.0)
     machine = replace(
         BARE, networks=(Network("lan"),), health=HealthCheck("tcp", limit_s=2, port=22)
     )

@@ -143,7 +143,7 @@ async def _put(vault: Vault, wanted: Machine, *, dry_run: bool) -> bool:
 
 
 def _checked(name: str) -> str:
-    from vdiskfs.machines.definition import check_name
+    from vdiskfs.machines.rules import check_name
 
     try:
         return check_name(name)

@@ -1,12 +1,13 @@
 """Virtual machines: what the vault says of them, and what runs them on this host.
 
-machine      Machine and its parts            definition   as TOML and as a table, checked
+machine      Machine and its parts            definition, rules   as TOML and as a table, checked
 vaulted      machines/NAME.json in the vault  permission   what a definition may do here
 runner       the seam: Runner, Running, Isolated, Mapped
-qemu         plain QEMU processes             qemuline     their command line
+qemu, qemurunning   plain QEMU processes      qemuline     their command line
 launch       starts one that outlives us      process      finds it again
 qmp, agent   asks QEMU, and its guest         reach        whether a port answers
 hooks        this host's own programs         hookrun      runs one of them
+directory    what lies in a machine's own
 health       waits until a machine is of use
 
     runner = runner_for(machine.runner, config.machines)

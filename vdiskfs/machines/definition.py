@@ -7,15 +7,13 @@ thing that is wrong: what, where, what to do.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from vdiskfs.config import is_attachment
 from vdiskfs.errors import UsageError
+from vdiskfs.machines import rules
 from vdiskfs.machines.machine import (
     ACCELERATORS,
     BUSES,
@@ -32,14 +30,10 @@ from vdiskfs.machines.machine import (
     MachineDisk,
     Network,
 )
-from vdiskfs.units import parse_size
 
 TEXT_LIMIT = 64 << 10
 """Bytes of a definition; a machine with 64 disks has some 8 KiB."""
-MIB = 1 << 20
 _HINT = "see MACHINES in vdiskfs(1)"
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _REQUIRED = object()
 T = TypeVar("T")
 
@@ -75,12 +69,12 @@ def from_dict(table: Mapping[str, Any], *, where: str) -> Machine:
     """
     top = _Table(table, where, "")
     machine = Machine(
-        name=top.take("name", check_name),
-        memory=top.take("memory", _memory),
-        processors=top.take("processors", _count(1, 288), 1),
-        firmware=top.take("firmware", _one_of(FIRMWARES), "bios"),
-        runner=top.take("runner", _one_of(RUNNERS), "qemu"),
-        accel=top.take("accel", _one_of(ACCELERATORS), "auto"),
+        name=top.take("name", rules.check_name),
+        memory=top.take("memory", rules.memory),
+        processors=top.take("processors", rules.count(1, 288), 1),
+        firmware=top.take("firmware", rules.one_of(FIRMWARES), "bios"),
+        runner=top.take("runner", rules.one_of(RUNNERS), "qemu"),
+        accel=top.take("accel", rules.one_of(ACCELERATORS), "auto"),
         disks=top.tables("disks", _disk, 64),
         networks=top.tables("networks", _network, 8),
         boot=top.table("boot", _boot),
@@ -99,7 +93,7 @@ def to_dict(machine: Machine) -> dict[str, Any]:
 
 def to_toml(machine: Machine) -> str:
     """Write a definition for people; ``parse_machine`` reads it back to an equal machine."""
-    table = to_dict(machine) | {"memory": f"{machine.memory // MIB}MiB"}
+    table = to_dict(machine) | {"memory": f"{machine.memory // rules.MIB}MiB"}
     lines = [f"{key} = {_value(value)}" for key, value in table.items() if _is_plain(value)]
     for key, value in table.items():
         rows = value if isinstance(value, list) and not _is_plain(value) else [value]
@@ -107,18 +101,6 @@ def to_toml(machine: Machine) -> str:
         for row in rows if not _is_plain(value) else []:
             lines += ["", heading, *(f"{name} = {_value(item)}" for name, item in row.items())]
     return "\n".join(lines) + "\n"
-
-
-def check_name(value: Any) -> str:
-    """Return the name of a machine, or of a disk, checked.
-
-    Raises:
-        ValueError: it is none.
-    """
-    name = _text(240)(value)
-    if not name or "/" in name:
-        raise ValueError("must be a name: 1 to 240 bytes without a slash")
-    return name
 
 
 class _Table:
@@ -174,44 +156,46 @@ class _Table:
 
 def _disk(table: _Table) -> MachineDisk:
     return MachineDisk(
-        disk=table.take("disk", check_name),
-        bus=table.take("bus", _one_of(BUSES), "virtio"),
-        boot=table.take("boot", _count(1, 64), None),
-        format=table.take("format", _one_of(FORMATS), None),
+        disk=table.take("disk", rules.check_name),
+        bus=table.take("bus", rules.one_of(BUSES), "virtio"),
+        boot=table.take("boot", rules.count(1, 64), None),
+        format=table.take("format", rules.one_of(FORMATS), None),
     )
 
 
 def _network(table: _Table) -> Network:
     return Network(
-        name=table.take("name", check_name),
-        attach=table.take("attach", _attachment, "none"),
-        mac=table.take("mac", _mac, None),
-        address=table.take("address", _address, None),
-        model=table.take("model", _one_of(MODELS), "virtio"),
+        name=table.take("name", rules.check_name),
+        attach=table.take("attach", rules.attachment, "none"),
+        mac=table.take("mac", rules.mac, None),
+        address=table.take("address", rules.address, None),
+        model=table.take("model", rules.one_of(MODELS), "virtio"),
     )
 
 
 def _boot(table: _Table) -> DirectBoot:
     return DirectBoot(
-        kernel=table.take("kernel", _file),
-        initrd=table.take("initrd", _file, None),
-        append=table.take("append", _text(2000), ""),
+        kernel=table.take("kernel", rules.file),
+        initrd=table.take("initrd", rules.file, None),
+        append=table.take("append", rules.text(2000), ""),
     )
 
 
 def _hooks(table: _Table) -> Hooks:
-    return Hooks(**{key: table.take(key, _command) for key in ("start", "stop", "kill", "status")})
+    return Hooks(
+        **{key: table.take(key, rules.command) for key in ("start", "stop", "kill", "status")}
+    )
 
 
 def _health(table: _Table) -> HealthCheck:
-    kind = table.take("kind", _one_of(CHECKS))
-    limit_s = table.take("limit_s", _seconds, HEALTH_LIMIT_S)
+    kind = table.take("kind", rules.one_of(CHECKS))
+    limit_s = table.take("limit_s", rules.seconds, HEALTH_LIMIT_S)
     if kind == "tcp":
-        return HealthCheck(kind, limit_s, port=table.take("port", _count(1, 65535)))
+        return HealthCheck(kind, limit_s, port=table.take("port", rules.count(1, 65535)))
     if kind == "serial":
-        return HealthCheck(kind, limit_s, text=table.take("text", _serial_text))
+        return HealthCheck(kind, limit_s, text=table.take("text", rules.text(500, least=1)))
     if kind == "command":
-        return HealthCheck(kind, limit_s, command=table.take("command", _command))
+        return HealthCheck(kind, limit_s, command=table.take("command", rules.command))
     return HealthCheck(kind, limit_s)
 
 
@@ -235,94 +219,6 @@ def _check_whole(machine: Machine, top: _Table) -> None:
     for wrong, key, text in problems:
         if wrong:
             raise top.error(key, text)
-
-
-# ---- rules: each returns the value, or raises ValueError with what it must be ------------
-
-
-def _text(most: int) -> Callable[[Any], str]:
-    def rule(value: Any) -> str:
-        if not isinstance(value, str) or len(value.encode(errors="replace")) > most:
-            raise ValueError(f"must be a text of at most {most} bytes")
-        if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value):
-            raise ValueError("must be a text without control characters")
-        return value
-
-    return rule
-
-
-def _serial_text(value: Any) -> str:
-    text = _text(500)(value)
-    if not text:
-        raise ValueError("must not be empty")
-    return text
-
-
-def _one_of(values: tuple[str, ...]) -> Callable[[Any], str]:
-    def rule(value: Any) -> str:
-        if not isinstance(value, str) or value not in values:
-            raise ValueError(f"must be one of {', '.join(values)}")
-        return value
-
-    return rule
-
-
-def _count(low: int, high: int) -> Callable[[Any], int]:
-    def rule(value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return value
-
-    return rule
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 86400:
-        raise ValueError("must be a number of seconds from 1 to 86400")
-    return float(value)
-
-
-def _memory(value: Any) -> int:
-    size = parse_size(value) if isinstance(value, str) and len(value) <= 40 else value
-    if type(size) is not int or not 16 * MIB <= size <= 1 << 44 or size % MIB:
-        raise ValueError('must be a size in whole MiB such as "2GiB", from 16MiB to 16TiB')
-    return size
-
-
-def _file(value: Any) -> str:
-    if not isinstance(value, str) or _FILE.fullmatch(value) is None:
-        raise ValueError("must be the name of a file in this host's boot_directory, not a path")
-    return value
-
-
-def _command(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not 1 <= len(value) <= 64:
-        raise ValueError('must be a list of words such as ["start-vm", "web01"]')
-    if not isinstance(value[0], str) or _FILE.fullmatch(value[0]) is None:
-        raise ValueError("must begin with the name of a file in this host's hooks_directory")
-    return (value[0], *(_text(1000)(word) for word in value[1:]))
-
-
-def _attachment(value: Any) -> str:
-    if not is_attachment(value):
-        raise ValueError("must be none, user, bridge:NAME or tap:NAME")
-    return str(value)
-
-
-def _mac(value: Any) -> str:
-    if not isinstance(value, str) or _MAC.fullmatch(value.lower()) is None:
-        raise ValueError('must be the address of one card such as "52:54:00:12:34:56"')
-    return value.lower()
-
-
-def _address(value: Any) -> str:
-    try:
-        if not isinstance(value, str):
-            raise TypeError
-        found = ipaddress.ip_interface(value)
-    except (TypeError, ValueError):
-        raise ValueError('must be an address such as "192.0.2.10/24"') from None
-    return str(found) if "/" in value else str(found.ip)
 
 
 # ---- writing ---------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import trio
 
 from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import VdiskfsError
+from vdiskfs.machines.directory import passed_environ
 from vdiskfs.machines.hookrun import run_program
 from vdiskfs.machines.machine import HealthCheck, Machine
 from vdiskfs.machines.permission import hook_command
-from vdiskfs.machines.qemu import passed_environ
 from vdiskfs.machines.runner import Running
 
 LOOK_S = 0.25

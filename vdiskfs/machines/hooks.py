@@ -22,12 +22,13 @@ from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, UsageError
 from vdiskfs.machines import agent
+from vdiskfs.machines.directory import console_text, make_directory, passed_environ
 from vdiskfs.machines.hookrun import Outcome, run_program
 from vdiskfs.machines.machine import Machine
 from vdiskfs.machines.permission import attachments, hook_command
 from vdiskfs.machines.process import RECORD, boot_id, read_record
-from vdiskfs.machines.qemu import AGENT_S, TCP_S, console_text, make_directory, passed_environ
 from vdiskfs.machines.qemuline import AGENT_SOCKET, disk_format
+from vdiskfs.machines.qemurunning import AGENT_S, TCP_S
 from vdiskfs.machines.reach import connects
 from vdiskfs.machines.runner import Attach, Isolated
 from vdiskfs.state.files import write_record
@@ -161,6 +162,14 @@ class HooksRunning:
         if done.code not in (0, DOWN):
             raise LocalError(f"{self._what}: hook status {_ended(done, STATUS_S)}")
         return done.code == 0
+
+    async def state(self) -> str:
+        """See `Running`."""
+        return "running" if await self.is_up() else "down"
+
+    async def resume(self) -> None:
+        """See `Running`."""
+        raise LocalError(f"{self._what}: there is no hook to resume it")
 
     async def shut_down(self, timeout_s: float) -> bool:
         """See `Running`."""

@@ -46,6 +46,21 @@ class Running(Protocol):
         """Tell whether it runs. A guest that has crashed in it runs, too."""
         ...
 
+    async def state(self) -> str:
+        """Say how it does: ``running``, ``down``, or in its runner's words why it stands still.
+
+        QEMU stops a machine (``io-error``) when there is no space for what it writes.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Let a machine that stands still go on.
+
+        Raises:
+            LocalError: it cannot.
+        """
+        ...
+
     async def shut_down(self, timeout_s: float) -> bool:
         """Ask the guest to turn itself off; tell whether it is gone.
 
