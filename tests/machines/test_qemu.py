@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from vdiskfs.machines import (
     MachineDisk,
     Network,
     find_running,
+    qemuline,
     qemurunning,
     wait_healthy,
 )
@@ -252,6 +254,33 @@ async def test_what_cannot_be_started_says_why_in_one_line(tmp_path: Path) -> No
             )
         assert "\n" not in str(caught.value)
         assert await runner().find(directory) is None
+
+
+NO_KVM = """#!/bin/sh
+for word in "$@"; do
+    [ "$word" != kvm ] || { echo "qemu-system-x86_64: KVM: not today" >&2; exit 1; }
+done
+exec qemu-system-x86_64 "$@"
+"""
+
+
+async def test_where_kvm_does_not_work_auto_goes_on_without_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    """/dev/kvm is there, and QEMU fails with it: the machine runs all the same, slowly."""
+    program = tmp_path / "qemu"
+    program.write_text(NO_KVM)
+    program.chmod(0o755)
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(qemuline, "_KVM", tmp_path / "kvm")
+    host = MachinesConfig(qemu=str(program))
+    directory = tmp_path / "m"
+    with pytest.raises(LocalError, match="QEMU ended: KVM: not today"):
+        disks = {"disk": make_disk(tmp_path)}
+        await runner(host).start(replace(BARE, accel="kvm"), disks, directory, Isolated())
+    expect_log("KVM: not today; trying without KVM")
+    async with started(directory, machine=replace(BARE, accel="auto"), host=host) as running:
+        assert await running.state() == "running"
 
 
 async def test_a_directory_that_others_may_enter_is_refused(tmp_path: Path) -> None:

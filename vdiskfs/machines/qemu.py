@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -20,9 +21,11 @@ from vdiskfs.machines.directory import LOG_LIMIT, LOGS, make_directory, passed_e
 from vdiskfs.machines.machine import Machine
 from vdiskfs.machines.permission import attachments
 from vdiskfs.machines.process import Process, boot_id, read_record
-from vdiskfs.machines.qemuline import AGENT_SOCKET, QMP_SOCKET, Line, command_line
-from vdiskfs.machines.qemurunning import QemuRunning
+from vdiskfs.machines.qemuline import AGENT_SOCKET, QMP_SOCKET, Line, accelerators, command_line
+from vdiskfs.machines.qemurunning import EndedError, QemuRunning
 from vdiskfs.machines.runner import Attach
+
+_log = logging.getLogger(__name__)
 
 
 class QemuRunner:
@@ -38,12 +41,23 @@ class QemuRunner:
     async def start(
         self, machine: Machine, disks: Mapping[str, Path], directory: Path, network: Attach
     ) -> QemuRunning:
-        """See `Runner`."""
-        what = f"machine {machine.name}"
-        line = command_line(
-            machine, disks, attachments(machine, network),
-            program=find_qemu(self._host.qemu), host=self._host,
-        )  # fmt: skip
+        """See `Runner`. Where KVM is there and does not work, ``auto`` goes on without it."""
+        attached = attachments(machine, network)
+        program = find_qemu(self._host.qemu)
+        kinds = accelerators(machine)
+        for accel in kinds:
+            line = command_line(
+                machine, disks, attached, program=program, accel=accel, host=self._host
+            )
+            try:
+                return await self._start(machine, line, directory)
+            except EndedError as error:
+                if accel == kinds[-1]:
+                    raise
+                _log.warning("%s; trying without KVM, which is slow", error)
+        raise AssertionError  # there is at least one
+
+    async def _start(self, machine: Machine, line: Line, directory: Path) -> QemuRunning:
         await trio.to_thread.run_sync(_prepare, directory, line)
         hook("machine.prepared")
         try:
@@ -51,7 +65,7 @@ class QemuRunner:
             hook("machine.launched")
             running = await self.find(directory)
             if running is None:
-                raise LocalError(f"{what}: QEMU ended at once{reason(directory)}")
+                raise EndedError(f"machine {machine.name}: QEMU ended{reason(directory)}")
             await running.wait_ready()
         except BusyError:
             raise

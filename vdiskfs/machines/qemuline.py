@@ -52,6 +52,7 @@ def command_line(
     attached: Sequence[str],
     *,
     program: str,
+    accel: str,
     host: MachinesConfig,
 ) -> Line:
     """Return how QEMU is called, in the machine's directory as its working directory.
@@ -61,6 +62,7 @@ def command_line(
         disks: absolute paths by the disks' names.
         attached: what each network card is attached to (``permission.attachments``).
         program: QEMU's path.
+        accel: one of ``accelerators``.
         host: what this host allows.
 
     Raises:
@@ -77,7 +79,7 @@ def command_line(
     words += ["-msg", "timestamp=off", "-rtc", "base=utc", "-device", "virtio-rng-pci"]
     words += ["-m", f"{machine.memory >> 20}M", "-smp", str(machine.processors)]
     words += ["-machine", "pc" if _has(machine, "ide") else "q35", "-cpu", "max"]
-    words += _accelerators(machine)
+    words += ["-accel", accel]
     words += ["-chardev", f"socket,id=qmp,path={QMP_SOCKET},server=on,wait=off"]
     words += ["-mon", "chardev=qmp,mode=control"]
     words += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
@@ -97,6 +99,23 @@ def command_line(
     return Line((*words, *host.qemu_arguments), tuple(kinds), copies, forwarded)
 
 
+def accelerators(machine: Machine) -> tuple[str, ...]:
+    """Return what a machine may be run with, the best first.
+
+    Raises:
+        RefusedError: it wants KVM, which this user cannot use.
+    """
+    usable = os.access(_KVM, os.R_OK | os.W_OK)
+    if machine.accel == "kvm" and not usable:
+        raise RefusedError(
+            f"machine {machine.name}: this user cannot use {_KVM}",
+            hint='load KVM and join its group, or set accel = "tcg", which is slow',
+        )
+    if machine.accel == "auto":
+        return ("kvm", "tcg") if usable else ("tcg",)
+    return (machine.accel,)
+
+
 def disk_format(disk: MachineDisk, path: Path) -> str:
     """Return the format of a disk's file: as defined, else by its name, never by its bytes.
 
@@ -108,18 +127,6 @@ def disk_format(disk: MachineDisk, path: Path) -> str:
 
 def _has(machine: Machine, bus: str) -> bool:
     return any(disk.bus == bus for disk in machine.disks)
-
-
-def _accelerators(machine: Machine) -> list[str]:
-    usable = os.access(_KVM, os.R_OK | os.W_OK)
-    if machine.accel == "kvm" and not usable:
-        raise RefusedError(
-            f"machine {machine.name}: this user cannot use {_KVM}",
-            hint='load KVM and join its group, or set accel = "tcg", which is slow',
-        )
-    # With two, QEMU takes the second where the first does not work after all.
-    kinds = {"kvm": ["kvm"], "tcg": ["tcg"], "auto": ["kvm", "tcg"] if usable else ["tcg"]}
-    return [word for kind in kinds[machine.accel] for word in ("-accel", kind)]
 
 
 def _firmware(machine: Machine) -> tuple[list[str], tuple[tuple[str, str], ...]]:

@@ -28,6 +28,10 @@ TCP_S = 5.0
 _LOOK_S = 0.05
 
 
+class EndedError(LocalError):
+    """QEMU ended before its guest ran."""
+
+
 class QemuRunning:
     """A QEMU process of this boot that was alive when this was made."""
 
@@ -84,7 +88,8 @@ class QemuRunning:
         """Wait until QEMU has opened its disks and answers; its guest runs then.
 
         Raises:
-            LocalError: it ended, and why; or it does not answer within the limit.
+            EndedError: it ended, and why.
+            LocalError: it does not answer within the limit.
         """
         with trio.move_on_after(limit_s):
             while self._process.is_alive():
@@ -95,7 +100,7 @@ class QemuRunning:
                 except LocalError:
                     await trio.sleep(_LOOK_S)
             await self.wait()
-            raise LocalError(f"{self._what}: QEMU ended{reason(self._directory)}")
+            raise EndedError(f"{self._what}: QEMU ended{reason(self._directory)}")
         raise LocalError(f"{self._what}: QEMU does not answer within {limit_s:g} s",
                          hint=f"see {self._directory / 'qemu.log'}")  # fmt: skip
 
