@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.machines.harness import environ, make_disk
 from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import BusyError, LocalError, NotFoundError, RefusedError
 from vdiskfs.machines import (
+    Attach,
     HealthCheck,
     Hooks,
     Isolated,
@@ -159,6 +161,27 @@ async def test_a_status_that_cannot_tell_is_never_taken_for_down(
     program.unlink()
     with pytest.raises(NotFoundError, match="put it there"):
         await runner.find(directory)
+
+
+async def test_a_port_is_asked_at_an_address_that_is_surely_the_machine_s(
+    tmp_path: Path, host: MachinesConfig, disks: dict[str, Path]
+) -> None:
+    """On a network of this host its own; in isolation nobody's: the original has it, too."""
+    lan = (Network("lan", address="127.0.0.1/8"),)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    machine = replace(MACHINE, networks=lan, health=HealthCheck("tcp", 60, port=port))
+    with listener:
+        networks: list[Attach] = [Mapped({"lan": "bridge:br0"}), Isolated()]
+        for number, network in enumerate(networks):
+            runner = HooksRunner(host, environ())
+            running = await runner.start(machine, disks, tmp_path / str(number), network)
+            if isinstance(network, Mapped):
+                assert (await wait_healthy(running, machine, host)).healthy
+            else:
+                with pytest.raises(LocalError, match="no address of its own"):
+                    await wait_healthy(running, machine, host)
+            await running.kill()
 
 
 async def test_a_host_that_allows_none_runs_none(

@@ -20,7 +20,12 @@ from vdiskfs.machines import (
     Network,
     qemuline,
 )
-from vdiskfs.machines.permission import attachments, boot_file, hook_command
+from vdiskfs.machines.permission import (
+    attachments,
+    boot_file,
+    hook_command,
+    reached_addresses,
+)
 from vdiskfs.machines.qemuline import accelerators, command_line, disk_format
 
 MACHINE = Machine("web01", 64 << 20, (MachineDisk("web01"),), accel="tcg")
@@ -79,6 +84,16 @@ def test_networks_are_what_the_host_says() -> None:
         attachments(machine, Mapped({"lan": "bridge:br0"}))
     with pytest.raises(RefusedError, match="network lan"):
         attachments(replace(machine, networks=(Network("lan", "user"),)), Mapped())
+
+
+def test_the_original_is_never_taken_for_its_isolated_copy() -> None:
+    """At the address that both have, only a copy on a network of this host is asked."""
+    cards = (Network("lan", address="192.0.2.10/24"), Network("dmz"),
+             Network("wan", address="192.0.2.99"))  # fmt: skip
+    machine = replace(MACHINE, networks=cards)
+    assert reached_addresses(machine, attachments(machine, Isolated())) == ()
+    host = Mapped({"lan": "user", "dmz": "bridge:br0", "wan": "tap:tap0"})
+    assert reached_addresses(machine, attachments(machine, host)) == ("192.0.2.99",)
 
 
 def line_of(machine: Machine, path: Path, attached: tuple[str, ...] = ()) -> list[str]:

@@ -25,11 +25,11 @@ from vdiskfs.machines import agent
 from vdiskfs.machines.directory import console_text, make_directory, passed_environ
 from vdiskfs.machines.hookrun import Outcome, run_program
 from vdiskfs.machines.machine import Machine
-from vdiskfs.machines.permission import attachments, hook_command
+from vdiskfs.machines.permission import attachments, hook_command, reached_addresses
 from vdiskfs.machines.process import RECORD, boot_id, read_record
 from vdiskfs.machines.qemuline import AGENT_SOCKET, disk_format
 from vdiskfs.machines.qemurunning import AGENT_S, TCP_S
-from vdiskfs.machines.reach import connects
+from vdiskfs.machines.reach import connects, first_address
 from vdiskfs.machines.runner import Attach, Isolated
 from vdiskfs.state.files import write_record
 
@@ -63,7 +63,7 @@ class HooksRunner:
             "runner": "hooks", "name": machine.name, "boot_id": boot_id(), "hooks": words,
             "started_s": time.clock_gettime(time.CLOCK_BOOTTIME),
             "variables": variables(machine, disks, directory, network),
-            "addresses": [card.address for card in machine.networks if card.address],
+            "addresses": reached_addresses(machine, attachments(machine, network)),
         }  # fmt: skip
         await trio.to_thread.run_sync(make_directory, directory)
         with _locked(directory, what):
@@ -212,13 +212,9 @@ class HooksRunning:
         """See `Running`.
 
         Raises:
-            LocalError: the definition has no address.
+            LocalError: the machine has no address on a network of this host.
         """
-        addresses = self._record.get("addresses")
-        if not isinstance(addresses, list) or not addresses:
-            raise LocalError(f"{self._what}: no address is known for port {port}",
-                             hint="give a network of the definition its address")  # fmt: skip
-        return await connects(str(addresses[0]).partition("/")[0], port, TCP_S)
+        return await connects(first_address(self._record, self._what, port), port, TCP_S)
 
 
 def variables(

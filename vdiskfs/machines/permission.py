@@ -81,6 +81,20 @@ def attachments(machine: Machine, network: Attach) -> tuple[str, ...]:
     return tuple(found)
 
 
+def reached_addresses(machine: Machine, attached: Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses at which a machine is reached from this host, without prefixes.
+
+    Of an isolated one none: at its address the original may answer, and must not be taken
+    for it.
+    """
+    pairs = zip(machine.networks, attached, strict=True)
+    return tuple(
+        card.address.partition("/")[0]
+        for card, target in pairs
+        if card.address and target.startswith(("bridge:", "tap:"))
+    )
+
+
 def _inside(directory: str, name: str, what: str) -> Path:
     """Return a file of a directory that only root and this user can write to."""
     # The definition was checked to hold a bare name; a mistake here must not become a path.

@@ -42,6 +42,7 @@ class QemuRunner:
         self, machine: Machine, disks: Mapping[str, Path], directory: Path, network: Attach
     ) -> QemuRunning:
         """See `Runner`. Where KVM is there and does not work, ``auto`` goes on without it."""
+        directory = directory.absolute()  # noqa: ASYNC240 (no disk is asked)
         attached = attachments(machine, network)
         program = find_qemu(self._host.qemu)
         kinds = accelerators(machine)
@@ -95,7 +96,7 @@ class QemuRunner:
         record = {
             "runner": "qemu", "name": machine.name, "boot_id": boot_id(),
             "forwarded": line.forwarded,
-            "addresses": [card.address for card in machine.networks if card.address],
+            "addresses": line.addresses,
         }  # fmt: skip
         settings = {
             "directory": os.fspath(directory), "command": line.command, "disks": line.disks,

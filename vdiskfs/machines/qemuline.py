@@ -13,7 +13,7 @@ from typing import Any
 from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import NotFoundError, RefusedError, UsageError
 from vdiskfs.machines.machine import Machine, MachineDisk, Network
-from vdiskfs.machines.permission import boot_file
+from vdiskfs.machines.permission import boot_file, reached_addresses
 
 QMP_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
@@ -37,13 +37,15 @@ class Line:
 
     ``disks`` has for each disk its name, its file and its format. ``copies`` has files that
     are copied into the machine's directory unless they are there. ``forwarded`` is the port of
-    the guest that a port of this host's loopback leads to, 0: none.
+    the guest that a port of this host's loopback leads to, 0: none. ``addresses`` are those that
+    the machine has on networks of this host.
     """
 
     command: tuple[str, ...]
     disks: tuple[tuple[str, str, str], ...]
     copies: tuple[tuple[str, str], ...]
     forwarded: int
+    addresses: tuple[str, ...]
 
 
 def command_line(
@@ -59,7 +61,7 @@ def command_line(
 
     Args:
         machine: the definition.
-        disks: absolute paths by the disks' names.
+        disks: paths by the disks' names.
         attached: what each network card is attached to (``permission.attachments``).
         program: QEMU's path.
         accel: one of ``accelerators``.
@@ -71,6 +73,8 @@ def command_line(
     missing = [disk.disk for disk in machine.disks if disk.disk not in disks]
     if missing:
         raise NotFoundError(f"machine {machine.name}: no file is given for its disk {missing[0]}")
+    # QEMU works in the machine's directory.
+    files = {name: path.absolute() for name, path in disks.items()}
     bridged = any(target.startswith("bridge:") for target in attached)
     words = [program, "-name", f"guest={machine.name.replace(',', ',,')}", "-uuid", machine.id]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "std"]
@@ -87,16 +91,17 @@ def command_line(
     words += ["-device", "virtio-serial-pci"]
     words += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
     firmware, copies = _firmware(machine)
-    words += firmware + _kernel(machine, host) + _disks(machine, disks)
+    words += firmware + _kernel(machine, host) + _disks(machine, files)
     port = machine.health.port if machine.health is not None else 0
     forwarded = 0
     for number, target in enumerate(attached):
         forwards = bool(port) and not forwarded and target in ("isolated", "user")
         words += _network(machine, number, target, port if forwards else 0)
         forwarded = port if forwards else forwarded
-    kinds = [(one.disk, os.fspath(disks[one.disk]), disk_format(one, disks[one.disk]))
+    kinds = [(one.disk, os.fspath(files[one.disk]), disk_format(one, files[one.disk]))
              for one in machine.disks]  # fmt: skip
-    return Line((*words, *host.qemu_arguments), tuple(kinds), copies, forwarded)
+    reachable = reached_addresses(machine, attached)
+    return Line((*words, *host.qemu_arguments), tuple(kinds), copies, forwarded, reachable)
 
 
 def accelerators(machine: Machine) -> tuple[str, ...]:

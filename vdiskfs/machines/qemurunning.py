@@ -17,7 +17,7 @@ from vdiskfs.machines.directory import console_text, reason
 from vdiskfs.machines.process import ENDED, Process
 from vdiskfs.machines.qemuline import AGENT_SOCKET, QMP_SOCKET
 from vdiskfs.machines.qmp import connected
-from vdiskfs.machines.reach import connects, is_established
+from vdiskfs.machines.reach import connects, first_address, is_established
 
 READY_S = 60.0
 """Seconds until QEMU takes a connection: it opens its disks first."""
@@ -145,7 +145,7 @@ class QemuRunning:
         except (OSError, ValueError, KeyError, TypeError):
             return "it ended, nobody saw how"
         if isinstance(status, int) and status < 0:
-            return f"QEMU was ended by {signal.Signals(-status).name}"
+            return f"QEMU was ended by signal {-status} ({signal.strsignal(-status)})"
         return "it turned itself off" if status == 0 else f"QEMU failed{reason(self._directory)}"
 
     def console(self) -> bytes:
@@ -164,11 +164,7 @@ class QemuRunning:
         """
         if self._record.get("forwarded") == port:
             return await self._answers_forwarded(port)
-        addresses = self._record.get("addresses")
-        if not isinstance(addresses, list) or not addresses:
-            raise LocalError(f"{self._what}: no address is known for port {port}",
-                             hint="give a network of the definition its address")  # fmt: skip
-        return await connects(str(addresses[0]).partition("/")[0], port, TCP_S)
+        return await connects(first_address(self._record, self._what, port), port, TCP_S)
 
     async def _answers_forwarded(self, port: int) -> bool:
         """Connect through QEMU, which accepts at once: whether the guest does, QEMU tells."""

@@ -8,6 +8,7 @@ have taken QEMU over.
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from vdiskfs.registry import address_of
 LINE_LIMIT = 1 << 20
 ANSWER_S = 10.0
 _EVENTS_MAX = 1000
+_LOOK_S = 0.02
 
 
 class Lines:
@@ -52,22 +54,33 @@ class Lines:
 
 
 async def connect(path: Path) -> trio.SocketStream:
-    """Connect to a Unix socket, however deep it lies.
+    """Connect to a Unix socket, however deep it lies; wait while too many others do.
 
     Raises:
         LocalError: nobody listens there.
     """
-    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
     try:
-        with address_of(path) as address:
-            await sock.connect(address)
+        while not _is_connected(sock, path):  # noqa: ASYNC110 (nobody tells when)
+            await trio.sleep(_LOOK_S)
     except OSError as error:
         sock.close()
         raise LocalError(f"{path}: {error.strerror}") from error
     except BaseException:
         sock.close()
         raise
-    return trio.SocketStream(sock)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+def _is_connected(sock: socket.socket, path: Path) -> bool:
+    """Try once; False: the queue of the listener is full (unix(7): EAGAIN, and nothing waits)."""
+    with address_of(path) as address:
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            return False
+    return True
 
 
 class Qmp:

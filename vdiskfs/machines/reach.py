@@ -7,9 +7,12 @@ nothing. QEMU lists the state of each connection; that is what counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import trio
+
+from vdiskfs.errors import LocalError
 
 # "  TCP[ESTABLISHED]  13  127.0.0.1 40123  10.0.2.15  80  0  0", as `info usernet` prints it.
 _ROW = re.compile(r"^\s*TCP\[(\w+)\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)\s", re.MULTILINE)
@@ -18,6 +21,21 @@ _OPEN = frozenset(
     ("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT_1", "FIN_WAIT_2", "CLOSING", "LAST_ACK", "TIME_WAIT")
 )
 _LOOK_S = 0.05
+
+
+def first_address(record: Mapping[str, Any], what: str, port: int) -> str:
+    """Return the address at which a machine on record is asked for a port.
+
+    Raises:
+        LocalError: there is none that is surely its own.
+    """
+    addresses = record.get("addresses")
+    if not isinstance(addresses, list | tuple) or not addresses:
+        raise LocalError(
+            f"{what}: no address of its own is known for port {port}",
+            hint="check it by agent, serial or command, or give its network an address",
+        )
+    return str(addresses[0])
 
 
 async def connects(host: str, port: int, limit_s: float) -> bool:
