@@ -110,3 +110,22 @@ def test_qemu_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert checks.check_qemu().detail == "qemu-img version 9.1"
     program.write_text("not a program")
     assert checks.check_qemu().status == "warning"
+
+
+def test_machines_need_qemu_and_want_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU is started to see: that /dev/kvm is there says little."""
+    found = checks.check_machines()
+    assert "qemu-system-x86_64" in found.detail
+    assert bool(found.fix) == (found.status != "ok")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checks.check_machines().fix == "apt install qemu-system-x86"
+    program = tmp_path / "qemu-system-x86_64"
+    for text, status, detail in [
+        ("exit 0", "ok", "starts with KVM"),
+        ('for word; do [ "$word" != kvm ] || exit 1; done', "warning", "machines will be slow"),
+        ("exit 1", "warning", "does not run"),
+    ]:
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+        found = checks.check_machines()
+        assert (found.status, detail in found.detail) == (status, True)

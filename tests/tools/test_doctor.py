@@ -50,7 +50,7 @@ def test_what_is_missing_is_exit_1_with_the_fix(run: Run, host: list[Finding]) -
 
 def test_the_real_host_is_looked_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert len(checks.host_findings(Path("/"))) == 8
+    assert len(checks.host_findings(Path("/"))) == 9
 
 
 def statuses(document: dict[str, Any]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from vdiskfs.units import format_size
 FUSE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
 
+QEMU_SYSTEM = "qemu-system-x86_64"
+
 # What a host needs at least, and what it should have: a spool of some minutes of writes.
 SPACE_NEEDED = 64 << 20
 SPACE_WANTED = 1 << 30
@@ -53,6 +55,7 @@ def host_findings(state: Path) -> list[Finding]:
         check_clock,
         check_files,
         check_qemu,
+        check_machines,
     ]
     return [check() for check in checks]
 
@@ -178,3 +181,36 @@ def check_qemu() -> Finding:
         return Finding("qemu", "warning", f"{program} does not run", "install it again")
     line = (result.stdout.splitlines() or ["unknown version"])[0]
     return Finding("qemu", "ok", re.sub(r"\s*\(.*", "", line))
+
+
+def check_machines() -> Finding:
+    """Look whether a failover can start machines here, and with KVM: QEMU is started to see."""
+    program = shutil.which(QEMU_SYSTEM)
+    if program is None:
+        return Finding(
+            "machines", "warning", f"no {QEMU_SYSTEM}: a failover here starts them by hooks only",
+            "apt install qemu-system-x86",
+        )  # fmt: skip
+    commands = '{"execute": "qmp_capabilities"}{"execute": "quit"}'
+    words = [program, "-nodefaults", "-no-user-config", "-display", "none", "-S", "-m", "16"]
+    words += ["-machine", "q35", "-cpu", "max", "-qmp", "stdio", "-accel"]
+    works = {}
+    for accel in ("kvm", "tcg"):
+        try:
+            result = subprocess.run(
+                [*words, accel], input=commands, capture_output=True, text=True, timeout=30,
+                check=False,
+            )  # fmt: skip
+            works[accel] = result.returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            works[accel] = False
+        if works[accel]:
+            break
+    if works.get("kvm"):
+        return Finding("machines", "ok", f"{program} starts with KVM")
+    if works.get("tcg"):
+        return Finding(
+            "machines", "warning", f"{program} does not start with KVM: machines will be slow",
+            "switch virtualization on in the firmware, and give this user /dev/kvm",
+        )  # fmt: skip
+    return Finding("machines", "warning", f"{program} does not run", "install it again")
