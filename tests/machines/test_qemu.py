@@ -32,6 +32,7 @@ from vdiskfs.machines import (
     MachineDisk,
     Network,
     find_running,
+    launch,
     qemuline,
     qemurunning,
     wait_healthy,
@@ -230,6 +231,19 @@ async def test_a_start_that_is_cancelled_leaves_nothing(
     assert reached
     assert not Process(reached[0], 0).is_alive()
     assert await runner().find(directory) is None
+
+
+async def test_a_start_that_fails_does_not_touch_the_machine_that_runs_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever breaks in a second start, the first one's machine is not taken for its own."""
+    directory = tmp_path / "m"
+    async with started(directory) as running:
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "__file__", str(tmp_path / "absent.py"))
+            with pytest.raises(LocalError, match="absent.py"):
+                await runner().start(BARE, {"disk": make_disk(tmp_path)}, directory, Isolated())
+        assert await running.state() == "running"
 
 
 async def test_what_cannot_be_started_says_why_in_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, LocalError, NotFoundError
 from vdiskfs.machines import launch
-from vdiskfs.machines.directory import LOG_LIMIT, LOGS, make_directory, passed_environ, reason
+from vdiskfs.machines.directory import LOG_LIMIT, LOGS, make_directory, passed_environ
 from vdiskfs.machines.machine import Machine
 from vdiskfs.machines.permission import attachments
 from vdiskfs.machines.process import Process, boot_id, read_record
@@ -61,19 +62,18 @@ class QemuRunner:
     async def _start(self, machine: Machine, line: Line, directory: Path) -> QemuRunning:
         await trio.to_thread.run_sync(_prepare, directory, line)
         hook("machine.prepared")
+        token = secrets.token_hex(16)
         try:
-            await self._launch(machine, line, directory)
+            await self._launch(machine, line, directory, token)
             hook("machine.launched")
-            running = await self.find(directory)
+            running = _recorded(directory, token)
             if running is None:
-                raise EndedError(f"machine {machine.name}: QEMU ended{reason(directory)}")
+                raise LocalError(f"machine {machine.name}: its record in {directory} is gone")
             await running.wait_ready()
-        except BusyError:
-            raise
         except BaseException:
-            # What was let go has its record: see launch.
+            # What was let go has its record (see launch). Another's, which runs there, lives on.
             with trio.CancelScope(shield=True):
-                left = await self.find(directory)
+                left = _recorded(directory, token)
                 if left is not None:
                     await left.kill()
             raise
@@ -83,18 +83,12 @@ class QemuRunner:
     async def find(self, directory: Path) -> QemuRunning | None:
         """See `Runner`."""
         await trio.lowlevel.checkpoint()
-        record = read_record(directory)
-        if record is None or record.get("runner") != "qemu":
-            return None
-        process = Process.recorded(record, "pid")
-        console = Process.recorded(record, "console")
-        if process is None or console is None or not process.is_alive():
-            return None
-        return QemuRunning(directory, record, process, console)
+        found = _recorded(directory)
+        return found if found is not None and await found.is_up() else None
 
-    async def _launch(self, machine: Machine, line: Line, directory: Path) -> None:
+    async def _launch(self, machine: Machine, line: Line, directory: Path, token: str) -> None:
         record = {
-            "runner": "qemu", "name": machine.name, "boot_id": boot_id(),
+            "runner": "qemu", "token": token, "name": machine.name, "boot_id": boot_id(),
             "forwarded": line.forwarded,
             "addresses": line.addresses,
         }  # fmt: skip
@@ -115,6 +109,23 @@ class QemuRunner:
         if done.returncode != 0:
             text = done.stderr.decode(errors="replace").strip().split("\n")[-1]
             raise LocalError(f"{what}: not started: {text[:500] or 'its launcher failed'}")
+
+
+def _recorded(directory: Path, token: str | None = None) -> QemuRunning | None:
+    """Return the machine of the record in a directory, which may have ended.
+
+    Args:
+        directory: the machine's.
+        token: of the start that is meant; None: whichever.
+    """
+    record = read_record(directory)
+    if record is None or record.get("runner") != "qemu":
+        return None
+    process = Process.recorded(record, "pid")
+    console = Process.recorded(record, "console")
+    if process is None or console is None or token not in (None, record.get("token")):
+        return None
+    return QemuRunning(directory, record, process, console)
 
 
 def find_qemu(program: str) -> str:
