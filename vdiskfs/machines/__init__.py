@@ -7,7 +7,7 @@ qemu, qemurunning   plain QEMU processes      qemuline     their command line
 launch       starts one that outlives us      process      finds it again
 qmp, agent   asks QEMU, and its guest         reach        whether a port answers
 hooks        this host's own programs         hookrun      runs one of them
-directory    what lies in a machine's own
+directory    what lies in a machine's own     spawn        starts processes of our own priority
 health       waits until a machine is of use
 
     runner = runner_for(machine.runner, config.machines)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs.errors import LocalError
+from vdiskfs.machines.spawn import spawn
 
 _OUTPUT_LIMIT = 64 << 10
 
@@ -43,34 +43,33 @@ async def run_program(
     Raises:
         LocalError: it cannot be run.
     """
-    try:
-        process = await trio.lowlevel.open_process(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True, cwd=directory, env=dict(environ),
-        )  # fmt: skip
-    except OSError as error:
-        raise LocalError(f"{command[0]}: {error.strerror}") from error
+    reading, writing = os.pipe2(os.O_CLOEXEC)
     output = bytearray()
-    reader = process.stdout
-    assert reader is not None
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_collect, reader, output)
-            with trio.move_on_after(limit_s):
-                await process.wait()
-            nursery.cancel_scope.cancel()
-        code = process.returncode
-    finally:
-        # Invariant: it is not reaped yet where this is None, so the group's number is its own.
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with trio.CancelScope(shield=True):
-                await process.wait()
+    code: int | None = None
+    async with trio.lowlevel.FdStream(reading) as reader:
+        try:
+            child = await spawn(
+                command, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.STDOUT,
+                cwd=directory, env=dict(environ),
+            )  # fmt: skip
+        finally:
+            os.close(writing)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_collect, reader, output)
+                with trio.move_on_after(limit_s):
+                    code = await child.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            await child.end(lambda: _kill_group(child.pid))
         _drain(reader, output)
-        with trio.CancelScope(shield=True):
-            await reader.aclose()
     return Outcome(code, output.decode(errors="replace"))
+
+
+def _kill_group(pid: int) -> None:
+    """Kill a child that is not reaped yet, so that the group's number is its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 async def _collect(reader: trio.abc.ReceiveStream, output: bytearray) -> None:
@@ -78,9 +77,8 @@ async def _collect(reader: trio.abc.ReceiveStream, output: bytearray) -> None:
         _append(output, data)
 
 
-def _drain(reader: trio.abc.ReceiveStream, output: bytearray) -> None:
+def _drain(reader: trio.lowlevel.FdStream, output: bytearray) -> None:
     """Take what the pipe still holds, without waiting for those who keep it open."""
-    assert isinstance(reader, trio.lowlevel.FdStream)
     with contextlib.suppress(OSError):
         while len(output) < 2 * _OUTPUT_LIMIT and (data := os.read(reader.fileno(), 65536)):
             _append(output, data)

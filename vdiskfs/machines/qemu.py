@@ -9,7 +9,8 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -25,6 +26,7 @@ from vdiskfs.machines.process import Process, boot_id, read_record
 from vdiskfs.machines.qemuline import AGENT_SOCKET, QMP_SOCKET, Line, accelerators, command_line
 from vdiskfs.machines.qemurunning import EndedError, QemuRunning
 from vdiskfs.machines.runner import Attach
+from vdiskfs.machines.spawn import spawn
 
 _log = logging.getLogger(__name__)
 
@@ -99,16 +101,32 @@ class QemuRunner:
         }  # fmt: skip
         # -I -S: nothing of this project or its libraries is imported; it is there in 20 ms.
         command = [sys.executable, "-I", "-S", str(Path(launch.__file__))]
-        done = await trio.run_process(
-            command, stdin=json.dumps(settings).encode(), capture_stderr=True, check=False,
-            env=self._environ, start_new_session=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        with _memory_file(json.dumps(settings)) as told, _memory_file("") as heard:
+            launcher = await spawn(
+                command, stdin=told, stdout=subprocess.DEVNULL, stderr=heard, env=self._environ
+            )
+            try:
+                status = await launcher.wait()
+            finally:
+                await launcher.end()
+            text = os.pread(heard, 4096, 0).decode(errors="replace").strip().split("\n")[-1]
         what = f"machine {machine.name}"
-        if done.returncode == launch.BUSY:
+        if status == launch.BUSY:
             raise BusyError(f"{what}: one runs in {directory} already")
-        if done.returncode != 0:
-            text = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+        if status != 0:
             raise LocalError(f"{what}: not started: {text[:500] or 'its launcher failed'}")
+
+
+@contextmanager
+def _memory_file(text: str) -> Iterator[int]:
+    """Have a file in memory with this text, to be read from its beginning."""
+    fd = os.memfd_create("vdiskfs-machine", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _recorded(directory: Path, token: str | None = None) -> QemuRunning | None:
