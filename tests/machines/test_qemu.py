@@ -233,6 +233,17 @@ async def test_a_start_that_is_cancelled_leaves_nothing(
     assert await runner().find(directory) is None
 
 
+async def test_a_disk_that_another_machine_has_is_refused(tmp_path: Path) -> None:
+    """Two machines never write to one disk: the second ends before its guest runs, exit 4."""
+    disks = {"disk": make_disk(tmp_path)}
+    async with started(tmp_path / "a", disks=disks) as running:
+        with pytest.raises(BusyError, match=r"a disk is in use: .*disk\.img") as caught:
+            await runner().start(BARE, disks, tmp_path / "b", Isolated())
+        assert "\n" not in str(caught.value)
+        assert await runner().find(tmp_path / "b") is None
+        assert await running.state() == "running"
+
+
 async def test_a_start_that_fails_does_not_touch_the_machine_that_runs_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,13 +43,18 @@ def console_text(directory: Path) -> bytes:
     return text
 
 
+def qemu_lines(directory: Path) -> list[str]:
+    """Return what QEMU wrote about itself, without its name."""
+    try:
+        text = (directory / "qemu.log").read_text(errors="replace")
+    except OSError:
+        return []
+    return [re.sub(r"^qemu-system-\w+: ", "", line) for line in text.split("\n") if line.strip()]
+
+
 def reason(directory: Path) -> str:
     """Return the last line that QEMU wrote about itself, after a colon."""
-    try:
-        lines = (directory / "qemu.log").read_text(errors="replace").split("\n")
-    except OSError:
-        return ""
-    last = [re.sub(r"^qemu-system-\w+: ", "", one) for one in lines if one.strip()][-1:]
+    last = qemu_lines(directory)[-1:]
     return f": {last[0][:500]}" if last else ""
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import trio
 
 from vdiskfs.crash import hook
-from vdiskfs.errors import LocalError
+from vdiskfs.errors import BusyError, LocalError
 from vdiskfs.machines import agent
-from vdiskfs.machines.directory import console_text, reason
+from vdiskfs.machines.directory import console_text, qemu_lines, reason
 from vdiskfs.machines.process import ENDED, Process
 from vdiskfs.machines.qemuline import AGENT_SOCKET, QMP_SOCKET
 from vdiskfs.machines.qmp import connected
@@ -26,6 +26,8 @@ POWER_DOWN_S = 5.0
 AGENT_S = 3.0
 TCP_S = 5.0
 _LOOK_S = 0.05
+_LOCKED = 'Failed to get "write" lock'
+"""What QEMU says of a disk that another one has open (block/file-posix.c)."""
 
 
 class EndedError(LocalError):
@@ -88,6 +90,7 @@ class QemuRunning:
         """Wait until QEMU has opened its disks and answers; its guest runs then.
 
         Raises:
+            BusyError: it ended, because another process has one of the disks.
             EndedError: it ended, and why.
             LocalError: it does not answer within the limit.
         """
@@ -100,6 +103,8 @@ class QemuRunning:
                 except LocalError:
                     await trio.sleep(_LOOK_S)
             await self.wait()
+            if any(_LOCKED in line for line in qemu_lines(self._directory)):
+                raise BusyError(f"{self._what}: a disk is in use{reason(self._directory)}")
             raise EndedError(f"{self._what}: QEMU ended{reason(self._directory)}")
         raise LocalError(f"{self._what}: QEMU does not answer within {limit_s:g} s",
                          hint=f"see {self._directory / 'qemu.log'}")  # fmt: skip

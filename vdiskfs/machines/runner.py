@@ -120,7 +120,7 @@ class Runner(Protocol):
             network: what its network cards see.
 
         Raises:
-            BusyError: one runs in that directory.
+            BusyError: one runs in that directory, or another process has one of the disks.
             NotFoundError: a disk, a program or a file is missing.
             RefusedError: this host does not allow what the definition asks for.
             LocalError: it cannot be started; says why.
