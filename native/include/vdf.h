@@ -84,11 +84,11 @@ int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_n
 /* ---- core: one FUSE connection -------------------------------------------- */
 
 enum {
-    VDF_EVENT_WANT = 1,        /* a READ waits for pages in [offset, offset+length) */
+    VDF_EVENT_WANT = 1,        /* a request waits for pages in [offset, offset+length) */
     VDF_EVENT_SEEK = 2,        /* an LSEEK waits for the map from offset on */
     VDF_EVENT_DIRTY = 3,       /* the first change of a new epoch */
     VDF_EVENT_ABANDONED = 4,   /* the frozen epoch was given up; error says why */
-    VDF_EVENT_SYNC_FAILED = 5, /* an fdatasync of the image failed; error says why */
+    VDF_EVENT_SYNC_FAILED = 5, /* a sync of the image or its presence failed; error says why */
     VDF_EVENT_ENDED = 6,       /* the mount is gone (unmounted or aborted) */
     VDF_EVENT_NODE = 7,        /* data is asked of node `offset`, which has no image: see resume */
     VDF_EVENT_INTENT_VOID = 8  /* the intent log cannot be kept; error says why, offset 1:
@@ -184,13 +184,14 @@ enum {
     VDF_IMAGE_READONLY = 1,   /* writes get EROFS */
     VDF_IMAGE_DIRECT = 2,     /* opened with direct I/O and parallel direct writes */
     VDF_IMAGE_KEEP_CACHE = 4, /* the kernel may keep its pages between opens */
-    VDF_IMAGE_LAZY = 8        /* nothing is here until it is mapped and filled */
+    VDF_IMAGE_LAZY = 8        /* nothing is here until it is mapped and filled, or written */
 };
 
 /*
  * An image over the open file `fd` (duplicated; read-write unless READONLY).
- * A LAZY image's file must be sparse and already have its full size; it must be
- * READONLY. `cookie` comes back in its events. Reference count 1.
+ * A LAZY image's file must be sparse and already have its full size; its descriptor must be
+ * read-write. LAZY without READONLY is a writable copy: its presence is in memory alone
+ * until vdf_image_presence_open. `cookie` comes back in its events. Reference count 1.
  */
 int vdf_image_create(vdf_core *core, int fd, unsigned flags, uint64_t cookie, vdf_image **out);
 
@@ -206,6 +207,12 @@ int vdf_image_size(vdf_image *image, uint64_t *size);
  * The same code that answers requests. Read returns the number of bytes (short
  * only at the end of the file) or -EAGAIN when pages are absent; write returns
  * 0 and writes all. Not durable until vdf_image_sync.
+ *
+ * A writable LAZY image: a change that covers pages in part that are absent, or not known to
+ * be here, gives -EAGAIN before it has changed anything (vdf_image_allocate of more than 64
+ * MiB: before it has changed anything that the same call would not change again). Whole pages
+ * need nothing. vdf_image_truncate needs the page of the new end, where that is not a multiple
+ * of the page size: fetch it, then call again.
  */
 int64_t vdf_image_read(vdf_image *image, uint64_t offset, uint64_t length, uint8_t *data);
 int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const uint8_t *data);
@@ -213,10 +220,18 @@ int vdf_image_allocate(vdf_image *image, int mode, uint64_t offset, uint64_t len
 int vdf_image_truncate(vdf_image *image, uint64_t size);
 int64_t vdf_image_seek(vdf_image *image, uint64_t offset, int whence);
 
-/* fdatasync or fsync of the guest's descriptor. */
+/*
+ * fdatasync or fsync of the guest's descriptor. Of a writable LAZY image what became present
+ * is committed too: all that completed before is there after the death of the host. Those
+ * that come meanwhile share the next commit. -ENOSPC may be answered once: no room for the
+ * presence log, nothing is lost. Any other error stays until the image is made anew.
+ */
 int vdf_image_sync(vdf_image *image, int datasync);
 
-/* fdatasync on a descriptor of the core's own: its errors are not the guest's. */
+/*
+ * fdatasync on a descriptor of the core's own: its errors are not the guest's. Of a writable
+ * LAZY image the same as vdf_image_sync.
+ */
 int vdf_image_sync_internal(vdf_image *image);
 
 /*
@@ -233,6 +248,8 @@ int vdf_image_is_mapped(vdf_image *image, uint64_t region);
  * Fills pages of mapped regions that are still absent; whole pages, offset
  * aligned (the end of the file may be short). Pages present are left alone.
  * filled (may be NULL): bytes that were absent.
+ * Of a writable image the end is that of the base (vdf_presence_counts), and what was cut
+ * off since is left out. A fill is no change to a track.
  */
 int vdf_image_fill(vdf_image *image, uint64_t offset, uint64_t length, const uint8_t *data,
                    uint64_t *filled);
@@ -243,12 +260,81 @@ int vdf_image_is_present(vdf_image *image, uint64_t offset, uint64_t length);
 /*
  * Answers an event WANT or SEEK: requests parked on that range run again, or,
  * with error > 0, get that errno. A request that still misses pages posts a new
- * event.
+ * event; one that waits for two ranges runs when both are answered. Runs WRITEs too,
+ * and so may wait for the local disk.
  */
 int vdf_image_answer(vdf_image *image, uint64_t offset, uint64_t length, int error);
 
-/* Gives the regions' bytes back to the file system; they are unmapped again. */
+/* Gives the regions' bytes back to the file system; they are unmapped again. Not if writable. */
 int vdf_image_evict(vdf_image *image, uint64_t first, uint64_t count);
+
+/*
+ * For hydration in the background. The offset of the first absent page at or after `offset`
+ * in a region that is mapped, and the bytes of its run; -ENXIO: none.
+ */
+int64_t vdf_image_next_absent(vdf_image *image, uint64_t offset, uint64_t *length);
+
+/* The first region at or after `region` that has to be mapped to know what is absent; -ENXIO. */
+int64_t vdf_image_next_unmapped(vdf_image *image, uint64_t region);
+
+/* ---- presence: which pages of a writable LAZY image are here --------------- */
+
+/*
+ * Presence lives in a directory: `presence` (a page bitmap, preallocated, mapped),
+ * `presence.head` (mapped) and `presence.log`. What was written, filled or made zero is
+ * present from then on, and survives the process. The death of the host survives what the
+ * log names: what was present at the last vdf_image_sync or vdf_image_presence_commit. The
+ * rest falls back to what the base has, as pages that were never written.
+ */
+enum {
+    VDF_PRESENCE_WHOLE = 1 /* all is here but the absent runs: no region has to be mapped */
+};
+
+/*
+ * Makes the presence of an image over a base of `size` bytes, in a directory of its own.
+ * absent: `count` pairs of a first page and a number of pages; only with WHOLE. Durable on
+ * return. -EEXIST: there is one. -ENOSPC: no room for the bitmap.
+ */
+int vdf_presence_create(int directory, uint64_t size, unsigned flags, const uint64_t *absent,
+                        uint64_t count);
+
+enum {
+    VDF_PRESENCE_TRUST = 1 /* the host has lived since it was made or opened last */
+};
+
+/*
+ * Opens it for a writable LAZY image, before the first use of that (-EBUSY). Without TRUST,
+ * and where the bitmap lost bits to a disk that failed, what is present is built from the log.
+ * Takes time and memory by what is present. -ENOENT: there is none. -EBADMSG: damaged, it
+ * is not known what the image holds. After an error the image is of no use.
+ */
+int vdf_image_presence_open(vdf_image *image, int directory, unsigned flags);
+
+/*
+ * As vdf_image_sync, for use in the background: what is present now outlives the host. May
+ * write the log anew, when it has more than doubled; syncs wait meanwhile.
+ */
+int vdf_image_presence_commit(vdf_image *image);
+
+/*
+ * All is here: durably so on return, and from then on the image is like any other. -EAGAIN:
+ * a page is absent, or a region not mapped.
+ */
+int vdf_image_presence_complete(vdf_image *image);
+
+typedef struct vdf_presence_counts {
+    uint64_t base_size;         /* bytes */
+    uint64_t low;               /* bytes: the smallest size so far; none comes from beyond */
+    uint64_t present_pages;     /* written, filled or made zero */
+    uint64_t uncommitted_pages; /* of them, those that the log does not name */
+    uint64_t absent_pages;      /* known to be absent */
+    uint64_t log_bytes;
+    uint32_t complete; /* 1: nothing is absent; what was counted before stays as it was */
+    uint32_t rebuilt;  /* 1: it was opened from the log */
+    uint32_t lost;     /* 1: a part of the bitmap is in memory alone, the disk failed */
+} vdf_presence_counts;
+/* -EINVAL: not a writable LAZY image. */
+int vdf_presence_counts_get(vdf_image *image, vdf_presence_counts *out);
 
 /* ---- track: which pages changed ------------------------------------------- */
 
@@ -405,10 +491,15 @@ typedef struct vdf_batch {
  * last page is padded with zeros. Pages at or beyond the sealed size are left
  * out. count 0: no more. -ECANCELED: the epoch was given up; -EFBIG: it was because
  * changes outran the capture (vdf_track_set_budget, or one request of more than 16 MiB).
+ * -EAGAIN: pages of the chunk at *cursor are not here (a LAZY image after the death of its host
+ * or a change that failed): map and fill that chunk, then call again.
  */
 int vdf_capture_next(vdf_image *image, uint64_t *cursor, vdf_batch *batch);
 
-/* The same for suspect pages, read as they are now (torn by writes under way, which mark them). */
+/*
+ * The same for suspect pages, read as they are now (torn by writes under way, which mark them).
+ * -EAGAIN too: a page that is not here is as the base has it.
+ */
 int vdf_suspect_next(vdf_image *image, uint64_t *cursor, vdf_batch *batch);
 
 /* The frozen epoch is safe elsewhere: frees what it holds. */

@@ -90,6 +90,29 @@ static void take_run(vdf_batch *batch, uint64_t page, uint64_t count)
     batch->data_pages += (uint32_t)kept;
 }
 
+/*
+ * A lazy image: the first chunk in [page, end) that has a marked page that is not here, or end.
+ * What the file holds there is not the disk's: it must be fetched first.
+ */
+static uint64_t next_missing_chunk(const source *from, const vdf_bitmap *map, uint64_t page,
+                                   uint64_t end)
+{
+    const vdf_lazy *lazy = vdf_image_lazy(from->image);
+
+    while (lazy != NULL && page < end) {
+        page = vdf_bitmap_next(map, page, end);
+        uint64_t stop = vdf_bitmap_next_clear(map, page, end);
+        uint64_t missing = vdf_lazy_next_missing(lazy, page, stop);
+        /* One that is preserved is read from there. */
+        while (from->frozen && missing < stop && vdf_bitmap_test(&from->track->preserved, missing))
+            missing = vdf_lazy_next_missing(lazy, missing + 1, stop);
+        if (missing < stop)
+            return missing / VDF_CHUNK_PAGES * VDF_CHUNK_PAGES;
+        page = stop;
+    }
+    return end;
+}
+
 static int fill(const source *from, const vdf_bitmap *map, uint64_t *cursor, vdf_batch *batch)
 {
     uint64_t end = vdf_pages_of(from->size);
@@ -110,7 +133,15 @@ static int fill(const source *from, const vdf_bitmap *map, uint64_t *cursor, vdf
         uint64_t whole =
             chunk_end + (room - (chunk_end - page)) / VDF_CHUNK_PAGES * VDF_CHUNK_PAGES;
         uint64_t stop = vdf_min(vdf_min(end, whole), page + RUN_PAGES);
-        stop = vdf_bitmap_next_clear(map, page, stop);
+        uint64_t window = (page + RUN_PAGES) / VDF_CHUNK_PAGES * VDF_CHUNK_PAGES + VDF_CHUNK_PAGES;
+        uint64_t missing = next_missing_chunk(from, map, page, window);
+        if (missing <= page && batch->count != 0)
+            break;
+        if (missing <= page) {
+            *cursor = page;
+            return -EAGAIN;
+        }
+        stop = vdf_bitmap_next_clear(map, page, vdf_min(stop, missing));
         int error = read_run(from, page, stop - page,
                              batch->data + (uint64_t)batch->data_pages * VDF_PAGE_SIZE);
         if (error != 0)

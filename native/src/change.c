@@ -74,6 +74,19 @@ void vdf_change_begin_span(vdf_change *change, vdf_image *image, unsigned which,
     }
 }
 
+void vdf_change_begin_unmarked(vdf_change *change, vdf_image *image)
+{
+    vdf_change_begin(change, image);
+    /* The file's time of change moves: the log's stamp must keep up with it. */
+    while (change->track != NULL && vdf_intent_is_asleep(change->track->intent)) {
+        vdf_intent *intent = change->track->intent;
+        atomic_fetch_add(&intent->users, 1);
+        vdf_change_end(change);
+        vdf_intent_wake(intent);
+        vdf_change_begin(change, image);
+    }
+}
+
 void vdf_change_end(vdf_change *change)
 {
     /* Said again now that the bytes and the size are in place, and before a seal goes on. */
@@ -127,6 +140,33 @@ static uint64_t next_needed(const vdf_track *track, const vdf_bitmap *frozen, bo
     return 0;
 }
 
+/*
+ * A lazy image: whether a page of the range is marked in the frozen epoch and yet not here. A
+ * change that failed after it marked, or the death of a host, leaves such a page; the file
+ * does not hold what it was at the seal, so that it cannot be copied.
+ *
+ * Of the pages that are not marked, those that are not here are copied all the same while old
+ * tickets are out: a hole, or nothing that counts. Nobody reads that copy. Only a mark in the
+ * frozen epoch makes the capture look for it, and an old ticket that comes to the page later
+ * finds it preserved and counts itself to the next epoch.
+ */
+static bool is_frozen_missing(const vdf_change *change, const vdf_bitmap *frozen, uint64_t page,
+                              uint64_t end)
+{
+    const vdf_lazy *lazy = vdf_image_lazy(change->image);
+
+    if (lazy == NULL)
+        return false;
+    for (page = vdf_bitmap_next(frozen, page, end); page < end;
+         page = vdf_bitmap_next(frozen, page, end)) {
+        uint64_t stop = vdf_bitmap_next_clear(frozen, page, end);
+        if (!vdf_lazy_is_here(lazy, page, stop))
+            return true;
+        page = stop;
+    }
+    return false;
+}
+
 static void preserve(vdf_change *change, uint64_t frozen_epoch, uint64_t page, uint64_t end)
 {
     vdf_track *track = change->track;
@@ -139,7 +179,11 @@ static void preserve(vdf_change *change, uint64_t frozen_epoch, uint64_t page, u
         copied += count;
         uint64_t held = atomic_load(&track->preserved.set) + count;
         bool outrun = copied > VDF_PRESERVE_BOUND || held > atomic_load(&track->budget);
-        int error = outrun ? -EFBIG : copy_pages(change, page, count);
+        int error = outrun ? -EFBIG : 0;
+        if (error == 0 && is_frozen_missing(change, frozen, page, page + count))
+            error = -EAGAIN;
+        if (error == 0)
+            error = copy_pages(change, page, count);
         if (error != 0) {
             vdf_track_give_up(change->image, track, error);
             return;

@@ -54,13 +54,12 @@ static int fill_image(vdf_image *image, int fd)
     if (!(image->flags & VDF_IMAGE_LAZY))
         return 0;
     int error = make_stripes(image);
-    return error != 0 ? error : vdf_lazy_create((uint64_t)st.st_size, &image->lazy);
+    bool writable = !(image->flags & VDF_IMAGE_READONLY);
+    return error != 0 ? error : vdf_lazy_create((uint64_t)st.st_size, writable, &image->lazy);
 }
 
 int vdf_image_create(vdf_core *core, int fd, unsigned flags, uint64_t cookie, vdf_image **out)
 {
-    if ((flags & VDF_IMAGE_LAZY) && !(flags & VDF_IMAGE_READONLY))
-        return -EINVAL;
     vdf_image *image = calloc(1, sizeof *image);
     if (image == NULL)
         return -ENOMEM;
@@ -140,7 +139,7 @@ void vdf_image_unlock(vdf_image *image, uint64_t offset, uint64_t length)
 
 int64_t vdf_image_read(vdf_image *image, uint64_t offset, uint64_t length, uint8_t *data)
 {
-    if (image->lazy != NULL)
+    if (vdf_image_lazy(image) != NULL)
         return vdf_lazy_read(image, offset, length, data);
     if (offset > INT64_MAX || length > INT64_MAX)
         return -EINVAL;
@@ -190,16 +189,21 @@ static int write_marked(vdf_change *change, uint64_t offset, uint64_t length, co
     return error;
 }
 
-/* Only changes of a tracked image exclude each other. */
+/* Only changes of a tracked image exclude each other, and those of a lazy one its fills. */
+static bool excludes(const vdf_change *change)
+{
+    return change->track != NULL || change->image->lazy != NULL;
+}
+
 static void lock_change(const vdf_change *change, uint64_t offset, uint64_t length)
 {
-    if (change->track != NULL)
+    if (excludes(change))
         vdf_image_lock(change->image, offset, length);
 }
 
 static void unlock_change(const vdf_change *change, uint64_t offset, uint64_t length)
 {
-    if (change->track != NULL)
+    if (excludes(change))
         vdf_image_unlock(change->image, offset, length);
 }
 
@@ -250,7 +254,22 @@ static int change_piece(vdf_image *image, uint64_t offset, uint64_t length,
 
 static int act_write(vdf_change *change, uint64_t offset, uint64_t length, const void *data)
 {
-    return write_marked(change, offset, length, data);
+    vdf_want want[2];
+
+    if (vdf_lazy_edges(change->image, offset, length, want) != 0)
+        return -EAGAIN;
+    int error = write_marked(change, offset, length, data);
+    if (error == 0)
+        vdf_lazy_mark(change->image, offset, length);
+    return error;
+}
+
+/* Before anything of it is changed: a page that is here by now stays here. */
+static int check_edges(const vdf_image *image, uint64_t offset, uint64_t length)
+{
+    vdf_want want[2];
+
+    return vdf_lazy_edges(image, offset, length, want) != 0 ? -EAGAIN : 0;
 }
 
 int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const uint8_t *data)
@@ -259,8 +278,11 @@ int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const ui
 
     if (image->flags & VDF_IMAGE_READONLY)
         return -EROFS;
+    if (error == 0)
+        error = check_edges(image, offset, length);
     while (error == 0 && length > 0) {
-        uint64_t step = vdf_min(length, VDF_REQUEST_MAX);
+        /* Pieces meet between two pages: none covers a part where the whole covers all of it. */
+        uint64_t step = vdf_min(length, VDF_REQUEST_MAX - offset % VDF_PAGE_SIZE);
         error = change_piece(image, offset, step, act_write, data);
         offset += step;
         data += step;
@@ -273,9 +295,15 @@ int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const ui
 static int act_zero(vdf_change *change, uint64_t offset, uint64_t length, const void *argument)
 {
     const zeroing *zero = argument;
+    int error = check_edges(change->image, offset, length);
 
+    if (error != 0)
+        return error;
     vdf_change_mark(change, offset, length);
-    return fallocate(change->image->fd, zero->mode, (off_t)offset, (off_t)length) == 0 ? 0 : -errno;
+    if (fallocate(change->image->fd, zero->mode, (off_t)offset, (off_t)length) != 0)
+        return -errno;
+    vdf_lazy_mark(change->image, offset, length);
+    return 0;
 }
 
 /* fallocate that may make the file longer; the bytes inside it stay. */
@@ -299,7 +327,7 @@ static int zero_range(vdf_image *image, int mode, uint64_t offset, uint64_t leng
 {
     /* Bytes beyond the end are zero already and stay outside. */
     uint64_t end = vdf_min(offset + length, atomic_load(&image->size));
-    int error = 0;
+    int error = end > offset ? check_edges(image, offset, end - offset) : 0;
 
     zeroing zero = {.mode = mode | FALLOC_FL_KEEP_SIZE};
 
@@ -344,13 +372,18 @@ static int act_truncate(vdf_change *change, uint64_t offset, uint64_t length, co
 
     (void)offset;
     (void)length;
+    /* What is cut off of the last page must not come back with the rest of it. */
+    if (size < old && check_edges(image, size, old - size) != 0)
+        return -EAGAIN;
     if (change->track != NULL && size < old)
         vdf_change_cut(change, size, old);
     lock_size(change);
     vdf_change_size(change, vdf_min(size, old));
     int error = ftruncate(image->fd, (off_t)size) == 0 ? 0 : -errno;
-    if (error == 0)
+    if (error == 0) {
+        vdf_lazy_cut(image, size);
         atomic_store(&image->size, size);
+    }
     unlock_size(change);
     if (error != 0 && change->track != NULL && size < old)
         vdf_change_uncut(change, size, old);
@@ -408,10 +441,24 @@ int64_t vdf_image_seek(vdf_image *image, uint64_t offset, int whence)
         return -EINVAL;
     if (offset >= atomic_load(&image->size))
         return -ENXIO;
-    if (image->lazy != NULL)
+    if (vdf_image_lazy(image) != NULL)
         return vdf_lazy_seek(image, offset, whence);
     off_t at = lseek(image->fd, (off_t)offset, whence);
     return at < 0 ? -errno : at;
+}
+
+void vdf_image_latch(vdf_image *image, int error)
+{
+    atomic_store(&image->sync_error, error);
+    vdf_event_post(image->core, VDF_EVENT_SYNC_FAILED, -error, image->cookie, 0, 0);
+}
+
+/* Whether what is present has to be committed with the bytes. */
+static bool has_presence(const vdf_image *image)
+{
+    const vdf_lazy *lazy = vdf_image_lazy(image);
+
+    return lazy != NULL && lazy->presence != NULL;
 }
 
 int vdf_image_sync(vdf_image *image, int datasync)
@@ -420,17 +467,19 @@ int vdf_image_sync(vdf_image *image, int datasync)
 
     if (latched != 0)
         return latched;
+    if (has_presence(image))
+        return vdf_presence_commit(image, datasync ? 0 : VDF_COMMIT_FULL);
     int error = (datasync ? fdatasync(image->fd) : fsync(image->fd)) == 0 ? 0 : -errno;
-    if (error != 0 && error != -EINTR) {
-        /* What the kernel could not write it has forgotten: later successes would lie. */
-        atomic_store(&image->sync_error, error);
-        vdf_event_post(image->core, VDF_EVENT_SYNC_FAILED, -error, image->cookie, 0, 0);
-    }
+    if (error != 0 && error != -EINTR)
+        vdf_image_latch(image, error);
     return error;
 }
 
 int vdf_image_sync_internal(vdf_image *image)
 {
+    /* A region leaves the intent log when its marks are durable: its pages must be here then. */
+    if (has_presence(image))
+        return vdf_presence_commit(image, 0);
     int error = fdatasync(image->inner_fd) == 0 ? 0 : -errno;
 
     if (error != 0 && error != -EINTR)
@@ -453,7 +502,7 @@ int vdf_image_set_track(vdf_image *image, vdf_track *track)
     vdf_track *none = NULL;
     int error = 0;
 
-    if (image->lazy != NULL || (image->flags & VDF_IMAGE_READONLY))
+    if (image->flags & VDF_IMAGE_READONLY)
         return -EINVAL;
     if (make_stripes(image) != 0)
         return -ENOMEM;

@@ -176,7 +176,8 @@ static void publish(vdf_intent *intent, uint64_t version)
     intent->durable = version;
     atomic_fetch_add_explicit(&intent->tick, 1, memory_order_relaxed);
     /* A writer that looked before and one that looks after are both within the record's time. */
-    atomic_store(&intent->state, 0);
+    if (atomic_exchange(&intent->state, 0) & VDF_INTENT_ASLEEP)
+        pthread_cond_signal(&intent->work); /* it has to be stamped again from here on */
 }
 
 /* Writes what the table holds now; others that come meanwhile go into the next one. */
@@ -328,6 +329,15 @@ void vdf_intent_put(vdf_intent *intent, vdf_intent_hold hold)
         if (intent->free < intent->low)
             pthread_cond_signal(&intent->work);
     }
+    atomic_fetch_sub(&intent->users, 1);
+    pthread_mutex_unlock(&intent->lock);
+}
+
+void vdf_intent_wake(vdf_intent *intent)
+{
+    pthread_mutex_lock(&intent->lock);
+    if (intent->mode == VDF_INTENT_IS_KEPT && vdf_intent_is_asleep(intent))
+        vdf_intent_wait_durable(intent, ++intent->version);
     atomic_fetch_sub(&intent->users, 1);
     pthread_mutex_unlock(&intent->lock);
 }

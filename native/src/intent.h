@@ -143,6 +143,15 @@ vdf_intent_hold vdf_intent_take_span(vdf_intent *intent, unsigned which, uint64_
                                      uint64_t to);
 void vdf_intent_put(vdf_intent *intent, vdf_intent_hold hold);
 
+/* Nothing changed for a while: what changes the file without a region in the log wakes it. */
+static inline bool vdf_intent_is_asleep(vdf_intent *intent)
+{
+    return (atomic_load(&intent->state) & VDF_INTENT_ASLEEP) != 0;
+}
+
+/* As take: without a ticket, counted in `users`, which it takes back. */
+void vdf_intent_wake(vdf_intent *intent);
+
 /* With a ticket: whether all regions of the range are in the log; they stay while it is held. */
 static inline bool vdf_intent_covers(vdf_intent *intent, uint64_t offset, uint64_t length)
 {

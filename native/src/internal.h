@@ -6,6 +6,7 @@
  *   track->admin  ->  intent->lock (never under a ticket or a stripe)
  *   track->grow_lock: a leaf
  *   lazy->lock  ->  stripes
+ *   presence->lock: a leaf; who commits holds none
  *   core->park_lock, core->event_lock, core->nodes_lock: leaves
  */
 #ifndef VDF_INTERNAL_H
@@ -240,11 +241,7 @@ int vdf_track_mend(vdf_track *track, uint64_t size);
 
 /* ---- image ------------------------------------------------------------------ */
 
-typedef struct vdf_lazy {
-    pthread_rwlock_t lock; /* readers and fills share, eviction is alone */
-    vdf_bitmap absent;
-    vdf_bitmap mapped; /* one bit a region */
-} vdf_lazy;
+struct vdf_lazy;
 
 struct vdf_image {
     vdf_core *core;
@@ -258,12 +255,14 @@ struct vdf_image {
     vdf_gate gate;
     _Atomic(vdf_track *) track;
     pthread_mutex_t *stripe; /* VDF_STRIPES, or NULL: neither tracked nor lazy yet */
-    vdf_lazy *lazy;          /* or NULL */
+    struct vdf_lazy *lazy;   /* or NULL */
 };
 
 /* Locks the stripes of the chunks that hold the range; at most VDF_STRIPES of them. */
 void vdf_image_lock(vdf_image *image, uint64_t offset, uint64_t length);
 void vdf_image_unlock(vdf_image *image, uint64_t offset, uint64_t length);
+/* A sync failed: what the kernel could not write it has forgotten, later successes would lie. */
+void vdf_image_latch(vdf_image *image, int error);
 
 /* ---- change: what a tracked write does before it writes --------------------- */
 
@@ -284,6 +283,8 @@ void vdf_change_begin_covered(vdf_change *change, vdf_image *image, uint64_t off
                               uint64_t length);
 void vdf_change_begin_span(vdf_change *change, vdf_image *image, unsigned which, uint64_t from,
                            uint64_t to);
+/* The same for bytes that come from the vault: they change nothing, and mark nothing. */
+void vdf_change_begin_unmarked(vdf_change *change, vdf_image *image);
 void vdf_change_end(vdf_change *change);
 /* With the stripes held: preserves frozen pages of the range, marks it. */
 void vdf_change_mark(vdf_change *change, uint64_t offset, uint64_t length);
@@ -296,24 +297,41 @@ void vdf_change_cut(vdf_change *change, uint64_t size, uint64_t old);
 /* With size_lock held, before the size changes; `size`: the smaller of old and new. */
 void vdf_change_size(vdf_change *change, uint64_t size);
 
-/* ---- lazy ------------------------------------------------------------------- */
+/* ---- lazy images: lazy.h ------------------------------------------------------- */
 
-int vdf_lazy_create(uint64_t size, vdf_lazy **out);
-void vdf_lazy_free(vdf_lazy *lazy);
-/* -EAGAIN: parts are not here; then want is the range to ask for. */
-int64_t vdf_lazy_read(vdf_image *image, uint64_t offset, uint64_t length, uint8_t *data);
-int64_t vdf_lazy_seek(vdf_image *image, uint64_t offset, int whence);
+#include "lazy.h"
+
+/* NULL, or the lazy part of an image of which something may not be here yet. */
+static inline vdf_lazy *vdf_image_lazy(const vdf_image *image)
+{
+    return image->lazy == NULL || atomic_load(&image->lazy->complete) ? NULL : image->lazy;
+}
 
 /* ---- core ------------------------------------------------------------------- */
+
+/* Bytes of a WRITE that wait. */
+typedef struct vdf_part {
+    uint64_t offset, length;
+    const uint8_t *data;
+} vdf_part;
+
+/* Payloads of parked requests up to here are kept whole; beyond it see request.c. */
+#define VDF_PARK_BYTES (UINT64_C(64) << 20)
 
 typedef struct vdf_parked {
     struct vdf_parked *next;
     vdf_image *image;
     uint64_t unique;
     uint32_t opcode;
-    int whence;
+    int how; /* whence of an LSEEK, mode of a FALLOCATE */
     uint64_t offset;
     uint64_t length;
+    unsigned wants;
+    vdf_want want[2]; /* not answered yet */
+    bool begun;       /* some of it is written: not to be interrupted */
+    unsigned parts;
+    vdf_part part[2];
+    uint64_t payload; /* bytes of all parts, which lie behind this */
 } vdf_parked;
 
 /* A request for a node without an image, kept whole. */
@@ -405,6 +423,7 @@ struct vdf_core {
     size_t event_first, event_count, event_capacity;
 
     _Atomic uint64_t reads, writes, syncs, discards, seeks, names, parked_count;
+    _Atomic uint64_t parked_bytes;
     _Atomic uint64_t read_bytes, write_bytes;
 };
 
@@ -415,9 +434,8 @@ void vdf_event_post(vdf_core *core, uint32_t kind, int error, uint64_t cookie, u
 vdf_image *vdf_nodes_find(vdf_core *core, uint64_t nodeid);
 void vdf_nodes_clear(vdf_core *core);
 
-/* Parks a request and posts its event. -ENOMEM: it was not parked. */
-int vdf_park(vdf_core *core, vdf_image *image, uint64_t unique, uint32_t opcode, uint64_t offset,
-             uint64_t length, int whence);
+/* Parks a copy of the request and posts an event for each want. -ENOMEM: it was not parked. */
+int vdf_park(vdf_core *core, const vdf_parked *request);
 /* Answers EINTR to a parked request; false: none has this id. */
 bool vdf_park_interrupt(vdf_core *core, uint64_t unique);
 void vdf_park_clear(vdf_core *core);
@@ -426,7 +444,7 @@ void vdf_park_clear(vdf_core *core);
 #define VDF_BUFFER_SIZE (VDF_REQUEST_MAX + 2 * VDF_PAGE_SIZE)
 void vdf_request_handle(vdf_core *core, uint8_t *buffer, size_t length);
 /* Runs a parked request again; buffer as above. */
-void vdf_request_resume(vdf_core *core, const vdf_parked *parked, uint8_t *buffer);
+void vdf_request_resume(vdf_core *core, vdf_parked *parked, uint8_t *buffer);
 void vdf_reply_error(vdf_core *core, uint64_t unique, int error);
 
 /* resume: taking a connection over. */

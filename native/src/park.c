@@ -1,37 +1,54 @@
-/* park.c - requests that wait for bytes of a lazy image. They hold no thread. */
+/*
+ * park.c - requests that wait for bytes of a lazy image. They hold no thread; a WRITE is kept
+ * with its payload (request.c bounds that).
+ */
 #include "internal.h"
 
 #include <linux/fuse.h>
 #include <stdlib.h>
+#include <string.h>
 
-int vdf_park(vdf_core *core, vdf_image *image, uint64_t unique, uint32_t opcode, uint64_t offset,
-             uint64_t length, int whence)
+/* A copy with the payload behind it. */
+static vdf_parked *copy_of(const vdf_parked *request)
 {
-    vdf_parked *parked = calloc(1, sizeof *parked);
+    vdf_parked *parked = malloc(sizeof *parked + request->payload);
+
+    if (parked == NULL)
+        return NULL;
+    *parked = *request;
+    uint8_t *at = (uint8_t *)(parked + 1);
+    for (unsigned i = 0; i < parked->parts; i++) {
+        memcpy(at, request->part[i].data, request->part[i].length);
+        parked->part[i].data = at;
+        at += request->part[i].length;
+    }
+    return parked;
+}
+
+int vdf_park(vdf_core *core, const vdf_parked *request)
+{
+    vdf_parked *parked = copy_of(request);
 
     if (parked == NULL)
         return -ENOMEM;
-    *parked = (vdf_parked){.image = image,
-                           .unique = unique,
-                           .opcode = opcode,
-                           .whence = whence,
-                           .offset = offset,
-                           .length = length};
-    vdf_image_ref(image);
+    vdf_image_ref(parked->image);
+    atomic_fetch_add(&core->parked_bytes, parked->payload);
+    atomic_fetch_add(&core->parked_count, 1);
     pthread_mutex_lock(&core->park_lock);
     parked->next = core->parked;
     core->parked = parked;
     pthread_mutex_unlock(&core->park_lock);
-    atomic_fetch_add(&core->parked_count, 1);
     /* Posted after it is parked: the answer cannot come too early. */
-    vdf_event_post(core, opcode == FUSE_LSEEK ? VDF_EVENT_SEEK : VDF_EVENT_WANT, 0, image->cookie,
-                   offset, length);
+    for (unsigned i = 0; i < request->wants; i++)
+        vdf_event_post(core, request->opcode == FUSE_LSEEK ? VDF_EVENT_SEEK : VDF_EVENT_WANT, 0,
+                       request->image->cookie, request->want[i].offset, request->want[i].length);
     return 0;
 }
 
 static void drop(vdf_core *core, vdf_parked *parked)
 {
     atomic_fetch_sub(&core->parked_count, 1);
+    atomic_fetch_sub(&core->parked_bytes, parked->payload);
     vdf_image_unref(parked->image);
     free(parked);
 }
@@ -39,10 +56,14 @@ static void drop(vdf_core *core, vdf_parked *parked)
 bool vdf_park_interrupt(vdf_core *core, uint64_t unique)
 {
     vdf_parked *found = NULL;
+    bool begun = false;
 
     pthread_mutex_lock(&core->park_lock);
     for (vdf_parked **at = &core->parked; *at != NULL; at = &(*at)->next) {
         if ((*at)->unique == unique) {
+            begun = (*at)->begun;
+            if (begun) /* EINTR would say that nothing was done: it goes on */
+                break;
             found = *at;
             *at = found->next;
             break;
@@ -50,19 +71,36 @@ bool vdf_park_interrupt(vdf_core *core, uint64_t unique)
     }
     pthread_mutex_unlock(&core->park_lock);
     if (found == NULL)
-        return false;
+        return begun;
     vdf_reply_error(core, unique, -EINTR);
     drop(core, found);
     return true;
 }
 
-static bool touches(const vdf_parked *parked, uint64_t offset, uint64_t length)
+/* Takes the wants away that the range touches; true if it was the last one. */
+static bool is_answered(vdf_parked *parked, uint64_t offset, uint64_t length)
 {
-    return parked->offset < vdf_add(offset, length) &&
-           offset < vdf_add(parked->offset, parked->length);
+    unsigned left = 0, before = parked->wants;
+
+    for (unsigned i = 0; i < before; i++) {
+        const vdf_want want = parked->want[i];
+        if (want.offset >= vdf_add(offset, length) || offset >= vdf_add(want.offset, want.length))
+            parked->want[left++] = want;
+    }
+    parked->wants = left;
+    return left == 0;
 }
 
-static vdf_parked *take_touching(vdf_image *image, uint64_t offset, uint64_t length)
+static bool touches(const vdf_parked *parked, uint64_t offset, uint64_t length)
+{
+    vdf_parked copy = *parked;
+
+    is_answered(&copy, offset, length);
+    return copy.wants < parked->wants;
+}
+
+/* Those that have no want left; after an error all that the range touches. */
+static vdf_parked *take_touching(vdf_image *image, uint64_t offset, uint64_t length, int error)
 {
     vdf_core *core = image->core;
     vdf_parked *taken = NULL;
@@ -70,7 +108,8 @@ static vdf_parked *take_touching(vdf_image *image, uint64_t offset, uint64_t len
     pthread_mutex_lock(&core->park_lock);
     for (vdf_parked **at = &core->parked; *at != NULL;) {
         vdf_parked *parked = *at;
-        if (parked->image == image && touches(parked, offset, length)) {
+        if (parked->image == image && touches(parked, offset, length) &&
+            (is_answered(parked, offset, length) || error != 0)) {
             *at = parked->next;
             parked->next = taken;
             taken = parked;
@@ -85,7 +124,7 @@ static vdf_parked *take_touching(vdf_image *image, uint64_t offset, uint64_t len
 int vdf_image_answer(vdf_image *image, uint64_t offset, uint64_t length, int error)
 {
     vdf_core *core = image->core;
-    vdf_parked *taken = take_touching(image, offset, length);
+    vdf_parked *taken = take_touching(image, offset, length, error);
     uint8_t *buffer = NULL;
 
     if (taken != NULL && error == 0) {

@@ -35,6 +35,14 @@ void vdf_reply_error(vdf_core *core, uint64_t unique, int error)
     reply(core, unique, error, NULL, 0);
 }
 
+static void park(vdf_core *core, const vdf_parked *request)
+{
+    int error = vdf_park(core, request);
+
+    if (error != 0)
+        vdf_reply_error(core, request->unique, error);
+}
+
 /* The data goes to a page boundary of the buffer, the header in front of it: one write. */
 static void reply_read(vdf_core *core, vdf_image *image, uint64_t unique, uint64_t offset,
                        uint64_t length, uint8_t *buffer)
@@ -43,9 +51,13 @@ static void reply_read(vdf_core *core, vdf_image *image, uint64_t unique, uint64
     int64_t got = vdf_image_read(image, offset, length, data);
 
     if (got == -EAGAIN) {
-        int error = vdf_park(core, image, unique, FUSE_READ, offset, length, 0);
-        if (error != 0)
-            vdf_reply_error(core, unique, error);
+        park(core, &(vdf_parked){.image = image,
+                                 .unique = unique,
+                                 .opcode = FUSE_READ,
+                                 .offset = offset,
+                                 .length = length,
+                                 .wants = 1,
+                                 .want = {{offset, length}}});
         return;
     }
     if (got < 0) {
@@ -71,6 +83,81 @@ static void handle_read(vdf_core *core, vdf_image *image, uint8_t *buffer)
     reply_read(core, image, in.unique, read.offset, vdf_min(read.size, VDF_REQUEST_MAX), buffer);
 }
 
+static void reply_written(vdf_core *core, uint64_t unique, uint64_t length)
+{
+    struct fuse_write_out out = {.size = (uint32_t)length};
+
+    atomic_fetch_add(&core->write_bytes, length);
+    reply(core, unique, 0, &out, sizeof out);
+}
+
+/*
+ * A WRITE that needs pages that are not here, kept whole: nothing of it is written before all
+ * of it can be. Where VDF_PARK_BYTES are kept already, its whole pages are written now, and
+ * what waits is the rest, less than two pages; that is not interrupted any more.
+ */
+static int split(vdf_core *core, vdf_parked *request)
+{
+    const vdf_part whole = request->part[0];
+    uint64_t end = whole.offset + whole.length;
+    uint64_t first = (whole.offset + VDF_PAGE_SIZE - 1) / VDF_PAGE_SIZE * VDF_PAGE_SIZE;
+    uint64_t last = end / VDF_PAGE_SIZE * VDF_PAGE_SIZE;
+
+    if (first >= last || atomic_load(&core->parked_bytes) + whole.length <= VDF_PARK_BYTES)
+        return 0;
+    int error =
+        vdf_image_write(request->image, first, last - first, whole.data + (first - whole.offset));
+    if (error != 0)
+        return error;
+    request->begun = true;
+    request->parts = 0;
+    request->payload = (first - whole.offset) + (end - last);
+    if (first > whole.offset)
+        request->part[request->parts++] =
+            (vdf_part){whole.offset, first - whole.offset, whole.data};
+    if (end > last)
+        request->part[request->parts++] =
+            (vdf_part){last, end - last, whole.data + (last - whole.offset)};
+    return 0;
+}
+
+/* Pages that the parts need; 0: none. */
+static unsigned find_wants(vdf_parked *request)
+{
+    request->wants = 0;
+    for (unsigned i = 0; i < request->parts; i++) {
+        const vdf_part *part = &request->part[i];
+        vdf_want want[2];
+        unsigned count = vdf_lazy_edges(request->image, part->offset, part->length, want);
+        for (unsigned j = 0; j < count; j++)
+            request->want[request->wants++] = want[j];
+    }
+    return request->wants;
+}
+
+/* Writes the parts of a request, or parks it. Nothing is written while any of them waits. */
+static void write_parts(vdf_core *core, vdf_parked *request)
+{
+    for (;;) {
+        bool waits = find_wants(request) != 0;
+        int error = waits && !request->begun ? split(core, request) : 0;
+        if (waits && error == 0) {
+            park(core, request);
+            return;
+        }
+        for (unsigned i = 0; i < request->parts && error == 0; i++) {
+            const vdf_part *part = &request->part[i];
+            error = vdf_image_write(request->image, part->offset, part->length, part->data);
+        }
+        if (error == 0)
+            reply_written(core, request->unique, request->length);
+        else if (error != -EAGAIN)
+            vdf_reply_error(core, request->unique, error);
+        if (error != -EAGAIN)
+            return;
+    }
+}
+
 static void handle_write(vdf_core *core, vdf_image *image, const uint8_t *buffer, size_t length)
 {
     const struct fuse_in_header *in = (const void *)buffer;
@@ -83,13 +170,19 @@ static void handle_write(vdf_core *core, vdf_image *image, const uint8_t *buffer
         return;
     }
     int error = vdf_image_write(image, wanted->offset, wanted->size, buffer + head);
-    if (error != 0) {
+    if (error == 0)
+        reply_written(core, in->unique, wanted->size);
+    else if (error != -EAGAIN)
         vdf_reply_error(core, in->unique, error);
-        return;
-    }
-    atomic_fetch_add(&core->write_bytes, wanted->size);
-    struct fuse_write_out out = {.size = wanted->size};
-    reply(core, in->unique, 0, &out, sizeof out);
+    else
+        write_parts(core, &(vdf_parked){.image = image,
+                                        .unique = in->unique,
+                                        .opcode = FUSE_WRITE,
+                                        .offset = wanted->offset,
+                                        .length = wanted->size,
+                                        .parts = 1,
+                                        .part = {{wanted->offset, wanted->size, buffer + head}},
+                                        .payload = wanted->size});
 }
 
 static void handle_fsync(vdf_core *core, vdf_image *image, const uint8_t *buffer)
@@ -102,15 +195,36 @@ static void handle_fsync(vdf_core *core, vdf_image *image, const uint8_t *buffer
     vdf_reply_error(core, in->unique, vdf_image_sync(image, datasync));
 }
 
+static void reply_allocate(vdf_core *core, vdf_image *image, uint64_t unique, int mode,
+                           uint64_t offset, uint64_t length)
+{
+    vdf_parked request = {.image = image,
+                          .unique = unique,
+                          .opcode = FUSE_FALLOCATE,
+                          .how = mode,
+                          .offset = offset,
+                          .length = length};
+    int error;
+
+    do {
+        error = vdf_image_allocate(image, mode, offset, length);
+        if (error == -EAGAIN)
+            request.wants = vdf_lazy_edges(image, offset, length, request.want);
+    } while (error == -EAGAIN && request.wants == 0); /* filled meanwhile */
+    if (error == -EAGAIN)
+        park(core, &request);
+    else
+        /* Invariant: no ENOSYS from here, whatever the file system below says. */
+        vdf_reply_error(core, unique, error == -ENOSYS ? -EOPNOTSUPP : error);
+}
+
 static void handle_fallocate(vdf_core *core, vdf_image *image, const uint8_t *buffer)
 {
     const struct fuse_in_header *in = (const void *)buffer;
     const struct fuse_fallocate_in *wanted = (const void *)(buffer + sizeof *in);
 
     atomic_fetch_add(&core->discards, 1);
-    int error = vdf_image_allocate(image, (int)wanted->mode, wanted->offset, wanted->length);
-    /* Invariant: no ENOSYS from here, whatever the file system below says. */
-    vdf_reply_error(core, in->unique, error == -ENOSYS ? -EOPNOTSUPP : error);
+    reply_allocate(core, image, in->unique, (int)wanted->mode, wanted->offset, wanted->length);
 }
 
 static void reply_seek(vdf_core *core, vdf_image *image, uint64_t unique, uint64_t offset,
@@ -119,9 +233,14 @@ static void reply_seek(vdf_core *core, vdf_image *image, uint64_t unique, uint64
     int64_t at = vdf_image_seek(image, offset, whence);
 
     if (at == -EAGAIN) {
-        int error = vdf_park(core, image, unique, FUSE_LSEEK, offset, 1, whence);
-        if (error != 0)
-            vdf_reply_error(core, unique, error);
+        park(core, &(vdf_parked){.image = image,
+                                 .unique = unique,
+                                 .opcode = FUSE_LSEEK,
+                                 .how = whence,
+                                 .offset = offset,
+                                 .length = 1,
+                                 .wants = 1,
+                                 .want = {{offset, 1}}});
         return;
     }
     if (at < 0) {
@@ -227,10 +346,20 @@ void vdf_request_handle(vdf_core *core, uint8_t *buffer, size_t length)
     }
 }
 
-void vdf_request_resume(vdf_core *core, const vdf_parked *parked, uint8_t *buffer)
+void vdf_request_resume(vdf_core *core, vdf_parked *parked, uint8_t *buffer)
 {
-    if (parked->opcode == FUSE_LSEEK)
-        reply_seek(core, parked->image, parked->unique, parked->offset, parked->whence);
-    else
+    switch (parked->opcode) {
+    case FUSE_LSEEK:
+        reply_seek(core, parked->image, parked->unique, parked->offset, parked->how);
+        break;
+    case FUSE_WRITE:
+        write_parts(core, parked);
+        break;
+    case FUSE_FALLOCATE:
+        reply_allocate(core, parked->image, parked->unique, parked->how, parked->offset,
+                       parked->length);
+        break;
+    default:
         reply_read(core, parked->image, parked->unique, parked->offset, parked->length, buffer);
+    }
 }

@@ -96,14 +96,10 @@ static void concurrent(vdf_image *image)
 int main(void)
 {
     scratch s;
-    vdf_image *image = NULL;
 
     data = calloc(1024, VDF_PAGE_SIZE);
     scratch_make(&s, SIZE);
-    int fd = open(s.file, O_RDWR | O_CLOEXEC);
-    CHECK(vdf_image_create(s.core, fd, VDF_IMAGE_LAZY, 7, &image) == -EINVAL);
-    close(fd);
-    image = scratch_image(&s, VDF_IMAGE_LAZY | VDF_IMAGE_READONLY, O_RDWR);
+    vdf_image *image = scratch_image(&s, VDF_IMAGE_LAZY | VDF_IMAGE_READONLY, O_RDWR);
     CHECK(vdf_image_set_track(image, NULL) == -EINVAL);
     map_fill_evict(image);
     concurrent(image);
