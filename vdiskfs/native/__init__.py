@@ -16,6 +16,15 @@ from typing import Any, Self
 import numpy as np
 
 from vdiskfs._native import ffi, lib
+from vdiskfs.native.copies import (
+    commit_presence,
+    complete_presence,
+    create_presence,
+    next_absent,
+    next_unmapped,
+    open_presence,
+    presence_counts,
+)
 from vdiskfs.native.flags import CoreFlags, EventKind, ImageFlags, MountFlags
 from vdiskfs.native.host import (
     background,
@@ -48,6 +57,7 @@ from vdiskfs.native.records import (
     CoreCounts,
     FileIdentity,
     IntentCounts,
+    PresenceCounts,
     Recovery,
     Seal,
     TrackCounts,
@@ -58,10 +68,11 @@ from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 __all__ = [
     "INTENT_REGION", "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event",
     "EventKind", "FileIdentity", "Image", "ImageFlags", "IntentCounts", "MountFlags", "PageReader",
-    "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background", "begin_intent",
-    "crash_arm",
-    "file_identity", "intent_counts", "mount", "pages_sum", "pages_verify", "pages_zero",
-    "recover_track", "rename", "seal", "settle_track", "sync_track", "unmount",
+    "PresenceCounts", "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background",
+    "begin_intent", "commit_presence", "complete_presence", "crash_arm", "create_presence",
+    "file_identity", "intent_counts", "mount", "next_absent", "next_unmapped", "open_presence",
+    "pages_sum", "pages_verify", "pages_zero", "presence_counts", "recover_track", "rename",
+    "seal", "settle_track", "sync_track", "unmount",
 ]  # fmt: skip
 
 
@@ -200,7 +211,7 @@ class Core(_Closing):
 
 
 class Image(_Closing):
-    """One file's bytes: live, or lazy (a recovery point that hydrates on read)."""
+    """One file's bytes: live, or lazy (a recovery point, or a writable copy of one)."""
 
     def __init__(self, core: Core, fd: int, flags: ImageFlags, cookie: int) -> None:
         """Make an image over the open file; the descriptor stays the caller's."""
@@ -294,7 +305,7 @@ class Image(_Closing):
         return bool(lib.vdf_image_is_mapped(self.handle, region))
 
     def fill(self, offset: int, data: Buffer) -> int:
-        """Fill absent pages, and return how many bytes were absent."""
+        """Fill absent pages, and return how many bytes were absent. No change to a track."""
         filled = ffi.new("uint64_t *")
         with ffi.from_buffer(data) as source:
             done = lib.vdf_image_fill(
@@ -312,7 +323,7 @@ class Image(_Closing):
         lib.vdf_image_answer(self.handle, offset, length, error)
 
     def evict(self, first_region: int, count: int) -> None:
-        """Give the regions' bytes back to the file system."""
+        """Give the regions' bytes back to the file system; not those of a writable image."""
         check(lib.vdf_image_evict(self.handle, first_region, count), "evict")
 
     # tracking
@@ -445,7 +456,8 @@ class PageReader:
         """Return the next pages, or None at the end. Valid until the next call.
 
         Raises:
-            OSError: ECANCELED, the epoch was given up; EFBIG, changes outran the capture; or
+            OSError: ECANCELED, the epoch was given up; EFBIG, changes outran the capture; EAGAIN,
+                the chunk at `cursor` (a page number) of a lazy image has to be fetched first; or
                 reading failed.
         """
         check(self._next(self._image.handle, self._cursor, self._batch), "capture")

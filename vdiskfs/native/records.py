@@ -73,6 +73,21 @@ class IntentCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class PresenceCounts:
+    """What is known of a writable copy's pages; see ``vdf_presence_counts``. Sizes in bytes."""
+
+    base_size: int
+    low: int
+    present_pages: int
+    uncommitted_pages: int
+    absent_pages: int
+    log_bytes: int
+    complete: bool
+    rebuilt: bool
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Recovery:
     """Where a disk may differ from its bitmaps after the death of the host, in bytes.
 
