@@ -221,6 +221,16 @@ def test_what_was_synced_outlives_the_host_and_all_else_the_daemon(copy: Copy) -
     assert copy.image.read(20 * PAGE_SIZE, 12) == copy.base[20 * PAGE_SIZE :][:12]
 
 
+def test_a_sync_of_our_own_names_the_pages_too(copy: Copy) -> None:
+    """Before a region leaves the intent log its pages must be here for good."""
+    copy.write(20 * PAGE_SIZE, b"z" * PAGE_SIZE)
+    copy.image.sync_internal()
+    assert native.presence_counts(copy.image).uncommitted_pages == 0
+    copy.committed = (bytes(copy.expected), copy.file.read_bytes(), copy.log())
+    copy.lose_host()
+    copy.check()
+
+
 def test_a_sync_costs_what_became_present_since_and_not_the_size_of_the_disk(
     tmp_path: Path,
 ) -> None:

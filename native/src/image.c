@@ -252,24 +252,31 @@ static int change_piece(vdf_image *image, uint64_t offset, uint64_t length,
     return error;
 }
 
-static int act_write(vdf_change *change, uint64_t offset, uint64_t length, const void *data)
-{
-    vdf_want want[2];
-
-    if (vdf_lazy_edges(change->image, offset, length, want) != 0)
-        return -EAGAIN;
-    int error = write_marked(change, offset, length, data);
-    if (error == 0)
-        vdf_lazy_mark(change->image, offset, length);
-    return error;
-}
-
 /* Before anything of it is changed: a page that is here by now stays here. */
 static int check_edges(const vdf_image *image, uint64_t offset, uint64_t length)
 {
     vdf_want want[2];
 
+    if (image->lazy == NULL)
+        return 0;
     return vdf_lazy_edges(image, offset, length, want) != 0 ? -EAGAIN : 0;
+}
+
+static void mark_here(vdf_image *image, uint64_t offset, uint64_t length)
+{
+    if (image->lazy != NULL)
+        vdf_lazy_mark(image, offset, length);
+}
+
+static int act_write(vdf_change *change, uint64_t offset, uint64_t length, const void *data)
+{
+    int error = check_edges(change->image, offset, length);
+
+    if (error == 0)
+        error = write_marked(change, offset, length, data);
+    if (error == 0)
+        mark_here(change->image, offset, length);
+    return error;
 }
 
 int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const uint8_t *data)
@@ -282,7 +289,8 @@ int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const ui
         error = check_edges(image, offset, length);
     while (error == 0 && length > 0) {
         /* Pieces meet between two pages: none covers a part where the whole covers all of it. */
-        uint64_t step = vdf_min(length, VDF_REQUEST_MAX - offset % VDF_PAGE_SIZE);
+        uint64_t excess = image->lazy == NULL ? 0 : offset % VDF_PAGE_SIZE;
+        uint64_t step = vdf_min(length, VDF_REQUEST_MAX - excess);
         error = change_piece(image, offset, step, act_write, data);
         offset += step;
         data += step;
@@ -302,7 +310,7 @@ static int act_zero(vdf_change *change, uint64_t offset, uint64_t length, const 
     vdf_change_mark(change, offset, length);
     if (fallocate(change->image->fd, zero->mode, (off_t)offset, (off_t)length) != 0)
         return -errno;
-    vdf_lazy_mark(change->image, offset, length);
+    mark_here(change->image, offset, length);
     return 0;
 }
 

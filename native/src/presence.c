@@ -96,7 +96,8 @@ int vdf_presence_write_log(vdf_lazy *lazy)
 /* Takes the fresh pages: each is seen here, or by the next commit. */
 static void collect(vdf_lazy *lazy, vdf_records *records)
 {
-    uint64_t end = vdf_pages_of(lazy->base_size);
+    bool none = atomic_load(&lazy->fresh.set) == 0; /* counted before it is set */
+    uint64_t end = none ? 0 : vdf_pages_of(lazy->base_size);
 
     for (uint64_t page = vdf_bitmap_next(&lazy->fresh, 0, end); page < end;
          page = vdf_bitmap_next(&lazy->fresh, page, end)) {

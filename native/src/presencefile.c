@@ -245,10 +245,12 @@ static int open_files(vdf_image *image, int dir, unsigned flags, const vdf_prese
     /* The log of a host that lived, of which a part may never have reached the disk. */
     bool log_failed = trusted && vdf_load(&presence->head->log_failed) != 0;
     /* First: a rebuild that is cut short must not be taken for a bitmap. */
-    if (!trusted)
+    if (!trusted) {
         vdf_store(&presence->head->valid, 0);
-    else
+    } else {
         atomic_store(&lazy->low, vdf_min(atomic_load(&lazy->low), vdf_load(&presence->head->low)));
+        vdf_store(&presence->head->low, atomic_load(&lazy->low));
+    }
     error = open_bitmap(lazy, dir, !trusted);
     if (error == 0)
         error = guard(lazy);
@@ -258,7 +260,11 @@ static int open_files(vdf_image *image, int dir, unsigned flags, const vdf_prese
     if (!log_failed)
         subtract(&lazy->absent, &said->present);
     error = trusted ? take_over(lazy, said, log_failed) : rebuild(lazy, said);
-    if (error == 0 && (log_failed || (lives && !trusted)))
+    /* That the file was found smaller is known from here on, whatever becomes of it. */
+    bool cut = !trusted && atomic_load(&lazy->low) < said->low;
+    if (cut)
+        presence->logged_low = atomic_load(&lazy->low);
+    if (error == 0 && (log_failed || cut || (lives && !trusted)))
         error = vdf_presence_write_log(lazy);
     if (error == 0)
         vdf_store(&presence->head->log_failed, 0);

@@ -195,7 +195,7 @@ static void the_log_outlives_the_host_and_the_bitmap_the_process(void)
     CHECK(copy_put(image, AT(1), AT(2), 2) == 0 && vdf_image_sync(image, 1) == 0);
     CHECK(copy_counts(image).log_bytes == bytes); /* nothing became present */
     CHECK(copy_put(image, AT(9), AT(1), 3) == 0);
-    CHECK(vdf_image_truncate(image, AT(99)) == 0);
+    CHECK(vdf_image_truncate(image, AT(99)) == 0 && vdf_image_truncate(image, SIZE) == 0);
     vdf_image_unref(image);
 
     image = copy_open(&s, VDF_PRESENCE_TRUST);
@@ -207,8 +207,7 @@ static void the_log_outlives_the_host_and_the_bitmap_the_process(void)
     CHECK(vdf_image_is_mapped(image, 0) == 0);
     vdf_image_unref(image);
 
-    /* The size is older than the truncation: so is all that nobody synced. */
-    CHECK(truncate(s.file, SIZE) == 0);
+    /* The truncation is of no account: nobody synced it. */
     image = copy_open(&s, 0);
     counts = copy_counts(image);
     CHECK(counts.rebuilt && counts.present_pages == 4 && counts.uncommitted_pages == 0);
@@ -223,6 +222,25 @@ static void the_log_outlives_the_host_and_the_bitmap_the_process(void)
     CHECK(copy_counts(image).low == AT(98));
     copy_check_byte(image, 98, 0);
     vdf_image_unref(image);
+}
+
+/* Killed between the file's truncation and the note of it; the file may grow again before the
+ * next death. */
+static void a_size_that_was_found_smaller_is_not_forgotten(void)
+{
+    for (unsigned flags = 0; flags <= VDF_PRESENCE_TRUST; flags++) {
+        remake(SIZE);
+        copy_create(&s, SIZE, 0, NULL, 0);
+        CHECK(truncate(s.file, (off_t)AT(20)) == 0);
+        vdf_image *image = copy_open(&s, flags);
+        CHECK(copy_counts(image).low == AT(20) && vdf_image_truncate(image, SIZE) == 0);
+        vdf_image_unref(image);
+        image = copy_open(&s, flags);
+        CHECK(copy_counts(image).low == AT(20));
+        copy_check_byte(image, 21, 0);
+        copy_check_base(image, 19);
+        vdf_image_unref(image);
+    }
 }
 
 static int log_file(int flags)
@@ -460,6 +478,7 @@ int main(void)
     what_was_cut_off_stays_away();
     seeks_know_what_is_here();
     the_log_outlives_the_host_and_the_bitmap_the_process();
+    a_size_that_was_found_smaller_is_not_forgotten();
     a_torn_end_is_no_damage();
     a_commit_that_fails_loses_nothing();
     a_bitmap_that_lost_bits_is_built_anew();
