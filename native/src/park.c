@@ -45,10 +45,15 @@ int vdf_park(vdf_core *core, const vdf_parked *request)
     return 0;
 }
 
-static void drop(vdf_core *core, vdf_parked *parked)
+/* Taken from the list: it waits no more. Before its answer, so that who hears that sees it. */
+static void count_out(vdf_core *core, const vdf_parked *parked)
 {
     atomic_fetch_sub(&core->parked_count, 1);
     atomic_fetch_sub(&core->parked_bytes, parked->payload);
+}
+
+static void drop(vdf_parked *parked)
+{
     vdf_image_unref(parked->image);
     free(parked);
 }
@@ -72,8 +77,9 @@ bool vdf_park_interrupt(vdf_core *core, uint64_t unique)
     pthread_mutex_unlock(&core->park_lock);
     if (found == NULL)
         return begun;
+    count_out(core, found);
     vdf_reply_error(core, unique, -EINTR);
-    drop(core, found);
+    drop(found);
     return true;
 }
 
@@ -135,11 +141,12 @@ int vdf_image_answer(vdf_image *image, uint64_t offset, uint64_t length, int err
     while (taken != NULL) {
         vdf_parked *parked = taken;
         taken = parked->next;
+        count_out(core, parked);
         if (error != 0)
             vdf_reply_error(core, parked->unique, -error);
         else
             vdf_request_resume(core, parked, buffer);
-        drop(core, parked);
+        drop(parked);
     }
     free(buffer);
     return 0;
@@ -154,7 +161,8 @@ void vdf_park_clear(vdf_core *core)
     while (taken != NULL) {
         vdf_parked *parked = taken;
         taken = parked->next;
+        count_out(core, parked);
         vdf_reply_error(core, parked->unique, -EIO);
-        drop(core, parked);
+        drop(parked);
     }
 }

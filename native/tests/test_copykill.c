@@ -246,6 +246,19 @@ static void check_host(bool all_written)
     scratch_remove(&dead);
 }
 
+/* A sync that the successor answers covers all that was acknowledged before it came. */
+static void sync_after_death(void)
+{
+    shadows = true;
+    image = copy_open(&s, VDF_PRESENCE_TRUST);
+    CHECK(vdf_image_sync(image, 1) == 0);
+    shadows = false;
+    vdf_image_unref(image);
+    for (uint64_t i = 0; i < UNITS; i++)
+        atomic_store(&known->synced[i], atomic_load(&known->done[i]));
+    check_host(false);
+}
+
 static void make_anew(void)
 {
     memset(known, 0, sizeof *known);
@@ -300,6 +313,7 @@ int main(void)
         check_host(false);
         check_host(true);
         check_life();
+        sync_after_death();
     }
     printf("%llu syncs were acknowledged\n",
            (unsigned long long)(syncs + atomic_load(&known->syncs)));
