@@ -178,6 +178,7 @@ static void child(const char *plan)
     for (uint64_t i = 0;; i++) {
         if (i % 8 == 0)
             copy_fetch(image, START + i / 8 * 5 % (PAGES - 3), 3);
+        copy_fetch(image, (4 * i + 1) % (START - 4), 1); /* nobody writes there: always absent */
         vdf_sleep_ns(300 * 1000);
     }
 }
