@@ -223,8 +223,8 @@ int64_t vdf_image_seek(vdf_image *image, uint64_t offset, int whence);
 /*
  * fdatasync or fsync of the guest's descriptor. Of a writable LAZY image what became present
  * is committed too: all that completed before is there after the death of the host. Those
- * that come meanwhile share the next commit. -ENOSPC may be answered once: no room for the
- * presence log, nothing is lost. Any other error stays until the image is made anew.
+ * that come meanwhile share the next commit. An error for want of room for the presence log
+ * loses nothing and passes when there is room. Any other stays until the image is made anew.
  */
 int vdf_image_sync(vdf_image *image, int datasync);
 
