@@ -355,6 +355,26 @@ def test_a_fill_preserves_nothing_and_marks_nothing(tmp_path: Path) -> None:
     copy.close()
 
 
+def test_a_fill_keeps_the_time_of_the_intent_log(tmp_path: Path) -> None:
+    """Else a file that was only fetched to would seem changed by somebody else."""
+    copy = Copy(tmp_path, some_base(80 * PAGE_SIZE), tracked=True)
+    native.begin_intent(copy.image)
+    while native.intent_counts(copy.image).is_void:
+        os.sched_yield()
+    assert copy.track is not None
+    copy.image.set_track(None)
+    copy.track.close()
+    copy.track = Track(tmp_path / "track", len(copy.base))
+    copy.image.set_track(copy.track)  # found kept: asleep until something changes
+    assert native.intent_counts(copy.image).commits == 0
+    copy.fetch(PAGE_SIZE)
+    counts = native.intent_counts(copy.image)
+    assert (counts.commits, counts.active) == (1, 0)
+    copy.fetch(2 * PAGE_SIZE)
+    assert native.intent_counts(copy.image).commits == 1
+    copy.close()
+
+
 BASE = 40 * PAGE_SIZE + 77
 END = 50 * PAGE_SIZE
 offsets = st.one_of(
