@@ -34,7 +34,8 @@ The modules, from the top
     liveness      whether the owner of a disk still runs
     twin          whether a file is a copy of a disk that the vault has
     passes        what suspect pages hold
-    hydration     images of points, filled when they are read
+    failover      writable copies of points, and what is done with them
+    hydration     images of points; hydrator: one image, filled when it is read
     catalog       what the vault holds: disks, points; publishing, joining, checking
     spool         deltas that wait for the vault
     image         a live image: seal, capture, forget
@@ -71,7 +72,7 @@ The way of one recovery point
     ``browse.Browser.points`` lists it and ``browse.Browser.open_point`` opens it:
     ``catalog.DiskLog.open`` finds the chain of deltas and checks that each follows the one
     before, ``hydration.PointImages.open`` lays a lazy image over an empty sparse file. A READ
-    of what is not there is parked in C and becomes an event; ``hydration.PointImages.answer``
+    of what is not there is parked in C and becomes an event; ``hydrator.Hydrator.answer``
     maps the region (``point.PointReader.map_pages``), fetches and verifies the pages
     (``point.PointReader.read_pages``), fills them in (``native.Image.fill``) and lets the read
     run again (``native.Image.answer``).

@@ -89,6 +89,20 @@ class Control(Protocol):
     async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
         """Seal disks at one instant."""
 
+    async def failovers(self) -> Document:
+        """Return all failovers of this mount."""
+
+    async def failover(self, name: str) -> Document:
+        """Return one failover."""
+
+    async def test_failover(
+        self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
+    ) -> Document:
+        """Make a writable copy of a point, for tests."""
+
+    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
+        """Throw a test failover away."""
+
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """Unmount; the daemon ends."""
 
@@ -153,9 +167,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
                 "application-consistent points are not offered by this version",
                 hint="use --consistency crash",
             )
-        label = body.get("label") or ""
-        if not isinstance(label, str) or len(label.encode()) > 120:
-            raise UsageError("label: a text of at most 120 bytes is needed")
+        label = _text(body, "label", 120)
         return await control.create_points(names, label, wait=body.get("wait") is True)
 
     async def unmount(request: Request) -> Document:
@@ -181,10 +193,43 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/disks/{name}/points", _route(points), methods=get),
             Route("/v1/disks/{name}/points/{point}", _route(point), methods=get),
             Route("/v1/points", _route(create_points), methods=post),
+            *_failover_routes(control),
             Route("/v1/upgrade", _route(upgrade), methods=post),
             Route("/v1/umount", _route(unmount), methods=post),
         ]
     )
+
+
+def _failover_routes(control: Control) -> list[Route]:
+    async def failovers(_: Request) -> Document:
+        return await control.failovers()
+
+    async def failover(request: Request) -> Document:
+        return await control.failover(request.path_params["name"])
+
+    async def test_failover(request: Request) -> Document:
+        body = await _body(request)
+        disk, point, name = body.get("disk"), body.get("point", "latest"), body.get("name")
+        if not isinstance(disk, str) or not isinstance(point, str):
+            raise UsageError("disk and point: texts are needed")
+        if name is not None and not isinstance(name, str):
+            raise UsageError("name: a text is needed")
+        if body.get("vm", "auto") not in ("auto", "none"):
+            raise UsageError("vm: auto or none is needed")
+        vm, dry_run = body.get("vm", "auto"), body.get("dry_run") is True
+        return await control.test_failover(disk, point, name, vm=vm == "auto", dry_run=dry_run)
+
+    async def cleanup(request: Request) -> Document:
+        body = await _body(request)
+        notes, dry_run = _text(body, "notes", 4096), body.get("dry_run") is True
+        return await control.cleanup(request.path_params["name"], notes, dry_run=dry_run)
+
+    return [
+        Route("/v1/failovers", _route(failovers), methods=["GET"]),
+        Route("/v1/failovers", _route(test_failover), methods=["POST"]),
+        Route("/v1/failovers/{name}", _route(failover), methods=["GET"]),
+        Route("/v1/failovers/{name}/cleanup", _route(cleanup), methods=["POST"]),
+    ]
 
 
 def _route(
@@ -230,6 +275,13 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise UsageError("the request is not a JSON object")
     return body
+
+
+def _text(body: dict[str, Any], what: str, limit: int) -> str:
+    text = body.get(what) or ""
+    if not isinstance(text, str) or len(text.encode(errors="replace")) > limit:
+        raise UsageError(f"{what}: a text of at most {limit} bytes is needed")
+    return text
 
 
 def _count(text: str | None) -> int | None:

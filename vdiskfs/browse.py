@@ -50,6 +50,11 @@ class Browser:
         self._logs: dict[tuple[str, int], tuple[DiskLog, float]] = {}
         self._lock = trio.Lock()
 
+    @property
+    def requests(self) -> int:
+        """Requests made to the vault so far, for whatever."""
+        return self._vault.store.requests
+
     async def records(self) -> Mapping[str, DiskRecord]:
         """Return the vault's disks by name."""
         async with self._lock:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import trio
 
 from vdiskfs.browse import Browser, point_document
 from vdiskfs.config import MountSettings
 from vdiskfs.errors import UsageError
+from vdiskfs.failover import Failovers, failover_document, record_document
 from vdiskfs.monitor import disk_details, disk_document, status_document
 from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
@@ -28,14 +30,16 @@ class MountControl:
 
     def __init__(
         self, settings: MountSettings, protection: Protection, browser: Browser,
-        unmount: Callable[..., Awaitable[Document]], *, vault_error: Callable[[], str | None],
-        hand_over: Callable[[], Awaitable[Document]],
+        failovers: Failovers, unmount: Callable[..., Awaitable[Document]], *,
+        vault_error: Callable[[], str | None], hand_over: Callable[[], Awaitable[Document]],
         counts: Callable[[], CoreCounts],
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
         self._settings = settings
         self._protection = protection
         self._browser = browser
+        self._failovers = failovers
+        self._shown_in = Path(settings.mountpoint) / "failovers"
         self._unmount = unmount
         self._vault_error = vault_error
         self._hand_over = hand_over
@@ -44,7 +48,8 @@ class MountControl:
     async def status(self) -> Document:
         """Return the document of ``vdiskfs status --json``."""
         document = status_document(self._settings, self._protection.disks(), self._vault_error())
-        return {**document, "requests": asdict(self._counts())}
+        counts = asdict(self._counts())
+        return {**document, "requests": counts, "vault_requests": self._browser.requests}
 
     async def disks(self) -> Document:
         """Return the disks protected here, and the others of the vault."""
@@ -141,6 +146,37 @@ class MountControl:
                 "stored": disk.replicator.stored.epoch >= head.to_epoch,
             })  # fmt: skip
         return {"points": rows}
+
+    # ---- failovers ---------------------------------------------------------------------
+
+    async def failovers(self) -> Document:
+        """Return all failovers of this mount, the oldest first."""
+        rows = [await failover_document(one, self._shown_in) for one in self._failovers.all()]
+        return {"failovers": rows}
+
+    async def failover(self, name: str) -> Document:
+        """Return one failover."""
+        return await failover_document(self._failovers.find(name), self._shown_in)
+
+    async def test_failover(
+        self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
+    ) -> Document:
+        """Make a writable copy of a point, for tests."""
+        spec = int(point) if point.isdigit() else point
+        if dry_run:
+            record = await self._failovers.plan_test(disk, spec, name, vm=vm)
+            return {**record_document(record), "dry_run": True}
+        failover = await self._failovers.test(disk, spec, name, vm=vm)
+        return await failover_document(failover, self._shown_in)
+
+    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
+        """Throw a test failover away."""
+        if dry_run:
+            record = await self._failovers.plan_cleanup(name)
+            return {**record_document(record), "dry_run": True}
+        return record_document(await self._failovers.cleanup(name, notes))
+
+    # ---- the mount ---------------------------------------------------------------------
 
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """Unmount; the daemon ends."""

@@ -39,6 +39,7 @@ from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
 from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
+from vdiskfs.failover import Failovers
 from vdiskfs.fdstore import FdStore, take_descriptors
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
@@ -149,11 +150,19 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             protection = Protection(site, options.patterns, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
+            failovers = Failovers(
+                core, state, vault, browser.log, self._next_cookie,
+                shown_in=Path(self._settings.mountpoint) / "failovers", host=options.machines,
+                nursery=nursery,
+            )  # fmt: skip
+            await failovers.load()
             namespace = Namespace(
-                core, source, protection, browser, handover=Handover(self._store, self._kept)
-            )
+                core, source, protection, browser, failovers=failovers,
+                handover=Handover(self._store, self._kept),
+            )  # fmt: skip
             resumed = self._serving.is_kept
-            nursery.start_soon(self._watch_core, core, protection, images, namespace.nodes, nursery)
+            pools = (images, failovers)
+            nursery.start_soon(self._watch_core, core, protection, pools, namespace.nodes, nursery)
             if namespace.disks is not None:
                 if resumed:
                     await protection.resume(namespace.disks)
@@ -161,7 +170,7 @@ class Daemon:
                     await protection.start(namespace.disks, protect=self._settings.protect)
             heartbeat = Heartbeat(self._settings, site, protection.disks)
             control = MountControl(
-                self._settings, protection, browser, self._unmount_for(protection),
+                self._settings, protection, browser, failovers, self._unmount_for(protection),
                 vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
                 counts=core.counts,
             )  # fmt: skip
@@ -185,6 +194,7 @@ class Daemon:
             await protection.stop(clean=True)
             core.stop()
             await images.aclose()
+            await failovers.aclose()
 
     @property
     def _is_over(self) -> bool:
@@ -229,8 +239,8 @@ class Daemon:
     # ---- tasks -------------------------------------------------------------------------
 
     async def _watch_core(
-        self, core: native.Core, protection: Protection, images: PointImages, nodes: Nodes,
-        nursery: trio.Nursery,
+        self, core: native.Core, protection: Protection, pools: tuple[PointImages, Failovers],
+        nodes: Nodes, nursery: trio.Nursery,
     ) -> None:  # fmt: skip
         while True:
             await trio.lowlevel.wait_readable(core.event_fd)
@@ -240,7 +250,10 @@ class Daemon:
                 if event.kind is EventKind.ENDED:
                     pyfuse3.terminate()
                 elif event.kind in (EventKind.WANT, EventKind.SEEK):
-                    nursery.start_soon(images.answer, event)
+                    for pool in pools:
+                        asked = pool.by_cookie(event.cookie)
+                        if asked is not None:
+                            nursery.start_soon(asked.answer, event)
                 elif event.kind is EventKind.NODE:
                     nursery.start_soon(serve_node, core, nodes, event.offset)
                 else:

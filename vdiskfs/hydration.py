@@ -1,56 +1,59 @@
 """Images of recovery points: bytes that come from the vault when they are read.
 
-An opened point is a lazy native image over an unnamed sparse file in the cache directory.
-The core parks a read of what is not here and posts an event; a task here maps the region,
-fetches and verifies the chunks, fills them in and lets the read run again. Nothing waits
-in a C thread, and a vault that does not answer stops only who reads its points.
-
-All points together keep at most ``limit`` bytes; the regions filled first go first.
+An opened point is a lazy native image over an unnamed sparse file in the cache directory
+(`vdiskfs.hydrator`). All points together keep at most ``limit`` bytes; the regions filled
+first go first.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import numpy as np
-import trio
-
 from vdiskfs import native
-from vdiskfs.errors import VaultUnreachableError, VdiskfsError
+from vdiskfs.hydrator import Hydrator
 from vdiskfs.native import ImageFlags
 from vdiskfs.point import PointReader
-from vdiskfs.units import CHUNK_SIZE, PAGE_SIZE, PAGES_PER_REGION, REGION_SIZE, pages_of
-
-log = logging.getLogger(__name__)
+from vdiskfs.units import REGION_SIZE
 
 IDLE_IMAGES = 32
 """Points nobody has open whose bytes are kept for the next who opens them."""
 
-READ_AHEAD = 1024 * 1024
-"""Bytes fetched at once for who reads on from where the last fetch ended."""
-
-RETRY_S = 2.0
-"""Seconds between tries of a read while the vault cannot: the reader may interrupt."""
-
 Key = tuple[str, int, int]
 
 
-@dataclass(eq=False)
-class OpenedPoint:
+class OpenedPoint(Hydrator):
     """One point's image. ``opens`` counts who uses it."""
 
-    key: Key
-    reader: PointReader
-    image: native.Image
-    opens: int = 0
-    fetching: dict[int, trio.Event] = field(default_factory=dict)
-    next_offset: int = -1
+    def __init__(
+        self, images: PointImages, key: Key, image: native.Image, reader: PointReader
+    ) -> None:
+        """Take the reader over."""
+        super().__init__(f"point {key[0]}@{key[2]}", image, self._opened)
+        self.key = key
+        self.opens = 0
+        self._images = images
+        self._reader = reader
+
+    async def _opened(self) -> PointReader:
+        raise ValueError(f"{self.name}: closed")
+
+    async def put(self, start: int, view: memoryview) -> int:
+        """Fill bytes in; on a full disk what is kept of all points gives way to them."""
+        try:
+            return await super().put(start, view)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._images.give_way():
+                raise
+        await self.map(start // REGION_SIZE, (start + len(view) - 1) // REGION_SIZE)
+        return await super().put(start, view)
+
+    def count(self, region: int, filled: int) -> None:
+        """They count to what is kept of all points."""
+        self._images.count(self, region, filled)
 
 
 class PointImages:
@@ -69,16 +72,18 @@ class PointImages:
         self._filled: OrderedDict[tuple[OpenedPoint, int], int] = OrderedDict()
         self.cached_bytes = 0
 
-    async def open(self, key: Key, make_reader: Callable[[], object]) -> OpenedPoint:
+    async def open(
+        self, key: Key, make_reader: Callable[[], Awaitable[PointReader]]
+    ) -> OpenedPoint:
         """Return the point's image, made if need be. Pair it with `close`.
 
         Args:
             key: disk id, generation, epoch.
-            make_reader: async; opens the point's chain. Called only where it is needed.
+            make_reader: opens the point's chain. Called only where it is needed.
         """
         opened = self._by_key.get(key)
         if opened is None:
-            reader = await make_reader()  # type: ignore[misc]
+            reader = await make_reader()
             opened = self._by_key.get(key)
             if opened is None:
                 opened = self._add(key, reader)
@@ -96,7 +101,7 @@ class PointImages:
             image = native.Image(self._core, fd, flags, self._next_cookie())
         finally:
             os.close(fd)
-        opened = OpenedPoint(key, reader, image)
+        opened = OpenedPoint(self, key, image, reader)
         self._by_key[key] = opened
         self._by_cookie[image.cookie] = opened
         return opened
@@ -118,140 +123,28 @@ class PointImages:
         del self._by_cookie[opened.image.cookie]
         for key in [key for key in self._filled if key[0] is opened]:
             self.cached_bytes -= self._filled.pop(key)
+        await opened.aclose()
         opened.image.close()
-        await opened.reader.aclose()
 
-    # ---- events of the core ------------------------------------------------------------
+    def by_cookie(self, cookie: int) -> OpenedPoint | None:
+        """Return the point whose image has the cookie."""
+        return self._by_cookie.get(cookie)
 
-    def knows(self, cookie: int) -> bool:
-        """Tell whether the cookie is one of ours."""
-        return cookie in self._by_cookie
+    # ---- what is kept ------------------------------------------------------------------
 
-    async def answer(self, event: native.Event) -> None:
-        """Do what a WANT or SEEK event asks, then let the requests run again."""
-        opened = self._by_cookie.get(event.cookie)
-        if opened is None:
-            return
-        error = 0
-        try:
-            if event.kind is native.EventKind.SEEK:
-                await self._try(opened, lambda: self._map_until_data(opened, event.offset))
-            else:
-                await self._try(opened, lambda: self._fetch(opened, event.offset, event.length))
-        except (VdiskfsError, OSError) as failure:
-            log.error("point %s@%d: a read failed: %s", opened.key[0], opened.key[2], failure)
-            error = errno.EIO
-        except Exception:
-            log.exception("point %s@%d: a read failed", opened.key[0], opened.key[2])
-            error = errno.EIO
-        opened.image.answer(event.offset, event.length, error)
-
-    async def _try(self, opened: OpenedPoint, action: Callable[[], object]) -> None:
-        """Until the vault answers: who reads waits, and may be interrupted."""
-        while True:
-            try:
-                await action()  # type: ignore[misc]
-                return
-            except VaultUnreachableError as failure:
-                log.info("point %s@%d: waiting: %s", opened.key[0], opened.key[2], failure)
-                await trio.sleep(max(RETRY_S, failure.retry_after_s or 0.0))
-
-    async def _map(self, opened: OpenedPoint, first: int, last: int) -> None:
-        """Map the regions first..last that are not mapped yet."""
-        for region in range(first, last + 1):
-            if not opened.image.is_mapped(region):
-                page = region * PAGES_PER_REGION
-                count = min(PAGES_PER_REGION, pages_of(opened.reader.size) - page)
-                data = np.zeros(PAGES_PER_REGION, np.bool_)
-                data[:count] = await opened.reader.map_pages(page, count)
-                opened.image.map(region, 1, data)
-
-    async def _map_until_data(self, opened: OpenedPoint, offset: int) -> None:
-        """Map from the first region that is unknown up to the next one with data."""
-        end = -(-opened.reader.size // REGION_SIZE)
-        region = offset // REGION_SIZE
-        while region < end and opened.image.is_mapped(region):
-            region += 1
-        if region >= end:
-            return
-        data = await opened.reader.next_data(region * REGION_SIZE)
-        stop = end if data is None else data // REGION_SIZE
-        if stop > region:
-            opened.image.map(region, stop - region, None)
-        if data is not None:
-            await self._map(opened, stop, stop)
-
-    async def _fetch(self, opened: OpenedPoint, offset: int, length: int) -> None:
-        ahead = READ_AHEAD if offset == opened.next_offset else 0
-        end = min(opened.reader.size, offset + max(length, ahead))
-        first, last = offset // CHUNK_SIZE, (end - 1) // CHUNK_SIZE
-        opened.next_offset = offset + length
-        await self._map(opened, offset // REGION_SIZE, (end - 1) // REGION_SIZE)
-        while True:
-            ours, theirs = self._missing(opened, first, last)
-            if ours:
-                await self._fill(opened, ours)
-            elif theirs is not None:
-                await theirs.wait()
-            else:
-                opened.next_offset = max(opened.next_offset, end)
-                return
-
-    def _missing(
-        self, opened: OpenedPoint, first: int, last: int
-    ) -> tuple[list[int], trio.Event | None]:
-        """Return a run of chunks to fetch, or what to wait for if others fetch all of them."""
-        run: list[int] = []
-        theirs = None
-        for chunk in range(first, last + 1):
-            if opened.image.is_present(chunk * CHUNK_SIZE, CHUNK_SIZE):
-                wanted = False
-            elif chunk in opened.fetching:
-                theirs, wanted = opened.fetching[chunk], False
-            else:
-                wanted = True
-            if wanted:
-                run.append(chunk)
-            elif run:
-                break
-        return run, theirs
-
-    async def _fill(self, opened: OpenedPoint, run: list[int]) -> None:
-        done = trio.Event()
-        opened.fetching.update(dict.fromkeys(run, done))
-        try:
-            start = run[0] * CHUNK_SIZE
-            end = min(opened.reader.size, (run[-1] + 1) * CHUNK_SIZE)
-            data = await opened.reader.read_pages(start // PAGE_SIZE, pages_of(end - start))
-            view = memoryview(data)[: end - start]
-            filled = await self._put(opened, start, view)
-            if filled == 0 and not opened.image.is_present(start, end - start):
-                # Evicted meanwhile: it is mapped anew, then fetched anew.
-                await self._map(opened, start // REGION_SIZE, (end - 1) // REGION_SIZE)
-            self._count(opened, start // REGION_SIZE, filled)
-        finally:
-            for chunk in run:
-                opened.fetching.pop(chunk, None)
-            done.set()
-
-    async def _put(self, opened: OpenedPoint, start: int, view: memoryview) -> int:
-        """Fill bytes in; on a full disk what is kept of all points gives way to them."""
-        try:
-            return await trio.to_thread.run_sync(opened.image.fill, start, view)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not self._filled:
-                raise
-        for oldest, at in list(self._filled):
-            self._evict(oldest, at)
-        first, last = start // REGION_SIZE, (start + len(view) - 1) // REGION_SIZE
-        await self._map(opened, first, last)
-        return await trio.to_thread.run_sync(opened.image.fill, start, view)
+    def give_way(self) -> bool:
+        """Evict all that is kept; return whether there was anything."""
+        oldest = list(self._filled)
+        for opened, region in oldest:
+            self._evict(opened, region)
+        return bool(oldest)
 
     def _evict(self, opened: OpenedPoint, region: int) -> None:
         self.cached_bytes -= self._filled.pop((opened, region))
         opened.image.evict(region, 1)
 
-    def _count(self, opened: OpenedPoint, region: int, filled: int) -> None:
+    def count(self, opened: OpenedPoint, region: int, filled: int) -> None:
+        """Bytes have come; beyond the limit the oldest go."""
         key = (opened, region)
         self._filled[key] = self._filled.get(key, 0) + filled
         self.cached_bytes += filled

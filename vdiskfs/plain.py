@@ -32,7 +32,7 @@ from vdiskfs.fdstore import FdStore, take_descriptors
 from vdiskfs.keeper import PLAIN
 from vdiskfs.monitor import plain_document
 from vdiskfs.native import CoreFlags, EventKind
-from vdiskfs.plaintree import NoPoints, PlainDisks
+from vdiskfs.plaintree import NoFailovers, NoPoints, PlainDisks
 from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
 from vdiskfs.serving import Serving, begin_process, leave
@@ -98,8 +98,9 @@ class PlainMount:
         disks = PlainDisks(state, images, options)
         async with trio.open_nursery() as nursery:
             namespace = Namespace(
-                core, kept.source, disks, NoPoints(), handover=Handover(self._store, self._fds)
-            )
+                core, kept.source, disks, NoPoints(), failovers=NoFailovers(),
+                handover=Handover(self._store, self._fds),
+            )  # fmt: skip
             if namespace.disks is not None:
                 await trio.to_thread.run_sync(disks.load, namespace.disks)
             nursery.start_soon(_watch_core, core, namespace.nodes, nursery)
@@ -217,6 +218,24 @@ class PlainControl:
 
     async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
         """Refuse."""
+        raise _refused()
+
+    async def failovers(self) -> Document:
+        """There is nothing to say of it."""
+        raise _refused()
+
+    async def failover(self, name: str) -> Document:
+        """There is nothing to say of it."""
+        raise _refused()
+
+    async def test_failover(
+        self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
+    ) -> Document:
+        """Refused."""
+        raise _refused()
+
+    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
+        """Refused."""
         raise _refused()
 
 

@@ -21,6 +21,8 @@ from vdiskfs.tree import (
     Access,
     DiskName,
     Disks,
+    FailoverRef,
+    OpenCopy,
     OpenPoint,
     PointFacts,
     PointKind,
@@ -144,6 +146,18 @@ class PlainDisks:
 
 def _away() -> VaultUnreachableError:
     return VaultUnreachableError("the mount is served plainly: no vault is asked")
+
+
+class NoFailovers:
+    """The tree's `FailoverSource` meanwhile: machines on copies wait for a daemon."""
+
+    def failovers(self) -> Sequence[FailoverRef]:
+        """Refuse."""
+        raise _away()
+
+    def copy(self, failover_id: str, disk_id: str) -> OpenCopy | None:
+        """Refuse; one that a predecessor opened is asked for again."""
+        raise _away()
 
 
 class NoPoints:

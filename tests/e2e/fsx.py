@@ -2,7 +2,7 @@
 
 As a program, in a process of its own, because a store to a map whose server is gone is a SIGBUS:
 
-    python -m tests.e2e.fsx FILE --seed N --model COPY [--operations N]
+    python -m tests.e2e.fsx FILE --seed N --model COPY [--operations N] [--base BASE]
 
 ends at SIGTERM, or when the operations are done; then it writes what the file must hold to COPY.
 Exit status: 0, 1 another answer than the model's, 3 an operation failed. It alone may write to
@@ -37,9 +37,9 @@ class WrongAnswerError(AssertionError):
 class Exerciser:
     """One file, its model, and the operations done."""
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, base: Path) -> None:
         self.path = path
-        self.model = bytearray(path.read_bytes())
+        self.model = bytearray(base.read_bytes())
         self.done = 0
         self._rng = random.Random(seed)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -155,11 +155,11 @@ class Exerciser:
 class Fsx:
     """The program as a child, from the beginning of the block to its end."""
 
-    def __init__(self, path: Path, model: Path, seed: int) -> None:
+    def __init__(self, path: Path, model: Path, seed: int, base: Path | None = None) -> None:
         self.model = model
         self._command = [
             sys.executable, "-m", "tests.e2e.fsx", str(path), "--seed", str(seed),
-            "--model", str(model),
+            "--model", str(model), "--base", str(base or path),
         ]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
         self.operations = 0
@@ -199,11 +199,12 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--base", type=Path, help="what FILE holds; reading it would fill it")
     parser.add_argument("--operations", type=int, default=2**62)
     words = parser.parse_args()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    exerciser = Exerciser(words.file, words.seed)
+    exerciser = Exerciser(words.file, words.seed, words.base or words.file)
     print("ready", flush=True)
     status = 0
     try:

@@ -110,10 +110,11 @@ class MountedSite:
         self.run("vault", "init", self.vault)
         return self
 
-    def mount(self, *extra: str) -> Self:
-        """Mount the source."""
+    def mount(self, *extra: str, recovery: bool = False) -> Self:
+        """Mount the source; or none, as a recovery site."""
+        source = () if recovery else (self.source,)
         self.run(
-            "mount", self.source, self.mountpoint, "--vault", self.vault, "--site", self.name,
+            "mount", *source, self.mountpoint, "--vault", self.vault, "--site", self.name,
             "--state", self.state, "--config", self.config, *extra,
         )  # fmt: skip
         # It may be dead by now, where a test has it die early.

@@ -57,9 +57,13 @@ class Load:
         self._model = bytearray(SIZE)
         self._image = os.open(site.image("web01"), os.O_RDWR)
         self._turn = 0
+        self._copy = -1
+        self._copied = bytearray()
 
     def close(self) -> None:
         os.close(self._image)
+        if self._copy >= 0:
+            os.close(self._copy)
 
     def run(self) -> None:
         """Write, sync, discard, change the size and names, make a point, and compare all.
@@ -73,6 +77,7 @@ class Load:
         self._make_point()
         assert self._read(self._site.image("web01")) == self._model, "the live image differs"
         assert self._read(self._site.point("web01")) == self._model, "the point differs"
+        self._use_copy()
 
     def _change_data(self) -> None:
         rng, size = self._rng, len(self._model)
@@ -110,11 +115,43 @@ class Load:
         assert sorted(os.listdir(top)) == ["web01.img"]
 
     def _make_point(self) -> None:
+        self._ask("point", "create", "web01", "--wait")
+
+    def _use_copy(self) -> None:
+        """A copy of the point is made in one turn, and thrown away in the next."""
+        name = f"t{self._turn // 2}"
+        path = self._site.mountpoint / "failovers" / name / "web01.img"
+        if self._turn % 2 == 0:
+            self._ask("failover", "test", "web01", "--name", name, done=4)
+            self._copy = os.open(path, os.O_RDWR)
+            self._copied = bytearray(self._model)
+        if self._copy < 0:
+            return
+        rng = self._rng
+        for length in (4096, 100, 70_000):
+            offset, data = rng.randrange(len(self._copied) - length), rng.randbytes(length)
+            assert os.pwrite(self._copy, data, offset) == length
+            self._copied[offset : offset + length] = data
+        os.fsync(self._copy)
+        size = len(self._copied) - rng.randrange(9000)
+        os.ftruncate(self._copy, size)
+        del self._copied[size:]
+        assert os.pread(self._copy, size + 1, 0) == self._copied, "the copy differs"
+        if self._turn % 2 == 1:
+            os.close(self._copy)
+            self._copy = -1
+            self._ask("failover", "cleanup", name, done=3)
+            assert not path.parent.exists()
+
+    def _ask(self, *words: str, done: int = 0) -> None:
+        """Run a command until it is done; exit status ``done`` says that it was already."""
         end = time.monotonic() + PATIENCE_S
         while True:
             try:
-                self._site.json("point", "create", "web01", "--wait")
-            except CommandError:
+                self._site.json(*words)
+            except CommandError as error:
+                if error.returncode == done:
+                    return
                 # The daemon died under it, or the next one has not taken the disk up.
                 if time.monotonic() > end:
                     raise

@@ -324,5 +324,5 @@ async def hydrate(images: PointImages, opened: OpenedPoint, offset: int, length:
         data = opened.image.read(offset, length)
         if data is not None:
             return data
-        await images.answer(native.Event(EventKind.WANT, 0, opened.image.cookie, offset, length))
+        await opened.answer(native.Event(EventKind.WANT, 0, opened.image.cookie, offset, length))
     raise AssertionError("the read never got its pages")

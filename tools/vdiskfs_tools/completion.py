@@ -43,6 +43,12 @@ def complete_points(ctx: click.Context, _param: click.Parameter, incomplete: str
     return [point for point in points if point.startswith(incomplete)]
 
 
+def complete_failovers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the mount's failovers that begin so."""
+    names = _names(call_of(ctx), "failovers")
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def complete_machines(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of the vault's machines that begin so; no answer is no names."""
     from vdiskfs.errors import VdiskfsError
@@ -59,6 +65,10 @@ def complete_machines(ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 def _disk_names(call: Call) -> list[str]:
+    return _names(call, "disks")
+
+
+def _names(call: Call, what: str) -> list[str]:
     """Ask the daemon for the names, for a short time. No answer is no names."""
     from vdiskfs.errors import VdiskfsError
     from vdiskfs_tools.client import Client
@@ -67,9 +77,9 @@ def _disk_names(call: Call) -> list[str]:
 
     try:
         with Client(find_mount(call), answer_s=ANSWER_S) as client:
-            disks = client.get("disks").get("disks")
+            found = client.get(what).get(what)
     except (VdiskfsError, OSError):
         return []
-    rows = disks if isinstance(disks, list) else []
+    rows = found if isinstance(found, list) else []
     names = [row.get("name") for row in rows if isinstance(row, dict)]
     return [name for name in names if isinstance(name, str) and name == clean(name)]

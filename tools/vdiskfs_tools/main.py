@@ -12,6 +12,7 @@ from vdiskfs_tools import (
     completion,
     disk,
     doctor,
+    failover,
     machine,
     mount,
     point,
@@ -70,6 +71,7 @@ for command in (
     disk.disk,
     machine.machine,
     point.point,
+    failover.failover,
     completion.completion,
 ):
     cli.add_command(command)

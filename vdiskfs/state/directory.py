@@ -8,6 +8,7 @@
     site.json             what the vault was last told of this site
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
+    failovers/<id>/       record.json, and a copy of each disk: see vdiskfs.failover
     disks/<disk id>/      record.json, boot, sums.json, distrusted, track/, spool/, pass/
 
 Everything is 0700 and 0600. A directory of a disk appears and goes by one rename, so that
@@ -149,9 +150,10 @@ class StateDirectory:
             return False
 
     def _sweep(self) -> None:
-        for name in ("disks", "cache"):
+        for name in ("disks", "cache", "failovers"):
             (self.path / name).mkdir(mode=0o700, exist_ok=True)
-        for left in [*self._disks.glob(f"{_PARTIAL}*"), *self.cache.iterdir()]:
+        halves = [*self._disks.glob(f"{_PARTIAL}*"), *self.failovers.glob(f"{_PARTIAL}*")]
+        for left in [*halves, *self.cache.iterdir()]:
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:
@@ -205,6 +207,16 @@ class StateDirectory:
     def cache(self) -> Path:
         """Copies of recovery points; empty at start."""
         return self.path / "cache"
+
+    @property
+    def failovers(self) -> Path:
+        """The writable copies of recovery points."""
+        return self.path / "failovers"
+
+    @property
+    def boot_id(self) -> str:
+        """What tells this run of the host, and this mounting of the directory, from others."""
+        return self._boot_id
 
     @property
     def control(self) -> Path:

@@ -2,9 +2,10 @@
 
     node       a node answers for itself; the table of nodes
     listing    directories that are read piece by piece
-    static     the root, `failovers/`
+    static     the root
     source, sourcefile, directory, disks        `disks/`, the source directory passed through
     pointnames, pointnode, points               `recovery-points/`
+    failovers                                   `failovers/`
     hooks      what is asked of the daemon
     handover   what a successor of the daemon must know of it
     namespace  all of it
@@ -19,8 +20,12 @@ from vdiskfs.tree.disks import Disks, open_source
 from vdiskfs.tree.handover import REQUEST, RESENT, Handover
 from vdiskfs.tree.hooks import (
     Access,
+    CopyRef,
     DiskHooks,
     DiskName,
+    FailoverRef,
+    FailoverSource,
+    OpenCopy,
     OpenPoint,
     PointFacts,
     PointKind,
@@ -29,10 +34,12 @@ from vdiskfs.tree.hooks import (
 )
 from vdiskfs.tree.namespace import Namespace
 from vdiskfs.tree.node import Attributes, Caller, Changes, Node, Nodes
+from vdiskfs.tree.pointnames import plain_name
 from vdiskfs.tree.sourcefile import SourceFile
 
 __all__ = [
-    "REQUEST", "RESENT", "Access", "Attributes", "Caller", "Changes", "DiskHooks", "DiskName",
-    "Disks", "Handover", "Namespace", "Node", "Nodes", "OpenPoint", "PointFacts", "PointKind",
-    "PointRef", "PointSource", "SourceFile", "open_source",
+    "REQUEST", "RESENT", "Access", "Attributes", "Caller", "Changes", "CopyRef", "DiskHooks",
+    "DiskName", "Disks", "FailoverRef", "FailoverSource", "Handover", "Namespace", "Node", "Nodes",
+    "OpenCopy", "OpenPoint", "PointFacts", "PointKind",
+    "PointRef", "PointSource", "SourceFile", "open_source", "plain_name",
 ]  # fmt: skip

@@ -104,6 +104,52 @@ class OpenPoint(Protocol):
         """The image: LAZY, READONLY, KEEP_CACHE."""
 
 
+@dataclass(frozen=True, slots=True)
+class CopyRef:
+    """A writable copy in a failover: the name its image has there, and the disk's id."""
+
+    file: str
+    disk_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverRef:
+    """A failover as a listing knows it. ``id`` tells it from one of the same name later."""
+
+    id: str
+    name: str
+    time_ns: int
+    copies: tuple[CopyRef, ...]
+
+
+class OpenCopy(Protocol):
+    """A writable copy. It stays the daemon's; the tree attaches ``image`` to its node."""
+
+    users: int
+    """How many nodes have it attached."""
+
+    @property
+    def fd(self) -> int:
+        """The file it lies in: its owner, mode and times are the copy's."""
+
+    @property
+    def image(self) -> native.Image:
+        """The image: LAZY, writable."""
+
+    async def truncate(self, size: int) -> None:
+        """Set the size in bytes."""
+
+
+class FailoverSource(Protocol):
+    """The failovers of this site. Asks nobody."""
+
+    def failovers(self) -> Sequence[FailoverRef]:
+        """Return all of them."""
+
+    def copy(self, failover_id: str, disk_id: str) -> OpenCopy | None:
+        """Return a copy; None: it is gone."""
+
+
 class PointSource(Protocol):
     """The recovery points of all disks. Waits are bounded by the tree (30 s, then EREMOTEIO)."""
 

@@ -7,8 +7,9 @@ import time
 
 from vdiskfs import native
 from vdiskfs.tree.disks import Disks
+from vdiskfs.tree.failovers import FailoversDirectory, Shared
 from vdiskfs.tree.handover import Handover
-from vdiskfs.tree.hooks import DiskHooks, PointSource
+from vdiskfs.tree.hooks import DiskHooks, FailoverSource, PointSource
 from vdiskfs.tree.node import DISKS_ID, FAILOVERS_ID, POINTS_ID, ROOT_ID, Node, Nodes
 from vdiskfs.tree.pointnode import Points
 from vdiskfs.tree.points import PointsDirectory
@@ -24,6 +25,7 @@ class Namespace:
             site, where `disks/` is an empty directory that nobody can write.
         hooks: told of what happens to the files of the source.
         points: gives the recovery points.
+        failovers: gives the writable copies; None: there are none.
         descriptors: how many descriptors unused nodes of the source may keep open; 0: a
             quarter of what the process may open, at most 4096.
         handover: what a predecessor left of its names, loaded, and what a successor gets.
@@ -31,7 +33,8 @@ class Namespace:
 
     def __init__(
         self, core: native.Core, source: int | None, hooks: DiskHooks, points: PointSource,
-        *, descriptors: int = 0, handover: Handover | None = None,
+        *, failovers: FailoverSource | None = None, descriptors: int = 0,
+        handover: Handover | None = None,
     ) -> None:  # fmt: skip
         self.nodes = Nodes(handover)
         owner = Owner(os.getuid(), os.getgid(), time.time_ns())
@@ -46,7 +49,9 @@ class Namespace:
         children = {
             b"disks": live,
             b"recovery-points": PointsDirectory(Points(self.nodes, core, points, owner), POINTS_ID),
-            b"failovers": StaticDirectory(self.nodes, owner, {}, FAILOVERS_ID),
+            b"failovers": StaticDirectory(self.nodes, owner, {}, FAILOVERS_ID)
+            if failovers is None
+            else FailoversDirectory(Shared(self.nodes, core, failovers, owner)),
         }
         self.root = StaticDirectory(self.nodes, owner, children, ROOT_ID)
         self.nodes.handover.begin(self.nodes.records)

@@ -1,4 +1,4 @@
-"""The names of days and recovery points: pure functions.
+"""The names of days and recovery points, and of files from a vault: pure functions.
 
 A point is called by its time of day, `01-40-05.000Z`. Of several in one millisecond the
 first has that name and the others append their epoch; a name with an epoch is also
@@ -7,6 +7,7 @@ understood where it is not needed, so that a name survives when its neighbours e
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from vdiskfs.units import NS
 MS = NS // 1000
 _DAY_NS = 86400 * NS
 _DAY = re.compile(rb"(\d{4})-(\d\d)-(\d\d)", re.ASCII)
+_MAX_NAME = 255
 _POINT = re.compile(rb"(\d\d)-(\d\d)-(\d\d)\.(\d{3})Z(?:-(\d{1,19}))?", re.ASCII)
 
 
@@ -86,3 +88,13 @@ class PointListing:
 def _cookie(point: PointRef) -> int:
     """The time within the day, then the epoch: 27 + 32 bits."""
     return (point.time_ns % _DAY_NS // MS + 1) << 32 | point.epoch & 0xFFFFFFFF
+
+
+def plain_name(name: str) -> bytes | None:
+    """Return a name as it can stand in a directory, or None: those of a hostile vault may not."""
+    try:
+        plain = os.fsencode(name)
+    except UnicodeEncodeError:
+        return None
+    stands = 0 < len(plain) <= _MAX_NAME and plain not in (b".", b"..")
+    return plain if stands and not set(plain) & set(b"/\0") else None

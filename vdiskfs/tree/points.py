@@ -30,6 +30,7 @@ from vdiskfs.tree.pointnames import (
     day_of,
     day_start,
     parse_point_name,
+    plain_name,
     point_name,
 )  # fmt: skip
 from vdiskfs.tree.pointnode import (
@@ -47,7 +48,6 @@ LINKS: dict[bytes, PointKind] = {
     b"latest-proven": "proven",
 }
 _MAX_TEXT = 64
-_MAX_NAME = 255
 
 
 class PointsDirectory(PointNode):
@@ -100,7 +100,7 @@ class PointsDirectory(PointNode):
 
     async def _disks(self) -> dict[bytes, DiskName]:
         disks = await self.points.ask(self.points.source.disks())
-        named = ((_plain(disk.name), disk) for disk in disks)
+        named = ((plain_name(disk.name), disk) for disk in disks)
         return {name: disk for name, disk in named if name is not None}
 
     def _found(self, disk: DiskName) -> Found:
@@ -268,17 +268,7 @@ class DayDirectory(PointNode):
         return node
 
 
-def _plain(name: str) -> bytes | None:
-    """The name as it can stand in a directory, or None; those of a hostile vault may not."""
-    try:
-        plain = os.fsencode(name)
-    except UnicodeEncodeError:
-        return None
-    stands = 0 < len(plain) <= _MAX_NAME and plain not in (b".", b"..")
-    return plain if stands and not set(plain) & set(b"/\0") else None
-
-
 def _image_name(disk: DiskName) -> bytes:
     """The name of the image in points: the live file's, where that can stand there."""
-    name = _plain(disk.file.rpartition("/")[2])
+    name = plain_name(disk.file.rpartition("/")[2])
     return os.fsencode(f"{disk.name}.img") if name in (None, POINT_JSON) else name

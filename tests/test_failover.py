@@ -1,0 +1,97 @@
+"""Failovers without a mount: records, names, and which step follows which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.store.memory import MemoryStore
+from vdiskfs.errors import DamagedError, StateError, UsageError
+from vdiskfs.failover import FailoverRecord, Kind, Member, State, Step, after
+from vdiskfs.failover.bootblocks import (
+    BYTES_MAX,
+    RUNS_MAX,
+    boot_name,
+    joined,
+    read_boot,
+    write_boot,
+)
+from vdiskfs.failover.record import check_name
+from vdiskfs.failover.states import TABLE
+from vdiskfs.units import CHUNK_SIZE
+
+RECORD = FailoverRecord(
+    "a" * 32, "t1", Kind.TEST, State.TEST_FAILOVER, 17, notes="fine",
+    members=(Member("web01", "b" * 32, "web01.img", 2, 99, 16, 1 << 42),),
+)  # fmt: skip
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    assert FailoverRecord.from_body(RECORD.to_body(), "here") == RECORD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"state": "Elsewhere"}, {"members": [{"disk": "web01"}]}, {"members": 7},
+     {"created_ns": "now"}, {"kind": None}],
+)  # fmt: skip
+def test_what_is_no_record_is_damage_and_names_the_place(change: dict[str, Any]) -> None:
+    with pytest.raises(DamagedError, match=r"/state/failovers/x/record\.json"):
+        FailoverRecord.from_body({**RECORD.to_body(), **change}, "/state/failovers/x/record.json")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".t", "a/b", "a\n", "-t", "é", "a" * 65, "a b"])
+def test_a_name_that_is_no_directorys_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["t", "web01-test-1", "A.b_c-9", "9" * 64])
+def test_other_names_are_taken(name: str) -> None:
+    check_name(name)
+
+
+def test_a_step_that_is_not_in_the_table_is_refused_and_says_where_it_stands() -> None:
+    for state in State:
+        for step in Step:
+            if (state, step) in TABLE:
+                assert after("t1", state, step) in State
+            else:
+                with pytest.raises(StateError, match=f"t1: {step} is not possible in .*{state}"):
+                    after("t1", state, step)
+
+
+def test_a_clean_up_is_possible_from_everywhere_and_never_undone() -> None:
+    assert replace(RECORD, state=after("t1", RECORD.state, Step.CLEANUP)).state is State.REMOVING
+    assert after("t1", State.REMOVING, Step.CLEANUP) is State.REMOVING
+
+
+def test_what_a_start_reads_is_kept_once_in_order_and_bounded() -> None:
+    assert joined([(5, 2), (7, 1), (1, 1), (6, 3), (0, 1)]) == [(5, 3), (1, 1), (8, 1), (0, 1)]
+    assert joined([]) == []
+    much = joined([(0, 1 << 40)])
+    assert sum(count for _, count in much) == BYTES_MAX // CHUNK_SIZE
+    assert len(joined([(2 * number, 1) for number in range(RUNS_MAX + 5)])) == RUNS_MAX
+
+
+async def test_what_is_kept_in_the_vault_is_added_to_and_damage_is_no_obstacle(
+    expect_log: Callable[[str], None],
+) -> None:
+    expect_log("replaced: .*a run that no disk has")
+    store = MemoryStore()
+    assert await read_boot(store, "a") == []
+    assert await write_boot(store, "a", [(3, 2)])
+    assert await write_boot(store, "a", [(9, 1)])
+    assert not await write_boot(store, "a", [(3, 1)])
+    assert await read_boot(store, "a") == [(3, 2), (9, 1)]
+    for bad in (b"", b"{}", b'{"format": 1, "runs": [[0, -1]]}', b'{"format": 1, "runs": [["a"]]}'):
+        _, info = await store.read(boot_name("a"))
+        await store.replace(boot_name("a"), bad, etag=info.etag)
+        assert await read_boot(store, "a") == []
+    assert await write_boot(store, "a", [(4, 1)])
+    assert await read_boot(store, "a") == [(4, 1)]
+    store.away = True
+    assert await read_boot(store, "a") == []

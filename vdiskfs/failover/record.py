@@ -1,0 +1,105 @@
+"""What is known of a failover on this host, and where its files lie.
+
+    failovers/<id>/record.json
+    failovers/<id>/<disk id>/image, boot, presence/
+    failovers/<id>/machine/   what the machine's runner keeps
+
+The directory of a failover appears and goes by one rename: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vdiskfs.errors import DamagedError, UsageError
+from vdiskfs.failover.states import Kind, State
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One disk of a failover: the point that its copy begins with.
+
+    ``generation`` is that of the line on which ``epoch`` is looked up; ``size`` is bytes at
+    the point, ``time_ns`` its instant. ``file`` is the name of the image.
+    """
+
+    disk: str
+    disk_id: str
+    file: str
+    generation: int
+    epoch: int
+    time_ns: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What came of a machine's health check; ``seconds`` from its start: the recovery time."""
+
+    healthy: bool
+    seconds: float
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverRecord:
+    """One failover.
+
+    ``created_ns`` is when it was asked for. ``machine`` is the definition (TOML) of the machine
+    on it, None: none was started. ``health`` is None while that is being judged.
+    """
+
+    id: str
+    name: str
+    kind: Kind
+    state: State
+    created_ns: int
+    members: tuple[Member, ...]
+    notes: str = ""
+    machine: str | None = None
+    health: Health | None = None
+
+    def to_body(self) -> dict[str, Any]:
+        """Return what `from_body` reads."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_body(body: dict[str, Any], where: str) -> FailoverRecord:
+        """Read a record.
+
+        Raises:
+            DamagedError: it is none; ``where`` is named.
+        """
+        try:
+            if body["format"] != FORMAT:
+                raise DamagedError(
+                    f"{where}: format {body['format']} is not known to this version",
+                    hint="use the version of vdiskfs that wrote it",
+                )
+            health = body["health"]
+            return FailoverRecord(
+                str(body["id"]), str(body["name"]), Kind(body["kind"]), State(body["state"]),
+                int(body["created_ns"]), tuple(Member(**one) for one in body["members"]),
+                str(body["notes"]), body["machine"],
+                None if health is None else Health(**health),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"{where}: not the record of a failover: {error!r}") from None
+
+
+def check_name(name: str) -> None:
+    """Check that a failover may have this name: a directory of the mount gets it.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a failover",
+            hint="up to 64 letters, digits, dots, dashes and underscores, a letter or digit first",
+        )
