@@ -120,7 +120,7 @@ class MountControl:
     async def point(self, name: str, point: str) -> Document:
         """Return one point, with what opening it costs."""
         log = await self._browser.log(name)
-        found = await log.find(int(point) if point.isdigit() else point, time.time_ns())
+        found = await log.find(_spec(point), time.time_ns())
         before = log.store.requests
         async with await log.open(found) as reader:
             requests = log.store.requests - before
@@ -162,7 +162,7 @@ class MountControl:
         self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
     ) -> Document:
         """Make a writable copy of a point, for tests."""
-        spec = int(point) if point.isdigit() else point
+        spec = _spec(point)
         if dry_run:
             record = await self._failovers.plan_test(disk, spec, name, vm=vm)
             return {**record_document(record), "dry_run": True}
@@ -185,6 +185,11 @@ class MountControl:
     async def upgrade(self) -> Document:
         """Let a successor take the mount over; the daemon ends."""
         return await self._hand_over()
+
+
+def _spec(point: str) -> str | int:
+    """Return what names a point: an epoch, or a time and the like."""
+    return int(point) if point.isdigit() else point
 
 
 def _time(what: str, text: str, now_ns: int) -> int | None:

@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 1024 * 1024
 """Bytes fetched at once for who reads on from where the last fetch ended."""
 
-WAITS_KEPT = 65536
-"""Of so many requests that waited it is kept what they waited for."""
-
 RETRY_S = 2.0
 """Seconds between tries of a read while the vault cannot: the reader may interrupt."""
 
@@ -55,9 +52,6 @@ class Hydrator:
         self._scopes: set[trio.CancelScope] = set()
         self._idle = trio.Event()
         self._closed = False
-        # How often somebody had to wait, and for which chunks (first, count).
-        self.waits = 0
-        self.waited: list[tuple[int, int]] = []
 
     async def reader(self) -> PointReader:
         """Return the reader of the point, opened if need be."""
@@ -100,7 +94,6 @@ class Hydrator:
             if event.kind is native.EventKind.SEEK:
                 await self.patiently(lambda: self._map_until_data(event.offset))
             else:
-                self._note_wait(event)
                 await self.patiently(lambda: self.fetch(event.offset, event.length))
         except (VdiskfsError, OSError) as failure:
             log.error("%s: a read failed: %s", self.name, failure)
@@ -110,13 +103,6 @@ class Hydrator:
             error = errno.EIO
         # Writes that waited run in it.
         await trio.to_thread.run_sync(self.image.answer, event.offset, event.length, error)
-
-    def _note_wait(self, event: native.Event) -> None:
-        self.waits += 1
-        if len(self.waited) < WAITS_KEPT:
-            first = event.offset // CHUNK_SIZE
-            last = (event.offset + max(1, event.length) - 1) // CHUNK_SIZE
-            self.waited.append((first, last + 1 - first))
 
     async def patiently(self, action: Callable[[], Awaitable[None]]) -> None:
         """Do it until the vault answers: who reads waits, and may be interrupted."""

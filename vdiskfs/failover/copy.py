@@ -36,6 +36,9 @@ PRESENCE = "presence"
 AT_ONCE = 16
 """Pieces that are fetched at once before a machine asks for them."""
 
+WAITS_KEPT = 65536
+"""Of so many requests that waited it is kept what they waited for."""
+
 PIECE_CHUNKS = 16
 """Chunks of one such piece: 1 MiB."""
 
@@ -71,6 +74,9 @@ class WritableCopy(Hydrator):
         super().__init__(f"copy {member.disk}@{member.epoch}", image, make_reader)
         self.users = 0
         self._is_away = is_away
+        # How often somebody had to wait, and for what.
+        self.waits = 0
+        self.waited: list[Run] = []
         try:
             same_run = _read(directory / BOOT) == boot_id
             native.open_presence(image, directory / PRESENCE, host_lived=same_run)
@@ -86,6 +92,16 @@ class WritableCopy(Hydrator):
     def present_bytes(self) -> int:
         """Bytes that are here: written, or brought from the vault."""
         return native.presence_counts(self.image).present_pages * PAGE_SIZE
+
+    async def answer(self, event: native.Event) -> None:
+        """Do what an event asks, and note what had to be waited for."""
+        if event.kind is native.EventKind.WANT:
+            self.waits += 1
+            if len(self.waited) < WAITS_KEPT:
+                first = event.offset // CHUNK_SIZE
+                last = (event.offset + max(1, event.length) - 1) // CHUNK_SIZE
+                self.waited.append((first, last + 1 - first))
+        await super().answer(event)
 
     async def patiently(self, action: Callable[[], Awaitable[None]]) -> None:
         """Do it until the vault is there and answers.

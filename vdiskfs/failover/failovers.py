@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -174,8 +174,7 @@ class Failovers:
             As `test`.
         """
         record, readers = await self._plan(disk, spec, name, vm=vm)
-        for reader in readers.values():
-            await reader.aclose()
+        await _close(readers)
         return record
 
     async def test(self, disk: str, spec: str | int, name: str | None, *, vm: bool) -> Failover:
@@ -203,9 +202,7 @@ class Failovers:
             try:
                 failover = await trio.to_thread.run_sync(self._make, record)
             except BaseException:
-                with trio.CancelScope(shield=True):
-                    for reader in readers.values():
-                        await reader.aclose()
+                await _close(readers)
                 raise
             for disk_id, copy in failover.copies.items():
                 copy.use(readers[disk_id])  # open already: the first read asks for less
@@ -280,9 +277,7 @@ class Failovers:
                 members.append(_member(one, points, point))
                 readers[points.record.id] = await points.open(point)
         except BaseException:
-            with trio.CancelScope(shield=True):
-                for reader in readers.values():
-                    await reader.aclose()
+            await _close(readers)
             raise
         return replace(record, members=tuple(members)), readers
 
@@ -423,6 +418,12 @@ class Failovers:
             shutil.rmtree(gone)
         except OSError as error:
             raise LocalError(f"{failover.directory}: {error.strerror}") from error
+
+
+async def _close(readers: Mapping[str, PointReader]) -> None:
+    with trio.CancelScope(shield=True):
+        for reader in readers.values():
+            await reader.aclose()
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

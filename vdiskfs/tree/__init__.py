@@ -2,7 +2,7 @@
 
     node       a node answers for itself; the table of nodes
     listing    directories that are read piece by piece
-    static     the root
+    static     the root                         keyed  nodes known by what they show
     source, sourcefile, directory, disks        `disks/`, the source directory passed through
     pointnames, pointnode, points               `recovery-points/`
     failovers                                   `failovers/`

@@ -9,34 +9,28 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, cast
 
 import trio
 
 from vdiskfs import native
-from vdiskfs.tree.handover import Identity, Known
+from vdiskfs.tree.handover import Known
 from vdiskfs.tree.hooks import CopyRef, FailoverRef, FailoverSource, OpenCopy
+from vdiskfs.tree.keyed import KeyedNode, KeyedNodes
 from vdiskfs.tree.listing import Found, NameListing
 from vdiskfs.tree.node import FAILOVERS_ID, Attributes, Changes, Node, Nodes, refusal
 from vdiskfs.tree.static import Owner
 
-NodeT = TypeVar("NodeT", bound="_Node")
 
-
-class Shared:
+class Shared(KeyedNodes):
     """What all nodes of `failovers/` share."""
 
     def __init__(
         self, nodes: Nodes, core: native.Core, source: FailoverSource, owner: Owner
     ) -> None:
-        self.nodes = nodes
-        self.core = core
+        super().__init__(nodes, core, owner)
         self.source = source
-        self.owner = owner
-        self._by_key: dict[Identity, _Node] = {}
 
     def find(self, failover_id: str) -> FailoverRef:
         """Return a failover; `ENOENT` if it is gone."""
@@ -48,47 +42,20 @@ class Shared:
     def directory(self, failover_id: str) -> FailoverDirectory:
         """Return the node of a failover."""
         key = ("failover", failover_id)
-        return self._node(key, partial(FailoverDirectory, self, failover_id))
+        return self.node(key, partial(FailoverDirectory, self, failover_id))
 
     def copy(self, failover_id: str, disk_id: str) -> CopyFile:
         """Return the node of a copy."""
         key = ("copy", failover_id, disk_id)
-        return self._node(key, partial(CopyFile, self, failover_id, disk_id))
-
-    def _node(self, key: Identity, make: Callable[[], NodeT]) -> NodeT:
-        found = self._by_key.get(key)
-        if found is not None:
-            return cast("NodeT", found)
-        node = self.nodes.make(key, make)
-        node.key = key
-        self._by_key[key] = node
-        return node
-
-    def dropped(self, node: _Node) -> None:
-        """The node is gone."""
-        self._by_key.pop(node.key, None)
+        return self.node(key, partial(CopyFile, self, failover_id, disk_id))
 
 
-class _Node(Node):
-    """A node of a failover. A successor finds it by its identity alone."""
+class _Node(KeyedNode):
+    """A node of a failover. A successor finds it by its key alone."""
 
-    def __init__(self, shared: Shared, number: int | None = None) -> None:
-        super().__init__(shared.nodes, number)
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
         self.shared = shared
-        self.key: Identity = ()
-
-    def gone(self) -> None:
-        """Nobody needs the node: it is made anew when somebody does."""
-        self.shared.dropped(self)
-
-    @property
-    def known_by(self) -> Identity:
-        """Which failover, which disk."""
-        return self.key
-
-    def place(self) -> tuple[int, Any]:
-        """Return the directory above."""
-        return (self.parent_id, None)
 
 
 class FailoversDirectory(Node):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import trio
 
@@ -19,8 +19,9 @@ from vdiskfs import native
 from vdiskfs.errors import VaultUnreachableError
 from vdiskfs.tree.handover import Identity
 from vdiskfs.tree.hooks import Access, OpenPoint, PointFacts, PointRef, PointSource
+from vdiskfs.tree.keyed import KeyedNode, KeyedNodes
 from vdiskfs.tree.listing import Found, NameListing
-from vdiskfs.tree.node import TIMEOUT_S, Attributes, Node, Nodes, refusal
+from vdiskfs.tree.node import TIMEOUT_S, Attributes, Nodes, refusal
 from vdiskfs.tree.static import Owner
 from vdiskfs.units import CHUNK_SIZE
 
@@ -28,7 +29,6 @@ PATIENCE_S = 30.0
 POINT_JSON = b"point.json"
 
 T = TypeVar("T")
-NodeT = TypeVar("NodeT", bound="PointNode")
 
 
 def point_key(kind: str, disk: str, point: PointRef) -> Identity:
@@ -36,25 +36,12 @@ def point_key(kind: str, disk: str, point: PointRef) -> Identity:
     return (kind, disk, point.time_ns, point.epoch, point.generation)
 
 
-class Points:
+class Points(KeyedNodes):
     """What all nodes of `recovery-points/` share: where points come from, and who is known."""
 
     def __init__(self, nodes: Nodes, core: native.Core, source: PointSource, owner: Owner) -> None:
-        self.nodes = nodes
-        self.core = core
+        super().__init__(nodes, core, owner)
         self.source = source
-        self.owner = owner
-        self._by_key: dict[Identity, PointNode] = {}
-
-    def node(self, key: Identity, make: Callable[[], NodeT]) -> NodeT:
-        """Return the node of the key, made if it is not known. A key belongs to one class."""
-        found = self._by_key.get(key)
-        if found is not None:
-            return cast("NodeT", found)
-        node = self.nodes.make(key, make)
-        node.key = key
-        self._by_key[key] = node
-        return node
 
     def image(self, disk: str, point: PointRef) -> PointImage:
         """Return the node of a point's image."""
@@ -63,10 +50,6 @@ class Points:
     def text(self, disk: str, point: PointRef) -> PointText:
         """Return the node of a point's point.json."""
         return self.node(point_key("text", disk, point), partial(PointText, self, disk, point))
-
-    def dropped(self, node: PointNode) -> None:
-        """The node is gone."""
-        self._by_key.pop(node.key, None)
 
     async def ask(self, question: Awaitable[T]) -> T:
         """Wait for an answer of the point source, but not for ever.
@@ -88,26 +71,12 @@ class Points:
         return self.source.access(disk) or owner
 
 
-class PointNode(Node):
+class PointNode(KeyedNode):
     """A node of `recovery-points/`."""
 
     def __init__(self, points: Points, number: int | None = None) -> None:
-        super().__init__(points.nodes, number)
+        super().__init__(points, number)
         self.points = points
-        self.key: Identity = ()
-
-    def gone(self) -> None:
-        """Nobody needs the node: it is made anew when somebody does."""
-        self.points.dropped(self)
-
-    @property
-    def known_by(self) -> Identity:
-        """What the node shows."""
-        return self.key
-
-    def place(self) -> tuple[int, Any]:
-        """Return the directory above, and what `revive` needs besides the identity."""
-        return (self.parent_id, None)
 
 
 class Link(PointNode):
