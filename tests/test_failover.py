@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.store.memory import MemoryStore
-from vdiskfs.errors import DamagedError, StateError, UsageError
+from vdiskfs.errors import DamagedError, LocalError, StateError, UsageError
 from vdiskfs.failover import FailoverRecord, Kind, Member, State, Step, after
 from vdiskfs.failover.bootblocks import (
     BYTES_MAX,
@@ -19,6 +19,7 @@ from vdiskfs.failover.bootblocks import (
     read_boot,
     write_boot,
 )
+from vdiskfs.failover.failovers import apart
 from vdiskfs.failover.record import check_name
 from vdiskfs.failover.states import TABLE
 from vdiskfs.units import CHUNK_SIZE
@@ -67,6 +68,18 @@ def test_a_step_that_is_not_in_the_table_is_refused_and_says_where_it_stands() -
 def test_a_clean_up_is_possible_from_everywhere_and_never_undone() -> None:
     assert replace(RECORD, state=after("t1", RECORD.state, Step.CLEANUP)).state is State.REMOVING
     assert after("t1", State.REMOVING, Step.CLEANUP) is State.REMOVING
+
+
+@pytest.mark.parametrize("error", [LocalError("no room"), OSError(28, "no room")])
+async def test_what_is_done_beside_all_else_ends_nothing_else(
+    error: Exception, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("failover t1: .*no room")
+
+    async def fail(_: int) -> None:
+        raise error
+
+    await apart("t1", fail, 7)
 
 
 def test_what_a_start_reads_is_kept_once_in_order_and_bounded() -> None:

@@ -112,9 +112,9 @@ class Failovers:
                 continue
             self._enter(failover)
             if record.state is State.REMOVING:
-                self._nursery.start_soon(self._go_on_removing, failover)
+                self._start_apart(failover, self._remove, failover)
             elif failover.machine is not None and record.health is None:
-                self._nursery.start_soon(self._judge, failover, failover.machine)
+                self._start_apart(failover, self._judge, failover, failover.machine)
 
     async def aclose(self) -> None:
         """Close all copies; nobody uses them any more."""
@@ -223,8 +223,13 @@ class Failovers:
             raise
         hook("failover.started")
         for copy in failover.copies.values():
-            self._nursery.start_soon(self._fetch_first, failover, copy)
-        self._nursery.start_soon(self._judge, failover, machine)
+            self._start_apart(failover, self._fetch_first, failover, copy)
+        self._start_apart(failover, self._judge, failover, machine)
+
+    def _start_apart(
+        self, failover: Failover, act: Callable[..., Awaitable[None]], *arguments: object
+    ) -> None:
+        self._nursery.start_soon(apart, failover.record.name, act, *arguments)
 
     async def _judge(self, failover: Failover, machine: FailoverMachine) -> None:
         """Wait for the machine's health, and note it."""
@@ -394,12 +399,6 @@ class Failovers:
                 hint="stop what runs on it, then clean up again",
             )
 
-    async def _go_on_removing(self, failover: Failover) -> None:
-        try:
-            await self._remove(failover)
-        except (VdiskfsError, OSError) as error:
-            log.error("failover %s: cannot be removed: %s", failover.record.name, error)
-
     async def _remove(self, failover: Failover) -> None:
         if failover.machine is not None:
             await failover.machine.end()
@@ -418,6 +417,14 @@ class Failovers:
             shutil.rmtree(gone)
         except OSError as error:
             raise LocalError(f"{failover.directory}: {error.strerror}") from error
+
+
+async def apart(name: str, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """Do something for a failover beside all else: where it fails, nothing else does."""
+    try:
+        await act(*arguments)
+    except (VdiskfsError, OSError) as error:
+        log.error("failover %s: %s", name, error)
 
 
 async def _close(readers: Mapping[str, PointReader]) -> None:
