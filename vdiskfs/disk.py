@@ -80,8 +80,8 @@ class ProtectedDisk:
         )  # fmt: skip
         self.line.on_displaced = self._note_displaced
         self.on_displaced: Callable[[ProtectedDisk], None] = lambda _: None
-        self.read_only: native.Image | None = None
-        """The image that guests have once the disk was displaced and takes no writes."""
+        self.refuses = False
+        """Whether guests may not write: another site has the disk."""
         self._replicator: Replicator | None = None
 
     @property
@@ -302,15 +302,10 @@ class ProtectedDisk:
         log.error("disk %s: replication failed; it is started again", self.name, exc_info=failure)
         self.health.local_failed(f"replication failed: {error!r}")
 
-    def open_read_only(self) -> native.Image:
-        """Open the image that guests are to have from now on: it takes no writes."""
-        fd, _ = self.file.open_file(writable=False)
-        try:
-            flags = native.ImageFlags.DIRECT | native.ImageFlags.READONLY
-            self.read_only = native.Image(self.site.core, fd, flags, self.image.cookie)
-        finally:
-            os.close(fd)
-        return self.read_only
+    def refuse_writes(self, refuse: bool) -> None:  # noqa: FBT001 (as Image.refuse_writes)
+        """Let guests write no more: what they wrote is kept; or let them again."""
+        self.refuses = refuse
+        self.image.refuse_writes(refuse)
 
     def renamed(self, path: str) -> None:
         """The file has another name; the disk is the same."""

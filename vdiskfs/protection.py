@@ -258,12 +258,7 @@ class Protection:
 
     def _later_read_only(self, disk: ProtectedDisk) -> None:
         if self._site.when_displaced == "read-only":
-            self._nursery.start_soon(self._turn_read_only, disk)
-
-    async def _turn_read_only(self, disk: ProtectedDisk) -> None:
-        """Let nobody write any more: what was written is kept, what would be is refused."""
-        if disk.read_only is None and self._disks.get(disk.file) is disk:
-            await disk.file.change_image(disk.open_read_only())
+            disk.refuse_writes(True)
             log.error("disk %s: takes no more writes", disk.name)
 
     def _writable_image(self, file: SourceFile) -> native.Image:
@@ -281,14 +276,10 @@ class Protection:
         lock = self._locks.pop(disk.file, None)
         if lock is not None:
             lock.close()
-        image = disk.image
-        if disk.read_only is not None:
-            image.close()
-            image = disk.read_only
         if disk.file.is_open:
-            self._plain.put(disk.file, image)
+            self._plain.put(disk.file, disk.image)
         else:
-            image.close()
+            disk.image.close()
 
     async def stop(self, *, clean: bool) -> None:
         """End all disks: the mount is gone."""
@@ -384,11 +375,9 @@ class Protection:
         """Return the disk's image, or a plain one."""
         disk = self._disks.get(file)
         if disk is not None:
-            if disk.read_only is None:
-                return disk.image
-            if writable:
+            if disk.refuses and writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), file.path)
-            return disk.read_only
+            return disk.image
         early = self._early.get(file)
         if early is not None:
             return early[0]

@@ -200,6 +200,12 @@ void vdf_image_ref(vdf_image *image);
 /* Drops a reference; the last one closes the file. Takes NULL. */
 void vdf_image_unref(vdf_image *image);
 
+/*
+ * Lets every write, discard and change of size from now on get EROFS, or no longer. What is
+ * under way already may still be carried out.
+ */
+void vdf_image_refuse_writes(vdf_image *image, int refuse);
+
 /* The file's size in bytes now. */
 int vdf_image_size(vdf_image *image, uint64_t *size);
 

@@ -283,7 +283,7 @@ int vdf_image_write(vdf_image *image, uint64_t offset, uint64_t length, const ui
 {
     int error = vdf_range_check(offset, length);
 
-    if (image->flags & VDF_IMAGE_READONLY)
+    if (vdf_image_refuses(image))
         return -EROFS;
     if (error == 0)
         error = check_edges(image, offset, length);
@@ -357,7 +357,7 @@ int vdf_image_allocate(vdf_image *image, int mode, uint64_t offset, uint64_t len
     int kind = mode & ~FALLOC_FL_KEEP_SIZE;
     int error = vdf_range_check(offset, length);
 
-    if (image->flags & VDF_IMAGE_READONLY)
+    if (vdf_image_refuses(image))
         return -EROFS;
     if (error != 0 || length == 0)
         return length == 0 ? -EINVAL : error;
@@ -428,7 +428,7 @@ int vdf_image_truncate(vdf_image *image, uint64_t size)
     vdf_change change;
     int error = vdf_range_check(size, 0);
 
-    if (image->flags & VDF_IMAGE_READONLY)
+    if (vdf_image_refuses(image))
         return -EROFS;
     if (error != 0)
         return error;

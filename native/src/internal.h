@@ -252,11 +252,18 @@ struct vdf_image {
     _Atomic uint32_t references;
     _Atomic uint64_t size;
     _Atomic int sync_error;
+    atomic_bool refuses; /* vdf_image_refuse_writes */
     vdf_gate gate;
     _Atomic(vdf_track *) track;
     pthread_mutex_t *stripe; /* VDF_STRIPES, or NULL: neither tracked nor lazy yet */
     struct vdf_lazy *lazy;   /* or NULL */
 };
+
+/* Whether writes get EROFS. */
+static inline bool vdf_image_refuses(vdf_image *image)
+{
+    return (image->flags & VDF_IMAGE_READONLY) != 0 || atomic_load(&image->refuses);
+}
 
 /* Locks the stripes of the chunks that hold the range; at most VDF_STRIPES of them. */
 void vdf_image_lock(vdf_image *image, uint64_t offset, uint64_t length);

@@ -1,4 +1,4 @@
-/* sync.c - making an image's bytes durable, and what is known of its pages with them. */
+/* sync.c - making an image's bytes durable, and what is known of its pages with them; refusing. */
 #include "internal.h"
 
 #include <unistd.h>
@@ -7,6 +7,11 @@ void vdf_image_latch(vdf_image *image, int error)
 {
     atomic_store(&image->sync_error, error);
     vdf_event_post(image->core, VDF_EVENT_SYNC_FAILED, -error, image->cookie, 0, 0);
+}
+
+void vdf_image_refuse_writes(vdf_image *image, int refuse)
+{
+    atomic_store(&image->refuses, refuse != 0);
 }
 
 /* Whether what is present has to be committed with the bytes. */

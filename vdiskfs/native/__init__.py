@@ -241,6 +241,10 @@ class Image(_Closing):
         lib.vdf_image_size(self.handle, out)
         return int(out[0])
 
+    def refuse_writes(self, refuse: bool) -> None:  # noqa: FBT001 (as Event.set would be)
+        """Let every write from now on fail with EROFS, or no longer."""
+        lib.vdf_image_refuse_writes(self.handle, refuse)
+
     def read(self, offset: int, length: int) -> bytes | None:
         """Return bytes (short only at the end), or None when some are absent."""
         data = bytearray(length)

@@ -131,13 +131,6 @@ class SourceFile(SourceNode):
                 if self.image is None:
                     await self._attach(writable=False)
 
-    async def change_image(self, image: native.Image) -> None:
-        """Let open handles have another image over the same bytes: one that takes no writes."""
-        async with self._turn:
-            if self.image is not None:
-                self.source.core.attach(self.id, image)
-                self.image, self._writable = image, False
-
     async def release(self) -> None:
         """Count one handle less; the last one detaches the image and tells the hooks."""
         with self.pinned():
