@@ -31,8 +31,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.catalog.memory import MemoryStore
 from tests.delta.model import PAGE, T0, DiskModel
-from vdiskfs import leftovers, ownership
-from vdiskfs.catalog import Owner, Vault, check, owners
+from vdiskfs import leftovers, lineclaims, ownership
+from vdiskfs.catalog import Owner, Vault, check, moves, owners
 from vdiskfs.delta import EpochFacts, Flags, Spooled, open_spooled, remove_spooled
 from vdiskfs.errors import StateError, VaultUnreachableError
 from vdiskfs.image import ChainEnd
@@ -465,6 +465,8 @@ def race_round(seed: int) -> Counter[str]:
         with (
             mock.patch.object(owners, "hook", race.hook),
             mock.patch.object(ownership, "hook", race.hook),
+            mock.patch.object(lineclaims, "hook", race.hook),
+            mock.patch.object(moves, "hook", race.hook),
             mock.patch.object(leftovers, "hook", race.hook),
             # In threads the order of steps would be the machine's.
             mock.patch.object(trio.to_thread, "run_sync", _inline),

@@ -15,8 +15,8 @@ import trio
 
 from tests.catalog.memory import MemoryStore
 from tests.races import CrashError, Host, Local, Race, silence, verify
-from vdiskfs import leftovers, ownership
-from vdiskfs.catalog import Vault, owners
+from vdiskfs import leftovers, lineclaims, ownership
+from vdiskfs.catalog import Vault, moves, owners
 from vdiskfs.errors import StateError
 from vdiskfs.state import LastEnd
 
@@ -42,6 +42,8 @@ def hooked() -> Iterator[Hooks]:
     with (
         mock.patch.object(owners, "hook", hooks),
         mock.patch.object(ownership, "hook", hooks),
+        mock.patch.object(lineclaims, "hook", hooks),
+        mock.patch.object(moves, "hook", hooks),
         mock.patch.object(leftovers, "hook", hooks),
     ):
         yield hooks

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vdiskfs import native
 from vdiskfs.catalog import DiskRecord, Owner
+from vdiskfs.catalog.moves import Fork
 from vdiskfs.errors import DamagedError, NotFoundError, StateError
 from vdiskfs.liveness import Liveness, age_s
 from vdiskfs.state import LastEnd, read_record, write_record
@@ -32,16 +33,23 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a disk is to be started: how its last run ended, what the user allows."""
+    """How a disk is to be started: how its last run ended, what the user allows.
+
+    With ``fork`` it comes from another site, at that point, which is what it holds.
+    """
 
     last_end: LastEnd = LastEnd.CLEAN
     force: bool = False
     accept_rollback: bool = False
+    fork: Fork | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """Another writer has taken the disk over: who, since when; where our writes are kept."""
+    """Another writer has taken the disk over: who, since when; where our writes are kept.
+
+    Without a ``branch`` it was handed over, and nothing was written here since.
+    """
 
     by: str
     since: str
@@ -49,6 +57,8 @@ class Displaced:
 
     def __str__(self) -> str:
         """One line for people."""
+        if not self.branch:
+            return f"handed over to {self.by} since {self.since}; nothing is written here"
         return (
             f"displaced by {self.by} since {self.since}; what is written here is kept as "
             f"branch {self.branch}"
@@ -62,7 +72,8 @@ class Note:
     ``start`` is the number in the vault that is ours, ``pending`` one that may have got
     there; ``token`` marks a branch that is being made, ``line`` is the branch that is
     written, 0 the main line; ``spent`` is the newest stored epoch when the spool was emptied
-    into a branch; ``place`` is the directory that wrote this.
+    into a branch; ``place`` is the directory that wrote this; ``handed`` is the handover that
+    released the disk to another site.
     """
 
     start: str = ""
@@ -73,6 +84,7 @@ class Note:
     spent: str = ""
     by: str = ""
     since: str = ""
+    handed: str = ""
 
 
 async def refusal(liveness: Liveness, record: DiskRecord, owner: Owner, what: str) -> StateError:

@@ -20,12 +20,12 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import trio
 
-from vdiskfs.catalog import Branch, DiskLog, DiskRecord, IndexCache, Owner, Tip, Vault
-from vdiskfs.catalog.owners import Claim, add_branch, claim, next_generation, take_over
+from vdiskfs.catalog import Branch, DiskLog, DiskRecord, Owner, Tip, Vault
+from vdiskfs.catalog.moves import Fork, fork_off, is_forked
+from vdiskfs.catalog.owners import add_branch, fence, next_generation, take_over
 from vdiskfs.catalog.publish import is_stored
 from vdiskfs.catalog.vault import now_text
 from vdiskfs.crash import hook
@@ -39,17 +39,16 @@ from vdiskfs.errors import (
 )
 from vdiskfs.image import ChainEnd
 from vdiskfs.leftovers import advance, after, begun, parent_of, set_aside, ship, spooled_deltas
+from vdiskfs.lineclaims import LineClaims
 from vdiskfs.liveness import Liveness
 from vdiskfs.ownernote import (
     Displaced,
-    Note,
     Remembered,
     Start,
     place_of,
     read_note,
     refusal,
     rolled_back,
-    write_note,
 )
 from vdiskfs.state import DiskPaths, LastEnd
 
@@ -61,7 +60,7 @@ PATIENCE_S = 5.0
 _TRIES = 20
 
 
-class DiskLine:
+class DiskLine(LineClaims):
     """One disk's line: found by `start`, used by `publish`."""
 
     def __init__(
@@ -69,36 +68,16 @@ class DiskLine:
         liveness: Liveness, sleep: Callable[[float], Awaitable[None]] = trio.sleep,
     ) -> None:  # fmt: skip
         """Prepare; ``directory`` is the disk's, with ``spool/`` in it."""
-        self.name = name
-        self.displaced: Displaced | None = None
+        super().__init__(
+            vault=vault, name=name, disk_id=disk_id, directory=directory, site=site, writer=writer
+        )
         self.moved = False  # the directory is a copy of the one that was written
         self.on_displaced: Callable[[Displaced], None] = lambda _: None
-        self._vault = vault
-        self._disk_id = disk_id
-        self._directory = directory
+        self.on_returned: Callable[[], None] = lambda: None
         self._spool = directory / "spool"
-        self._site = site
-        self._writer = writer
         self._liveness = liveness
         self._sleep = sleep
-        self._note = Note()
-        self._points: DiskLog | None = None
-        self._stored: ChainEnd | None = None
         self._turn = trio.Lock()
-
-    @property
-    def points(self) -> DiskLog:
-        """The line that is written, with its ancestors; once started."""
-        if self._points is None:
-            raise RuntimeError(f"disk {self.name} is not started")
-        return self._points
-
-    @property
-    def _end(self) -> ChainEnd:
-        """The newest epoch that the line holds."""
-        if self._stored is None:
-            raise RuntimeError(f"disk {self.name} is not started")
-        return self._stored
 
     # ---- start -------------------------------------------------------------------------
 
@@ -125,11 +104,18 @@ class DiskLine:
         survived = how.last_end is LastEnd.DAEMON_DIED and not self.moved
         record = await self._record(last, how)
         owner = record.owner
-        displaced = owner is not None and (
-            note.line > 0 or (owner.writer != self._writer and note.start != "")
+        if how.fork is not None and not is_forked(record, how.fork):
+            return await self._fork(record, last, how.fork)
+        if note.handed and not how.force and self._is_away(record):
+            return await self._stay_away(record, last)
+        displaced = (
+            owner is not None
+            and not self._is_returned(record)
+            and (note.line > 0 or (owner.writer != self._writer and note.start != ""))
         )
-        if displaced and survived and not how.force:
-            # Programs may have the image open still: they go on, in a branch.
+        # Programs may have the image open still, or it was failed over: what was written
+        # here goes on, in a branch.
+        if displaced and (survived or record.moved is not None) and not how.force:
             return await self._go_on_displaced(record, last)
         if owner is not None and owner.writer != self._writer:
             if not how.force:
@@ -173,6 +159,21 @@ class DiskLine:
             )  # fmt: skip
         return taken
 
+    async def _fork(
+        self, record: DiskRecord, last: Remembered, fork: Fork
+    ) -> tuple[ChainEnd, bool]:
+        """Take the disk at a point, which is what the image holds."""
+        wanted = await self._new_claim(record)
+        scratch = DiskPaths(self._directory).fence
+        record = await fork_off(self._vault, record, fork, wanted, log=self._log, scratch=scratch)
+        await self._own(wanted)
+        tip = await self._log(record).tip()
+        log.warning(
+            "disk %s: taken from site %s at epoch %d; generation %d", self.name,
+            fork.moved.source.site, fork.epoch, record.generation,
+        )  # fmt: skip
+        return await self._settle(record, tip, last, known=True)
+
     async def _take_over(
         self, record: DiskRecord, last: Remembered, how: Start
     ) -> tuple[ChainEnd, bool]:
@@ -182,8 +183,7 @@ class DiskLine:
         before = record.owner
         scratch = DiskPaths(self._directory).fence
         record, tip = await take_over(self._vault, record, wanted, self._log, scratch)
-        await self._write(start=wanted.start, pending="", token="", line=0, by="", since="")
-        hook("owner.kept")
+        await self._own(wanted)
         if before is not None and before.writer != self._writer:
             log.warning(
                 "disk %s: taken over from site %s, owner since %s; generation %d, from epoch %d",
@@ -283,7 +283,14 @@ class DiskLine:
     async def look(self) -> None:
         """Look whether another writer has taken the disk over; follow if so."""
         async with self._turn:
-            if self.displaced is None and not self._is_mine(await self._vault.disk(self._disk_id)):
+            record = await self._vault.disk(self._disk_id)
+            mine = self._is_mine(record)
+            if self._note.handed and self._is_away(record):
+                if not mine and self.displaced is None:
+                    self._tell_handed(record)
+            elif mine and (self.displaced is not None or self._note.handed):
+                await self._come_back(record)
+            elif not mine and self.displaced is None:
                 await self._left_behind()
 
     async def _fit(self, spooled: Spooled) -> Spooled:
@@ -305,6 +312,9 @@ class DiskLine:
             if await self._is_unfinished(record):
                 await self._pass_fence(record)
                 return
+        if self._is_mine(record) and record.generation != self.points.generation:
+            await self._come_back(record)
+            return
         await self._branch_off(record, (self._end.generation, self._end.epoch))
         self._tell_displaced(self.points_of_branch(await self._vault.disk(self._disk_id)))
 
@@ -329,11 +339,79 @@ class DiskLine:
             self.name, record.generation,
         )  # fmt: skip
 
-    def _is_mine(self, record: DiskRecord) -> bool:
-        owner = record.owner
-        if owner is None or owner.writer != self._writer:
-            return owner is None
-        return owner.start in (self._note.start, self._note.pending)
+    # ---- handing over ------------------------------------------------------------------
+
+    async def release(self, handover: str) -> None:
+        """End the line, for another site to take it: all that was written is stored.
+
+        From here on the disk is not written here, also after a crash, until it is given back.
+
+        Raises:
+            ConflictError: the disk was taken over meanwhile.
+        """
+        async with self._turn:
+            if self.displaced is not None:
+                raise ConflictError(f"disk {self.name}: {self.displaced}")
+            await self._write(handed=handover)
+            hook("handover.noted")
+            tip = await fence(self.points, self._writer, DiskPaths(self._directory).fence)
+            if tip.digest != self._end.digest:
+                raise ConflictError(f"disk {self.name}: another writer has added to its line")
+
+    async def keep(self) -> None:
+        """Take `release` back where it was not carried out."""
+        async with self._turn:
+            await self._write(handed="")
+
+    def _is_away(self, record: DiskRecord) -> bool:
+        """Say whether a disk that was released is still another site's, or promised to it."""
+        if not self._claim(record).is_of(record.owner):
+            return True
+        return record.handover is not None and record.handover.id == self._note.handed
+
+    async def _stay_away(self, record: DiskRecord, last: Remembered) -> tuple[ChainEnd, bool]:
+        """Go on as who has released the disk: nothing is written here."""
+        points = self._log(record, last.generation)
+        tip = await points.tip()
+        if not await self._is_known(tip, last):
+            return await self._go_on_displaced(record, last)
+        self._points = points
+        self._tell_handed(record)
+        end = ChainEnd(points.generation, tip.epoch, tip.digest, tip.size, tip.time_ns)
+        return end, True
+
+    def _tell_handed(self, record: DiskRecord) -> None:
+        owner, asked = record.owner, record.handover
+        by, since = ("another site", now_text())
+        if owner is not None and not self._is_mine(record):
+            by, since = f"site {owner.site}", owner.since
+        elif asked is not None:
+            by, since = f"site {asked.site}", asked.asked
+        self.displaced = Displaced(by, since, "")
+        self.on_displaced(self.displaced)
+
+    def _is_returned(self, record: DiskRecord) -> bool:
+        """Say whether the branch that is written here is the main line now."""
+        return record.generation == self._note.line and self._claim(record).is_of(record.owner)
+
+    async def _come_back(self, record: DiskRecord) -> None:
+        """The disk is ours again: go on, if its line holds what we have."""
+        tip = await self._log(record).tip()
+        if tip.digest != self._end.digest:
+            log.error("disk %s: was given back at another point than it is here: mount it anew",
+                      self.name)  # fmt: skip
+            return
+        if tip.fenced:
+            wanted = await self._new_claim(record)
+            record = await next_generation(self._vault, record, tip, wanted)
+            await self._own(wanted)
+        else:
+            await self._write(token="", line=0, by="", since="", handed="")
+        self._points = self._log(record)
+        self._stored = replace(self._end, generation=record.generation)
+        self.displaced = None
+        log.warning("disk %s: is back; generation %d", self.name, record.generation)
+        self.on_returned()
 
     # ---- branches ----------------------------------------------------------------------
 
@@ -399,35 +477,3 @@ class DiskLine:
         for spooled in kept:
             await trio.to_thread.run_sync(remove_spooled, spooled)
         await trio.to_thread.run_sync(set_aside, self.name, self._directory)
-
-    # ---- claims and notes --------------------------------------------------------------
-
-    def _log(self, record: DiskRecord, generation: int | None = None) -> DiskLog:
-        cache = IndexCache(self._directory / "indexes")
-        return self._vault.log(record, generation, cache=cache)
-
-    def _claim(self, record: DiskRecord, start: str = "") -> Claim:
-        known = {self._note.start, self._note.pending} - {""}
-        return Claim(self._site, self._writer, start, known)
-
-    async def _new_claim(self, record: DiskRecord) -> Claim:
-        """Return a claim whose number is known here before the vault can know it."""
-        before = self._claim(record)
-        start = secrets.token_hex(16)
-        own = record.owner.start if record.owner is not None else ""
-        kept = own if own in before.known else self._note.start
-        await self._write(start=kept, pending=start)
-        hook("owner.noted")
-        return replace(before, start=start)
-
-    async def _claimed(self, record: DiskRecord) -> DiskRecord:
-        wanted = await self._new_claim(record)
-        record = await claim(self._vault, record, wanted)
-        await self._write(start=wanted.start, pending="", token="", line=0, by="", since="")
-        hook("owner.kept")
-        return record
-
-    async def _write(self, **changes: Any) -> None:
-        note = replace(self._note, place=place_of(self._directory), **changes)
-        await trio.to_thread.run_sync(write_note, self._directory, note)
-        self._note = note

@@ -45,12 +45,49 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class Handover:
+    """A site asks the owner for the disk, and the owner's answer; one request at a time.
+
+    ``step`` is ``asked``; ``stopping`` (the owner stops what runs on the disk), ``released``
+    (its line is fenced, and holds all that was ever written there) or ``refused``. ``said`` is
+    the owner's word for people.
+    """
+
+    id: str
+    site: str
+    writer: str
+    asked: str
+    step: str = "asked"
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A failover, or a failback, that made the current generation, as long as it is not over.
+
+    ``id`` is that of the failover, ``token`` a random number of the very step that started the
+    generation; ``state`` is how far it is (the states of ``vdiskfs failover``). ``source`` is the
+    owner from whom the disk came, ``generation`` the line that was current there.
+    """
+
+    id: str
+    token: str
+    kind: str
+    state: str
+    site: str
+    since: str
+    generation: int
+    source: Owner
+
+
+@dataclass(frozen=True, slots=True)
 class DiskRecord:
     """A protected disk: disks/<id>/disk.json, changed by compare-and-swap.
 
     ``generation`` is the one that may grow; ``parents`` has for each generation where it
     began: None (with the empty disk) or a generation and its epoch. ``branches`` are those
-    beside the main line. ``retired`` is when the image went away, or None.
+    beside the main line. ``retired`` is when the image went away, or None. ``handover`` and
+    ``moved`` are there while the disk goes from one site to another.
     """
 
     id: str
@@ -64,6 +101,8 @@ class DiskRecord:
     retired: str | None = None
     owner: Owner | None = None
     branches: Mapping[int, Branch] = field(default_factory=dict)
+    handover: Handover | None = None
+    moved: Moved | None = None
 
     @property
     def next_generation(self) -> int:
@@ -123,6 +162,8 @@ def encode_disk(record: DiskRecord) -> bytes:
         "branches": {
             str(number): asdict(branch) for number, branch in sorted(record.branches.items())
         },
+        "handover": asdict(record.handover) if record.handover else None,
+        "moved": asdict(record.moved) if record.moved else None,
     })  # fmt: skip
 
 
@@ -147,6 +188,8 @@ def decode_disk(data: bytes, disk_id: str, *, where: str) -> DiskRecord:
         retired=retired if isinstance(retired, str) else None,
         owner=_owner(values.get("owner"), where),
         branches=_branches(values.get("branches"), where),
+        handover=_handover(values.get("handover"), where),
+        moved=_moved(values.get("moved"), where),
     )
     if not set(record.branches) <= set(record.parents) - {record.generation}:
         raise FormatError("a branch is no generation beside the main line", where=where)
@@ -183,6 +226,28 @@ def _owner(values: object, where: str) -> Owner | None:
     if not isinstance(values, dict):
         raise FormatError("the owner has another type", where=where)
     return Owner(**_texts(values, ("site", "writer", "start", "since"), where))
+
+
+def _handover(values: object, where: str) -> Handover | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise FormatError("the handover has another type", where=where)
+    keys = ("id", "site", "writer", "asked", "step", "said")
+    return Handover(**_texts(values, keys, where))
+
+
+def _moved(values: object, where: str) -> Moved | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise FormatError("what moved the disk has another type", where=where)
+    source = _owner(values.get("source"), where)
+    if source is None:
+        raise FormatError("a move has no source", where=where)
+    keys = ("id", "token", "kind", "state", "site", "since")
+    generation = take(values, "generation", int, where=where)
+    return Moved(**_texts(values, keys, where), generation=generation, source=source)
 
 
 def _branches(values: object, where: str) -> dict[int, Branch]:
