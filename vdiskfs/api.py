@@ -7,47 +7,27 @@ The socket lies in the state directory, which only the mount's owner may enter.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 from hypercorn.config import Config as ServerConfig
 from hypercorn.trio import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from vdiskfs.errors import (
-    DamagedError,
-    NotFoundError,
-    RefusedError,
-    StateError,
     UsageError,
-    VaultUnreachableError,
-    VdiskfsError,
 )
+from vdiskfs.failoverapi import Failovers, failover_routes
 from vdiskfs.registry import address_of
+from vdiskfs.requests import Document, read_body, read_text, route
 
 log = logging.getLogger(__name__)
-
-BODY_LIMIT = 64 * 1024
-"""The largest request body, in bytes."""
-
-_STATUS: tuple[tuple[type[VdiskfsError], int], ...] = (
-    (UsageError, 400),
-    (NotFoundError, 404),
-    (StateError, 409),
-    (RefusedError, 403),
-    (VaultUnreachableError, 503),
-    (DamagedError, 502),
-)
-
-Document: TypeAlias = Mapping[str, object]
 
 
 class Control(Protocol):
@@ -89,19 +69,9 @@ class Control(Protocol):
     async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
         """Seal disks at one instant."""
 
-    async def failovers(self) -> Document:
-        """Return all failovers of this mount."""
-
-    async def failover(self, name: str) -> Document:
-        """Return one failover."""
-
-    async def test_failover(
-        self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
-    ) -> Document:
-        """Make a writable copy of a point, for tests."""
-
-    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
-        """Throw a test failover away."""
+    @property
+    def failovers(self) -> Failovers:
+        """What concerns failovers."""
 
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """Unmount; the daemon ends."""
@@ -141,7 +111,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
         return await control.resume(request.path_params["name"])
 
     async def resync(request: Request) -> Document:
-        body = await _body(request)
+        body = await read_body(request)
         now, cancel = body.get("now") is True, body.get("cancel") is True
         if now and cancel:
             raise UsageError("resync: now and cancel exclude each other")
@@ -158,7 +128,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
         return await control.point(request.path_params["name"], request.path_params["point"])
 
     async def create_points(request: Request) -> Document:
-        body = await _body(request)
+        body = await read_body(request)
         names = body.get("disks")
         if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
             raise UsageError("disks: a list of names is needed")
@@ -167,11 +137,11 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
                 "application-consistent points are not offered by this version",
                 hint="use --consistency crash",
             )
-        label = _text(body, "label", 120)
+        label = read_text(body, "label", 120)
         return await control.create_points(names, label, wait=body.get("wait") is True)
 
     async def unmount(request: Request) -> Document:
-        body = await _body(request)
+        body = await read_body(request)
         return await control.unmount(drain=body.get("drain") is True, lazy=body.get("lazy") is True)
 
     async def upgrade(_: Request) -> Document:
@@ -180,108 +150,24 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
     get, post = ["GET"], ["POST"]
     return Starlette(
         routes=[
-            Route("/v1/status", _route(status), methods=get),
-            Route("/v1/health", _route(health), methods=get),
-            Route("/v1/disks", _route(disks), methods=get),
-            Route("/v1/disks/{name}", _route(disk), methods=get),
-            Route("/v1/disks/{name}/protect", _route(protect), methods=post),
-            Route("/v1/disks/{name}/unprotect", _route(unprotect), methods=post),
-            Route("/v1/disks/{name}/retry", _route(retry), methods=post),
-            Route("/v1/disks/{name}/pause", _route(pause), methods=post),
-            Route("/v1/disks/{name}/resume", _route(resume), methods=post),
-            Route("/v1/disks/{name}/resync", _route(resync), methods=post),
-            Route("/v1/disks/{name}/points", _route(points), methods=get),
-            Route("/v1/disks/{name}/points/{point}", _route(point), methods=get),
-            Route("/v1/points", _route(create_points), methods=post),
-            *_failover_routes(control),
-            Route("/v1/upgrade", _route(upgrade), methods=post),
-            Route("/v1/umount", _route(unmount), methods=post),
+            Route("/v1/status", route(status), methods=get),
+            Route("/v1/health", route(health), methods=get),
+            Route("/v1/disks", route(disks), methods=get),
+            Route("/v1/disks/{name}", route(disk), methods=get),
+            Route("/v1/disks/{name}/protect", route(protect), methods=post),
+            Route("/v1/disks/{name}/unprotect", route(unprotect), methods=post),
+            Route("/v1/disks/{name}/retry", route(retry), methods=post),
+            Route("/v1/disks/{name}/pause", route(pause), methods=post),
+            Route("/v1/disks/{name}/resume", route(resume), methods=post),
+            Route("/v1/disks/{name}/resync", route(resync), methods=post),
+            Route("/v1/disks/{name}/points", route(points), methods=get),
+            Route("/v1/disks/{name}/points/{point}", route(point), methods=get),
+            Route("/v1/points", route(create_points), methods=post),
+            *failover_routes(lambda: control.failovers),
+            Route("/v1/upgrade", route(upgrade), methods=post),
+            Route("/v1/umount", route(unmount), methods=post),
         ]
     )
-
-
-def _failover_routes(control: Control) -> list[Route]:
-    async def failovers(_: Request) -> Document:
-        return await control.failovers()
-
-    async def failover(request: Request) -> Document:
-        return await control.failover(request.path_params["name"])
-
-    async def test_failover(request: Request) -> Document:
-        body = await _body(request)
-        disk, point, name = body.get("disk"), body.get("point", "latest"), body.get("name")
-        if not isinstance(disk, str) or not isinstance(point, str):
-            raise UsageError("disk and point: texts are needed")
-        if name is not None and not isinstance(name, str):
-            raise UsageError("name: a text is needed")
-        if body.get("vm", "auto") not in ("auto", "none"):
-            raise UsageError("vm: auto or none is needed")
-        vm, dry_run = body.get("vm", "auto"), body.get("dry_run") is True
-        return await control.test_failover(disk, point, name, vm=vm == "auto", dry_run=dry_run)
-
-    async def cleanup(request: Request) -> Document:
-        body = await _body(request)
-        notes, dry_run = _text(body, "notes", 4096), body.get("dry_run") is True
-        return await control.cleanup(request.path_params["name"], notes, dry_run=dry_run)
-
-    return [
-        Route("/v1/failovers", _route(failovers), methods=["GET"]),
-        Route("/v1/failovers", _route(test_failover), methods=["POST"]),
-        Route("/v1/failovers/{name}", _route(failover), methods=["GET"]),
-        Route("/v1/failovers/{name}/cleanup", _route(cleanup), methods=["POST"]),
-    ]
-
-
-def _route(
-    act: Callable[[Request], Awaitable[Document]],
-) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        try:
-            return JSONResponse(await act(request))
-        except VdiskfsError as error:
-            return _error(error, type(error).__name__)
-        except Exception:
-            log.exception("%s %s failed", request.method, request.url.path)
-            failure = VdiskfsError("the daemon failed", hint="see its log")
-            return _error(failure, "VdiskfsError", 500)
-
-    return answer
-
-
-def _error(error: VdiskfsError, kind: str, status: int | None = None) -> Response:
-    if status is None:
-        status = next((code for base, code in _STATUS if isinstance(error, base)), 500)
-    body = {
-        "kind": kind,
-        "message": error.message,
-        "hint": error.hint,
-        "exit_code": error.exit_code,
-    }
-    return JSONResponse({"error": body}, status_code=status)
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > BODY_LIMIT:
-            raise UsageError("the request is too large")
-    if not data:
-        return {}
-    try:
-        body = json.loads(data)
-    except ValueError:
-        raise UsageError("the request is not JSON") from None
-    if not isinstance(body, dict):
-        raise UsageError("the request is not a JSON object")
-    return body
-
-
-def _text(body: dict[str, Any], what: str, limit: int) -> str:
-    text = body.get(what) or ""
-    if not isinstance(text, str) or len(text.encode(errors="replace")) > limit:
-        raise UsageError(f"{what}: a text of at most {limit} bytes is needed")
-    return text
 
 
 def _count(text: str | None) -> int | None:

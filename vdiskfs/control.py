@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import trio
 
 from vdiskfs.browse import Browser, point_document
 from vdiskfs.config import MountSettings
 from vdiskfs.errors import UsageError
-from vdiskfs.failover import Failovers, failover_document, record_document
+from vdiskfs.failovercontrol import FailoverControl, point_spec
 from vdiskfs.monitor import disk_details, disk_document, status_document
 from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
@@ -30,7 +29,7 @@ class MountControl:
 
     def __init__(
         self, settings: MountSettings, protection: Protection, browser: Browser,
-        failovers: Failovers, unmount: Callable[..., Awaitable[Document]], *,
+        failovers: FailoverControl, unmount: Callable[..., Awaitable[Document]], *,
         vault_error: Callable[[], str | None], hand_over: Callable[[], Awaitable[Document]],
         counts: Callable[[], CoreCounts],
     ) -> None:  # fmt: skip
@@ -38,8 +37,7 @@ class MountControl:
         self._settings = settings
         self._protection = protection
         self._browser = browser
-        self._failovers = failovers
-        self._shown_in = Path(settings.mountpoint) / "failovers"
+        self.failovers = failovers
         self._unmount = unmount
         self._vault_error = vault_error
         self._hand_over = hand_over
@@ -120,7 +118,7 @@ class MountControl:
     async def point(self, name: str, point: str) -> Document:
         """Return one point, with what opening it costs."""
         log = await self._browser.log(name)
-        found = await log.find(_spec(point), time.time_ns())
+        found = await log.find(point_spec(point), time.time_ns())
         before = log.store.requests
         async with await log.open(found) as reader:
             requests = log.store.requests - before
@@ -147,35 +145,6 @@ class MountControl:
             })  # fmt: skip
         return {"points": rows}
 
-    # ---- failovers ---------------------------------------------------------------------
-
-    async def failovers(self) -> Document:
-        """Return all failovers of this mount, the oldest first."""
-        rows = [await failover_document(one, self._shown_in) for one in self._failovers.all()]
-        return {"failovers": rows}
-
-    async def failover(self, name: str) -> Document:
-        """Return one failover."""
-        return await failover_document(self._failovers.find(name), self._shown_in)
-
-    async def test_failover(
-        self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
-    ) -> Document:
-        """Make a writable copy of a point, for tests."""
-        spec = _spec(point)
-        if dry_run:
-            record = await self._failovers.plan_test(disk, spec, name, vm=vm)
-            return {**record_document(record), "dry_run": True}
-        failover = await self._failovers.test(disk, spec, name, vm=vm)
-        return await failover_document(failover, self._shown_in)
-
-    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
-        """Throw a test failover away."""
-        if dry_run:
-            record = await self._failovers.plan_cleanup(name)
-            return {**record_document(record), "dry_run": True}
-        return record_document(await self._failovers.cleanup(name, notes))
-
     # ---- the mount ---------------------------------------------------------------------
 
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
@@ -185,11 +154,6 @@ class MountControl:
     async def upgrade(self) -> Document:
         """Let a successor take the mount over; the daemon ends."""
         return await self._hand_over()
-
-
-def _spec(point: str) -> str | int:
-    """Return what names a point: an epoch, or a time and the like."""
-    return int(point) if point.isdigit() else point
 
 
 def _time(what: str, text: str, now_ns: int) -> int | None:

@@ -39,11 +39,14 @@ from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
 from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
-from vdiskfs.failover import Failovers
+from vdiskfs.failover import Drills, Failovers, Relocations
+from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.fdstore import FdStore, take_descriptors
+from vdiskfs.health import State
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
 from vdiskfs.liveness import Liveness
+from vdiskfs.machines import Mapped
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
 from vdiskfs.ready import Ready, describe_failure, report_failure
@@ -155,7 +158,7 @@ class Daemon:
                 shown_in=Path(self._settings.mountpoint) / "failovers", host=options.machines,
                 nursery=nursery,
             )  # fmt: skip
-            await failovers.load()
+            failover_control = await self._take_up(failovers, site, protection, nursery, browser)
             namespace = Namespace(
                 core, source, protection, browser, failovers=failovers,
                 handover=Handover(self._store, self._kept),
@@ -170,7 +173,8 @@ class Daemon:
                     await protection.start(namespace.disks, protect=self._settings.protect)
             heartbeat = Heartbeat(self._settings, site, protection.disks)
             control = MountControl(
-                self._settings, protection, browser, failovers, self._unmount_for(protection),
+                self._settings, protection, browser, failover_control,
+                self._unmount_for(protection),
                 vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
                 counts=core.counts,
             )  # fmt: skip
@@ -195,6 +199,20 @@ class Daemon:
             core.stop()
             await images.aclose()
             await failovers.aclose()
+
+    async def _take_up(
+        self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery,
+        browser: Browser,
+    ) -> FailoverControl:  # fmt: skip
+        """Go on with the failovers that an earlier run left."""
+        await failovers.load()
+        drills = Drills(failovers)
+        networks = Mapped(self._settings.options.machines.networks)
+        relocations = Relocations(failovers, site, protection, nursery, networks)
+        relocations.resume()
+        drills.resume()
+        shown_in = Path(self._settings.mountpoint) / "failovers"
+        return FailoverControl(failovers, drills, relocations, shown_in, browser.forget_records)
 
     @property
     def _is_over(self) -> bool:
@@ -264,9 +282,11 @@ class Daemon:
     def _unmount_for(self, protection: Protection) -> Unmounter:
         async def unmount(*, drain: bool, lazy: bool) -> Mapping[str, object]:
             if drain:
-                for disk in protection.disks():
+                disks = [one for one in protection.disks()
+                         if one.health.shown_as is not State.FAILED_OVER]  # fmt: skip
+                for disk in disks:
                     disk.replicator.check_not_paused()
-                for disk in protection.disks():
+                for disk in disks:
                     await disk.replicator.seal_if_changed()
                     await disk.replicator.wait_shipped()
             self._drain = drain

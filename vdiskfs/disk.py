@@ -11,12 +11,12 @@ right, is `vdiskfs.ownership`'s.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -34,7 +34,7 @@ from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Pace, Replicator, spool_end
 from vdiskfs.state import DISK_END, DiskPaths, DistrustNote, FileStamp, LastEnd, StateDirectory
 from vdiskfs.state import DiskRecord as LocalRecord
-from vdiskfs.tree import SourceFile
+from vdiskfs.tree import Access
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,25 @@ class Site:
     accept_rollback: bool = False
 
 
+class DiskFile(Protocol):
+    """The file that a disk is: one of the source, or a failover's copy."""
+
+    @property
+    def path(self) -> str:
+        """Its name for people: below ``disks/``, or the copy's."""
+
+    def identity(self) -> native.FileIdentity:
+        """Return which file it is, its size and its times."""
+
+    def access(self) -> Access:
+        """Return who may read it."""
+
+
 class ProtectedDisk:
     """A disk from `start` to `stop`. Only the trio thread uses it."""
 
     def __init__(
-        self, site: Site, file: SourceFile, record: LocalRecord, image: native.Image,
+        self, site: Site, file: DiskFile, record: LocalRecord, image: native.Image,
         track: native.Track | None = None,
     ) -> None:  # fmt: skip
         """Take over the file (held by the caller), the image over it, and the track it may have."""
@@ -79,7 +93,9 @@ class ProtectedDisk:
             writer=site.state.writer_id, liveness=site.liveness,
         )  # fmt: skip
         self.line.on_displaced = self._note_displaced
+        self.line.on_returned = self._note_returned
         self.on_displaced: Callable[[ProtectedDisk], None] = lambda _: None
+        self.on_returned: Callable[[ProtectedDisk], None] = lambda _: None
         self.refuses = False
         """Whether guests may not write: another site has the disk."""
         self._replicator: Replicator | None = None
@@ -114,8 +130,8 @@ class ProtectedDisk:
     @property
     def title(self) -> str:
         """What its points are listed as here: a displaced disk writes a branch."""
-        displaced = self.line.displaced
-        return self.name if displaced is None else f"{self.name}@{displaced.branch}"
+        branch = self.line.displaced.branch if self.line.displaced is not None else ""
+        return f"{self.name}@{branch}" if branch else self.name
 
     # ---- start -------------------------------------------------------------------------
 
@@ -127,7 +143,8 @@ class ProtectedDisk:
             VdiskfsError: the vault does not answer, or says what cannot be.
         """
         paths = self.site.state.disk(self.disk_id)
-        how = replace(how, last_end=self._own_end(how.last_end))
+        if not how.sure:
+            how = replace(how, last_end=self._own_end(how.last_end))
         remembered = Remembered(self.record.generation, self.record.epoch, self.record.digest)
         used = await trio.to_thread.run_sync(spool_end, paths.spool, None)
         end, known = await self.line.start(remembered, how)
@@ -146,9 +163,7 @@ class ProtectedDisk:
         seen = max(last.epoch, used.epoch if used else 0)
         track.set_epoch(max(track.epoch, seen + 1), last.size)
         live = await trio.to_thread.run_sync(LiveImage, self.image, track)
-        if 0 < self.image.size() < end.size:
-            # The page of an end that nobody saw come: what lay behind it is to be gone.
-            self.image.mark(self.image.size() - 1, 1)
+        _mark_unseen_end(self.image, end.size)
         replicator = Replicator(
             name=self.name, live=live, line=self.line, end=end, directory=paths.directory,
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
@@ -250,8 +265,12 @@ class ProtectedDisk:
         return False
 
     def _note_displaced(self, displaced: Displaced) -> None:
-        self.health.displaced(str(displaced))
+        self.health.displaced(str(displaced), handed=not displaced.branch)
         self.on_displaced(self)
+
+    def _note_returned(self) -> None:
+        self.health.returned()
+        self.on_returned(self)
 
     def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
         limits = {} if inside else {"inline_limit": 0}
@@ -302,7 +321,7 @@ class ProtectedDisk:
         log.error("disk %s: replication failed; it is started again", self.name, exc_info=failure)
         self.health.local_failed(f"replication failed: {error!r}")
 
-    def refuse_writes(self, refuse: bool) -> None:  # noqa: FBT001 (as Image.refuse_writes)
+    def refuse_writes(self, refuse: bool) -> None:
         """Let guests write no more: what they wrote is kept; or let them again."""
         self.refuses = refuse
         self.image.refuse_writes(refuse)
@@ -345,6 +364,12 @@ def _note_size(image: native.Image, known: int) -> None:
     if size != known:
         # The page of the end: what the delta says of a new end needs it.
         image.mark(max(size, 1) - 1, 1)
+
+
+def _mark_unseen_end(image: native.Image, known: int) -> None:
+    """Mark the page of an end that nobody saw come: what lay behind it is to be gone."""
+    if 0 < image.size() < known:
+        image.mark(image.size() - 1, 1)
 
 
 def _clear(directory: Path) -> None:

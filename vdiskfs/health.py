@@ -38,6 +38,8 @@ class State(StrEnum):
     RESYNCING = "Resyncing"
     RETIRED = "Retired"
     DISPLACED = "Displaced"
+    HANDED_OVER = "HandedOver"
+    FAILED_OVER = "FailedOver"
 
 
 class Level(StrEnum):
@@ -68,6 +70,8 @@ class Health:
         self._troubles: list[_Trouble] = []
         self._wrong_vault: VdiskfsError | None = None
         self._local_errors: dict[str, str] = {}
+        self.shown_as: State | None = None
+        """A state that hides what goes on below."""
         self._notice: str | None = None
         self._retry = trio.Event()
         self._cut_short = False
@@ -115,11 +119,16 @@ class Health:
     @property
     def shown_state(self) -> State:
         """The state for people: displaced, whatever goes on in the branch."""
-        return self.state if self._displaced is None else State.DISPLACED
+        return self.state if self.shown_as is None else self.shown_as
 
-    def displaced(self, reason: str) -> None:
-        """Another site has taken the disk over."""
+    def displaced(self, reason: str, *, handed: bool = False) -> None:
+        """Another site has the disk: it took it over, or it was ``handed`` to it."""
         self._displaced = reason
+        self.shown_as = State.HANDED_OVER if handed else State.DISPLACED
+
+    def returned(self) -> None:
+        """The disk is this site's again."""
+        self._displaced = self.shown_as = None
 
     def pass_started(self, *, first: bool) -> None:
         """A pass over suspect pages runs: the first replication, or a resynchronization."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class LiveImage:
         """Start tracking; on return every later change is marked."""
         self.image = image
         self.track = track
+        self.fetch: Callable[[int], Awaitable[None]] | None = None
+        """Brings the chunk of a page that the image lacks, where it may lack some."""
         if image.track is not track:
             image.set_track(track)
 

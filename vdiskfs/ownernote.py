@@ -35,12 +35,14 @@ class Remembered:
 class Start:
     """How a disk is to be started: how its last run ended, what the user allows.
 
-    With ``fork`` it comes from another site, at that point, which is what it holds.
+    ``sure``: ``last_end`` is this very disk's. With ``fork`` it comes from another site, at that
+    point, which is what it holds.
     """
 
     last_end: LastEnd = LastEnd.CLEAN
     force: bool = False
     accept_rollback: bool = False
+    sure: bool = False
     fork: Fork | None = None
 
 

@@ -165,8 +165,10 @@ class DiskLine(LineClaims):
         """Take the disk at a point, which is what the image holds."""
         wanted = await self._new_claim(record)
         scratch = DiskPaths(self._directory).fence
+        before = record.owner
         record = await fork_off(self._vault, record, fork, wanted, log=self._log, scratch=scratch)
         await self._own(wanted)
+        await self._draw_attention(before)
         tip = await self._log(record).tip()
         log.warning(
             "disk %s: taken from site %s at epoch %d; generation %d", self.name,
@@ -189,10 +191,14 @@ class DiskLine(LineClaims):
                 "disk %s: taken over from site %s, owner since %s; generation %d, from epoch %d",
                 self.name, before.site, before.since, record.generation, tip.epoch,
             )  # fmt: skip
-        if before is not None:
+        await self._draw_attention(before)
+        return await self._settle(record, tip, last, known=await self._is_known(tip, last))
+
+    async def _draw_attention(self, before: Owner | None) -> None:
+        """Let who owned the disk look at its next heartbeat."""
+        if before is not None and before.writer != self._writer:
             with contextlib.suppress(VdiskfsError):
                 await self._vault.touch_site(before.site, before.writer)
-        return await self._settle(record, tip, last, known=await self._is_known(tip, last))
 
     async def _settle(
         self, record: DiskRecord, tip: Tip, last: Remembered, *, known: bool

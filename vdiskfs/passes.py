@@ -185,7 +185,7 @@ class SuspectPass:
         kept, limit = 0, part_limit(self._directory)
         try:
             while kept * PAGE_SIZE < limit and len(seen) < 4096:
-                batch = await trio.to_thread.run_sync(_read, reader)
+                batch = await self._batch(reader)
                 if batch is None:
                     break
                 seen.append(batch.pageno.copy())
@@ -206,6 +206,16 @@ class SuspectPass:
         hook("pass.settled")
         self.sent_pages += kept
         return part
+
+    async def _batch(self, reader: native.PageReader) -> native.Batch | None:
+        while True:
+            try:
+                return await trio.to_thread.run_sync(_read, reader)
+            except BlockingIOError:
+                if self._live.fetch is None:
+                    raise
+            # A copy that has not all of its bytes yet.
+            await self._live.fetch(reader.cursor)
 
     async def _differing(self, batch: native.Batch, compare: Sums | None) -> PageBatch:
         """Return the pages of the batch that the vault does not hold as they are."""

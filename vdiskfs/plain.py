@@ -28,6 +28,7 @@ import trio
 from vdiskfs import native
 from vdiskfs.config import MountSettings
 from vdiskfs.errors import StateError
+from vdiskfs.failoverapi import Failovers
 from vdiskfs.fdstore import FdStore, take_descriptors
 from vdiskfs.keeper import PLAIN
 from vdiskfs.monitor import plain_document
@@ -220,22 +221,9 @@ class PlainControl:
         """Refuse."""
         raise _refused()
 
-    async def failovers(self) -> Document:
-        """There is nothing to say of it."""
-        raise _refused()
-
-    async def failover(self, name: str) -> Document:
-        """There is nothing to say of it."""
-        raise _refused()
-
-    async def test_failover(
-        self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
-    ) -> Document:
-        """Refused."""
-        raise _refused()
-
-    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
-        """Refused."""
+    @property
+    def failovers(self) -> Failovers:
+        """Cannot be asked now."""
         raise _refused()
 
 

@@ -56,6 +56,7 @@ class Protection:
         self._starting: set[SourceFile] = set()
         self._retiring: set[ProtectedDisk] = set()
         self._by_cookie: dict[int, ProtectedDisk] = {}
+        self._adopted: set[ProtectedDisk] = set()
         self._force = self._accept = False
         self.closing = False
 
@@ -63,7 +64,10 @@ class Protection:
 
     def disks(self) -> list[ProtectedDisk]:
         """Return the protected disks by name."""
-        return sorted((d for d in self._disks.values() if d.started), key=lambda d: d.name)
+        return sorted((disk for disk in self._all() if disk.started), key=lambda disk: disk.name)
+
+    def _all(self) -> list[ProtectedDisk]:
+        return [*self._disks.values(), *self._adopted]
 
     def find(self, name: str) -> ProtectedDisk:
         """Return a disk by its name, its id, or its file's path in the source.
@@ -81,12 +85,12 @@ class Protection:
         return self._by_cookie.get(cookie)
 
     def logs(self) -> Mapping[str, DiskLog]:
-        """Return the points of the disks protected here, by name."""
-        return {disk.title: disk.points for disk in self.disks()}
+        """Return the points of the disks written here, by name."""
+        return {disk.title: disk.points for disk in self.disks() if not disk.line.handed}
 
     def access(self, name: str) -> Access | None:
         """Return who may read a disk's file; None: it is not here."""
-        for disk in self._disks.values():
+        for disk in self._all():
             if disk.name == name or name.startswith(f"{disk.name}@"):
                 return disk.file.access()
         return None
@@ -95,6 +99,18 @@ class Protection:
         """Say whether the name of a file is one that is protected by itself."""
         name = PurePath(path).name
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns)
+
+    def adopt(self, disk: ProtectedDisk) -> None:
+        """Count a disk in that others start and stop: a failover's."""
+        self._adopted.add(disk)
+        self._by_cookie[disk.image.cookie] = disk
+        disk.on_displaced = self._later_read_only
+        disk.on_returned = _writable_again
+
+    def release(self, disk: ProtectedDisk) -> None:
+        """Count a disk of `adopt` no more."""
+        self._adopted.discard(disk)
+        self._by_cookie.pop(disk.image.cookie, None)
 
     # ---- start and end -------------------------------------------------------------------
 
@@ -249,6 +265,7 @@ class Protection:
         self._disks[file] = disk
         self._by_cookie[image.cookie] = disk
         disk.on_displaced = self._later_read_only
+        disk.on_returned = _writable_again
         try:
             await disk.start(Start(last_end, self._force, self._accept))
         except BaseException:
@@ -257,7 +274,7 @@ class Protection:
         return disk
 
     def _later_read_only(self, disk: ProtectedDisk) -> None:
-        if self._site.when_displaced == "read-only":
+        if self._site.when_displaced == "read-only" or disk.line.handed:
             disk.refuse_writes(True)
             log.error("disk %s: takes no more writes", disk.name)
 
@@ -269,15 +286,16 @@ class Protection:
         return self._plain.take_writable(file) or self._plain.open(file, writable=True)
 
     def _forget(self, disk: ProtectedDisk) -> None:
-        self._disks.pop(disk.file, None)
+        file = _source_file(disk)
+        self._disks.pop(file, None)
         self._by_cookie.pop(disk.image.cookie, None)
-        if disk.file in self._early:
+        if file in self._early:
             return  # guests go on with it, tracked, while it is tried again
-        lock = self._locks.pop(disk.file, None)
+        lock = self._locks.pop(file, None)
         if lock is not None:
             lock.close()
-        if disk.file.is_open:
-            self._plain.put(disk.file, disk.image)
+        if file.is_open:
+            self._plain.put(file, disk.image)
         else:
             disk.image.close()
 
@@ -287,7 +305,7 @@ class Protection:
         for disk in list(self._disks.values()):
             await disk.stop(clean=clean)
             self._forget(disk)
-            disk.file.drop()
+            _source_file(disk).drop()
         self._plain.close()
         for file, (image, record) in self._early.items():
             # Never taken up again: what its bitmaps say holds until the next mount.
@@ -331,6 +349,10 @@ class Protection:
     async def unprotect(self, name: str) -> ProtectedDisk:
         """End protection. What is captured is shipped first; the history stays."""
         disk = self.find(name)
+        if disk in self._adopted:
+            raise StateError(
+                f"disk {disk.name}: is a failover's: {disk.file.path}", hint="vdiskfs failover list"
+            )
         await self._retire(disk, gone=False)
         return disk
 
@@ -367,7 +389,7 @@ class Protection:
         else:
             record = replace(disk.record, retired=True)
             await trio.to_thread.run_sync(self._site.state.write_disk, record)
-        disk.file.drop()
+        _source_file(disk).drop()
 
     # ---- DiskHooks -------------------------------------------------------------------------
 
@@ -422,7 +444,7 @@ class Protection:
         self._nursery.start_soon(self._retire_later, disk)
 
     async def _retire_later(self, disk: ProtectedDisk) -> None:
-        if disk in self._retiring or self._disks.get(disk.file) is not disk:
+        if disk in self._retiring or self._disks.get(_source_file(disk)) is not disk:
             return  # somebody does it, or has done it
         try:
             await self._retire(disk, gone=True)
@@ -446,7 +468,7 @@ class Protection:
 
     async def directory_renamed(self, old_path: str, new_path: str) -> None:
         """The files below it have new paths."""
-        for disk in self.disks():
+        for disk in self._disks.values():
             if disk.record.file.startswith(f"{old_path}/"):
                 path = new_path + disk.record.file[len(old_path) :]
                 disk.renamed(path)
@@ -455,3 +477,13 @@ class Protection:
     async def _tell_name(self, disk: ProtectedDisk, path: str) -> None:
         change = partial(enrolment.tell, self._site, disk.disk_id, enrolment.with_file(path))
         await disk.health.until_done("noting the new name", change)
+
+
+def _source_file(disk: ProtectedDisk) -> SourceFile:
+    assert isinstance(disk.file, SourceFile)
+    return disk.file
+
+
+def _writable_again(disk: ProtectedDisk) -> None:
+    disk.refuse_writes(False)
+    log.warning("disk %s: takes writes again", disk.name)

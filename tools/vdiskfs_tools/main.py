@@ -16,6 +16,7 @@ from vdiskfs_tools import (
     machine,
     mount,
     point,
+    relocate,
     status,
     umount,
     upgrade,
@@ -72,6 +73,8 @@ for command in (
     machine.machine,
     point.point,
     failover.failover,
+    relocate.reprotect,
+    relocate.job,
     completion.completion,
 ):
     cli.add_command(command)

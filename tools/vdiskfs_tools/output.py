@@ -174,15 +174,15 @@ class Output:
         return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
-        """Show that something goes on, of unknown length."""
+    def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Show that something goes on, of unknown length; what is yielded says what, anew."""
         if not self.shows_progress:
-            yield
+            yield lambda _: None
             return
         from rich.console import Console
 
-        with Console(stderr=True).status(clean(text)):
-            yield
+        with Console(stderr=True).status(clean(text)) as status:
+            yield lambda said: status.update(clean(f"{text}: {said}"))
 
     @contextmanager
     def progress(self, text: str, *, counts: bool = False) -> Iterator[Progress]:

@@ -1,27 +1,35 @@
 """Failovers: writable copies of recovery points, and what is done with them.
 
-record     what is known of a failover, on this host
-states     which step follows which
-copy       one disk's writable copy: absent bytes come from the vault, written ones stay
-failovers  all of a mount's; documents: what scripts get of them
+record      what is known of a failover, on this host
+states      which step follows which           jobs      steps done once, over crashes
+copy        one disk's writable copy: absent bytes come from the vault, written ones stay
+taken       a disk that was failed over for good, over its copy (copyfile)
+failovers   all of a mount's; documents: what scripts get of them; choose: of which disks
+drills      test failovers                     machine, bootblocks   what runs on them
+relocation  failovers for good                 asking    the other site is asked first
 """
 
 from vdiskfs.failover.copy import WritableCopy
-from vdiskfs.failover.documents import failover_document, record_document
+from vdiskfs.failover.documents import failover_document, job_document, record_document
+from vdiskfs.failover.drills import Drills
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.record import FailoverRecord, Member
+from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import Kind, State, Step, after
 
 __all__ = [
+    "Drills",
     "Failover",
     "FailoverRecord",
     "Failovers",
     "Kind",
     "Member",
+    "Relocations",
     "State",
     "Step",
     "WritableCopy",
     "after",
     "failover_document",
+    "job_document",
     "record_document",
 ]

@@ -120,6 +120,10 @@ class WritableCopy(Hydrator):
                 log.info("%s: waiting for the vault: %s", self.name, failure)
             await trio.sleep(RETRY_S)
 
+    async def fetch_page(self, page: int) -> None:
+        """Bring the chunk of a page, waiting for the vault."""
+        await self.patiently(lambda: self.fetch(page * PAGE_SIZE, CHUNK_SIZE))
+
     async def truncate(self, size: int) -> None:
         """Set the size in bytes; what is cut off is gone, also if it grows again."""
         while True:

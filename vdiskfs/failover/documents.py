@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vdiskfs.failover.failovers import Failover
-from vdiskfs.failover.record import FailoverRecord
+from vdiskfs.failover.record import FailoverRecord, Job
+from vdiskfs.failover.states import allowed
 from vdiskfs.units import format_time
 
 
@@ -37,7 +38,9 @@ async def failover_document(failover: Failover, shown_in: Path) -> dict[str, obj
                 "waits": failover.copies[member.disk_id].waits,
             }
             for member in record.members
+            if member.disk_id in failover.copies
         ],
+        "job": _job_document(failover.job, failover.says),
     }
 
 
@@ -51,4 +54,38 @@ def record_document(record: FailoverRecord) -> dict[str, object]:
         "created": format_time(record.created_ns),
         "notes": record.notes or None,
         "health": None if record.health is None else asdict(record.health),
+        "possible": [str(step) for step in allowed(record.state)],
+        "rolled_back": format_time(record.rollback_ns) if record.rollback_ns else None,
+        "members": [
+            {
+                "disk": one.disk,
+                "id": one.disk_id,
+                "epoch": one.epoch or None,
+                "point_time": format_time(one.time_ns) if one.epoch else None,
+            }
+            for one in record.members
+        ],
+    }
+
+
+def job_document(record: FailoverRecord, job: Job, says: str | None = None) -> dict[str, object]:
+    """Return one job of a failover."""
+    return {**(_job_document(job, says) or {}), "failover": record.name}
+
+
+def _job_document(job: Job | None, says: str | None) -> dict[str, object] | None:
+    if job is None:
+        return None
+    state = "done" if job.ended_ns else "failed" if job.error else "running"
+    return {
+        "id": job.id,
+        "kind": str(job.kind),
+        "state": state,
+        "began": format_time(job.began_ns),
+        "ended": format_time(job.ended_ns) if job.ended_ns else None,
+        "steps": list(job.done),
+        "waits_for": says,
+        "error": job.error,
+        "hint": job.hint or None,
+        "exit_code": job.code,
     }

@@ -1,30 +1,25 @@
-"""All failovers of a mount: begun, shown, used, cleaned up; taken up again at a start.
+"""All failovers of a mount: what they are made of, shown as, and taken up again from.
 
-A test failover is a side branch: a directory of writable copies, which replication knows
-nothing of. Any number may be there at once. Trio thread only.
+A failover is a directory of writable copies, and perhaps a machine on them. What is done with
+it, step by step, is others' (`drills`, `relocation`). Trio thread only.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import shutil
-import time
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog import DiskLog, Point, Vault
+from vdiskfs.catalog import DiskLog, Vault
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.errors import (
-    AlreadyExistsError,
     BusyError,
     LocalError,
     NotFoundError,
@@ -34,13 +29,13 @@ from vdiskfs.errors import (
 from vdiskfs.failover.bootblocks import read_boot, write_boot
 from vdiskfs.failover.copy import WritableCopy, make_files
 from vdiskfs.failover.machine import FailoverMachine
-from vdiskfs.failover.record import FailoverRecord, Member, check_name
-from vdiskfs.failover.states import Kind, State, Step, after
-from vdiskfs.machines import Machine, machine_of, parse_machine
+from vdiskfs.failover.record import FailoverRecord, Job, Member
+from vdiskfs.failover.states import Kind, State
+from vdiskfs.failover.taken import TakenDisk
+from vdiskfs.machines import Attach, parse_machine
 from vdiskfs.point import PointReader
 from vdiskfs.state import StateDirectory, read_record, sync_directory, users_of, write_record
-from vdiskfs.tree import CopyRef, FailoverRef, plain_name
-from vdiskfs.units import format_time
+from vdiskfs.tree import CopyRef, FailoverRef
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +46,29 @@ FindLog = Callable[[str], Awaitable[DiskLog]]
 
 @dataclass(eq=False)
 class Failover:
-    """One failover: its record, and the open copies by disk id."""
+    """One failover: its record, the open copies and the disks taken, by disk id."""
 
     record: FailoverRecord
     directory: Path
     copies: dict[str, WritableCopy]
     machine: FailoverMachine | None = None
+    taken: dict[str, TakenDisk] = field(default_factory=dict)
+    says: str | None = None
+    """What its job waits for now, for people."""
 
     @property
     def is_used(self) -> bool:
         """Whether a program has one of the copies open."""
         return any(copy.users for copy in self.copies.values())
+
+    @property
+    def job(self) -> Job | None:
+        """The newest of its jobs."""
+        return self.record.jobs[-1] if self.record.jobs else None
+
+    def has_done(self, step: str) -> bool:
+        """Say whether the newest job has come past a step."""
+        return self.job is not None and step in self.job.done
 
 
 class Failovers:
@@ -84,18 +91,19 @@ class Failovers:
             host: what machines may use of this host.
             nursery: where machines are judged.
         """
+        self.vault = vault
+        self.find_log = find_log
+        self.changing = trio.Lock()
+        """Held while one is made, or changed."""
         self._host = host
         self._nursery = nursery
         self._shown_in = shown_in
         self._core = core
         self._root = state.failovers
         self._boot_id = state.boot_id
-        self._vault = vault
-        self._find_log = find_log
         self._next_cookie = next_cookie
         self._by_id: dict[str, Failover] = {}
         self._by_cookie: dict[int, WritableCopy] = {}
-        self._changing = trio.Lock()
 
     async def load(self) -> None:
         """Take up what an earlier run left. Asks the vault nothing.
@@ -110,15 +118,16 @@ class Failovers:
             except (VdiskfsError, OSError) as error:
                 log.error("%s: a failover that cannot be taken up: %s", directory, error)
                 continue
-            self._enter(failover)
-            if record.state is State.REMOVING:
-                self._start_apart(failover, self._remove, failover)
-            elif failover.machine is not None and record.health is None:
-                self._start_apart(failover, self._judge, failover, failover.machine)
+            self.enter(failover)
 
     async def aclose(self) -> None:
         """Close all copies; nobody uses them any more."""
         for failover in self._by_id.values():
+            for disk in failover.taken.values():
+                try:
+                    await disk.stop(clean=True)
+                except (VdiskfsError, OSError) as error:
+                    log.error("%s: not ended in order: %s", disk.copy.name, error)
             for copy in failover.copies.values():
                 try:
                     await copy.aclose()
@@ -138,7 +147,8 @@ class Failovers:
         return [
             FailoverRef(
                 one.record.id, one.record.name, one.record.created_ns,
-                tuple(CopyRef(member.file, member.disk_id) for member in one.record.members),
+                tuple(CopyRef(member.file, member.disk_id) for member in one.record.members
+                      if member.disk_id in one.copies),
             )
             for one in self.all()
         ]  # fmt: skip
@@ -147,6 +157,10 @@ class Failovers:
         """Return a copy; None: it is gone."""
         failover = self._by_id.get(failover_id)
         return failover.copies.get(disk_id) if failover is not None else None
+
+    def has(self, failover_id: str) -> bool:
+        """Say whether a failover is still there."""
+        return failover_id in self._by_id
 
     def find(self, name: str) -> Failover:
         """Return the failover of a name.
@@ -163,152 +177,30 @@ class Failovers:
         """Return the copy whose image has the cookie."""
         return self._by_cookie.get(cookie)
 
-    # ---- a test ------------------------------------------------------------------------
+    def shown(self, failover: Failover) -> Path:
+        """Return the directory of the mount that shows a failover."""
+        return self._shown_in / failover.record.name
 
-    async def plan_test(
-        self, disk: str, spec: str | int, name: str | None, *, vm: bool
-    ) -> FailoverRecord:
-        """Return what `test` would make; nothing changes.
+    # ---- how they are made -------------------------------------------------------------
 
-        Raises:
-            As `test`.
-        """
-        record, readers = await self._plan(disk, spec, name, vm=vm)
-        await _close(readers)
-        return record
-
-    async def test(self, disk: str, spec: str | int, name: str | None, *, vm: bool) -> Failover:
-        """Make writable copies of a point, for tests, and start the machine; replication goes on.
-
-        Durable on return, and nothing of its data is here yet. A machine that was started is
-        judged afterwards: see ``record.health``.
-
-        Args:
-            disk: its name. With ``vm`` the other disks of its machine are copied, too: each
-                its newest point at or before the time that is meant.
-            spec: the point: an epoch, a time, ``latest`` and the like.
-            name: of the failover; None: one is found.
-            vm: start the machine that the vault has for the disk, if it has one.
+    async def make(self, record: FailoverRecord) -> Failover:
+        """Make a failover's directory with its copies, whole or not at all. Durable on return.
 
         Raises:
-            NotFoundError: no such disk or point.
-            UsageError, AlreadyExistsError: the name is none, or taken.
-            VaultUnreachableError: what is to be copied is not known.
-            LocalError: the disk refused, or the machine cannot be started.
-            RefusedError: this host does not allow what the machine's definition asks for.
+            LocalError: the disk refused.
         """
-        async with self._changing:
-            record, readers = await self._plan(disk, spec, name, vm=vm)
-            try:
-                failover = await trio.to_thread.run_sync(self._make, record)
-            except BaseException:
-                await _close(readers)
-                raise
-            for disk_id, copy in failover.copies.items():
-                copy.use(readers[disk_id])  # open already: the first read asks for less
-            self._enter(failover)
-            log.info("failover %s: a copy of disk %s at %s", record.name, disk,
-                     format_time(record.members[0].time_ns))  # fmt: skip
-            if failover.machine is not None:
-                await self._start(failover, failover.machine)
+        failover = await trio.to_thread.run_sync(self._make, record)
+        self.enter(failover)
         return failover
 
-    async def _start(self, failover: Failover, machine: FailoverMachine) -> None:
-        shown = self._shown_in / failover.record.name
-        try:
-            await machine.start({one.disk: shown / one.file for one in failover.record.members})
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._remove(failover)
-            raise
-        hook("failover.started")
-        for copy in failover.copies.values():
-            self._start_apart(failover, self._fetch_first, failover, copy)
-        self._start_apart(failover, self._judge, failover, machine)
-
-    def _start_apart(
-        self, failover: Failover, act: Callable[..., Awaitable[None]], *arguments: object
-    ) -> None:
-        self._nursery.start_soon(apart, failover.record.name, act, *arguments)
-
-    async def _judge(self, failover: Failover, machine: FailoverMachine) -> None:
-        """Wait for the machine's health, and note it."""
-        health = await machine.health()
-        if failover.record.state is not State.TEST_FAILOVER:
-            return
-        if health.healthy:
-            await self._remember_boot(failover)
-        said = "is healthy" if health.healthy else "is NOT healthy"
-        log.info("failover %s: machine %s %s: %s", failover.record.name, machine.machine.name,
-                 said, health.detail)  # fmt: skip
-        await self._write(failover, replace(failover.record, health=health))
-
-    async def _fetch_first(self, failover: Failover, copy: WritableCopy) -> None:
-        runs = await read_boot(self._vault.store, copy.member.disk_id)
-        if runs and failover.record.health is None:
-            await copy.until_closed(lambda: copy.fetch_first(runs))
-
-    async def _remember_boot(self, failover: Failover) -> None:
-        for copy in failover.copies.values():
-            try:
-                await write_boot(self._vault.store, copy.member.disk_id, copy.waited)
-            except VdiskfsError as error:
-                log.info("%s: what it read is not kept: %s", copy.name, error)
-
-    async def _write(self, failover: Failover, record: FailoverRecord) -> None:
-        failover.record = record
-        path, body = failover.directory / RECORD, record.to_body()
-        await trio.to_thread.run_sync(write_record, path, body)
-
-    async def _plan(
-        self, disk: str, spec: str | int, name: str | None, *, vm: bool
-    ) -> tuple[FailoverRecord, dict[str, PointReader]]:
-        """Return the record, and the members' points, open, by disk id."""
-        machine = await machine_of(self._vault.store, disk) if vm else None
-        disks = [disk] if machine is None else [one.disk for one in machine.disks]
-        record = self._record(disk, name, machine)
-        readers: dict[str, PointReader] = {}
-        members: list[Member] = []
-        now_ns, instant_ns = time.time_ns(), 0
-        try:
-            for one in sorted(disks, key=lambda each: each != disk):
-                points = await self._find_log(one)
-                # A time, or the latest, says the same of each disk; an epoch is the first one's.
-                if one == disk or isinstance(spec, str):
-                    point = await points.find(spec, now_ns)
-                    instant_ns = instant_ns or point.time_ns
-                else:
-                    point = await _at(points, instant_ns)
-                members.append(_member(one, points, point))
-                readers[points.record.id] = await points.open(point)
-        except BaseException:
-            await _close(readers)
-            raise
-        return replace(record, members=tuple(members)), readers
-
-    def _record(self, disk: str, name: str | None, machine: Machine | None) -> FailoverRecord:
-        taken = {one.record.name for one in self._by_id.values()}
-        if name is None:
-            name = _free_name(f"{disk}-test", taken)
-        check_name(name)
-        if name in taken:
-            raise AlreadyExistsError(
-                f"there is a failover {name} already",
-                hint=f"another --name, or: vdiskfs failover cleanup {name}",
-            )
-        return FailoverRecord(
-            uuid.uuid4().hex, name, Kind.TEST, State.TEST_FAILOVER, time.time_ns(), (),
-            machine=None if machine is None else machine.to_toml(),
-        )  # fmt: skip
-
     def _make(self, record: FailoverRecord) -> Failover:
-        """Make the files, whole or not at all; in a thread."""
         directory, partly = self._root / record.id, self._root / f".{record.id}.new"
         try:
             partly.mkdir(mode=0o700)
-            for member in record.members:
-                make_files(partly / member.disk_id, member)
-                sync_directory(partly / member.disk_id)
+            if record.kind is Kind.TEST:
+                for member in record.members:
+                    make_files(partly / member.disk_id, member)
+                    sync_directory(partly / member.disk_id)
             write_record(partly / RECORD, record.to_body())
             sync_directory(partly)
             hook("failover.made")
@@ -321,90 +213,166 @@ class Failovers:
                 shutil.rmtree(left, ignore_errors=True)
             raise LocalError(f"{directory}: {error.strerror}") from error
 
+    async def make_copies(self, failover: Failover) -> None:
+        """Make the copies of all members anew; nobody uses those that may be there."""
+        await trio.to_thread.run_sync(self._make_copies, failover)
+        failover.copies = await trio.to_thread.run_sync(
+            self._copies, failover.record.members, failover.directory
+        )
+        self.enter(failover)
+
+    def _make_copies(self, failover: Failover) -> None:
+        for member in failover.record.members:
+            directory = failover.directory / member.disk_id
+            partly = failover.directory / f".{member.disk_id}.new"
+            try:
+                for left in (partly, directory):
+                    if left.exists():
+                        shutil.rmtree(left)
+                make_files(partly, member)
+                sync_directory(partly)
+                partly.rename(directory)
+                sync_directory(failover.directory)
+            except OSError as error:
+                raise LocalError(f"{directory}: {error.strerror}") from error
+            hook("failover.copied")
+
     def _open(self, record: FailoverRecord, directory: Path) -> Failover:
         """Open the copies; in a thread."""
-        copies: dict[str, WritableCopy] = {}
-        for member in record.members:
-            copies[member.disk_id] = WritableCopy(
-                self._core, directory / member.disk_id, member, self._next_cookie(),
-                partial(self._read, member), is_away=self._is_away, boot_id=self._boot_id,
-            )  # fmt: skip
         machine = None
         if record.machine is not None:
             definition = parse_machine(record.machine)
             machine = FailoverMachine(definition, directory, self._host)
-        return Failover(record, directory, copies, machine)
+        failover = Failover(record, directory, {}, machine)
+        between = record.state in (State.STARTING, State.CHANGING_POINT, State.ROLLING_BACK)
+        if not between or failover.has_done("copies"):
+            failover.copies = self._copies(record.members, directory)
+        return failover
 
-    def _enter(self, failover: Failover) -> None:
+    def _copies(self, members: Iterable[Member], directory: Path) -> dict[str, WritableCopy]:
+        return {
+            member.disk_id: WritableCopy(
+                self._core, directory / member.disk_id, member, self._next_cookie(),
+                partial(self._read, member), is_away=self._is_away, boot_id=self._boot_id,
+            )
+            for member in members
+        }  # fmt: skip
+
+    def enter(self, failover: Failover) -> None:
+        """Show it, and answer for its copies."""
         self._by_id[failover.record.id] = failover
         for copy in failover.copies.values():
             self._by_cookie[copy.image.cookie] = copy
 
     async def _read(self, member: Member) -> PointReader:
         """Open the point that a copy began with."""
-        record = await self._vault.disk(member.disk_id)
-        points = self._vault.log(record, member.generation)
+        record = await self.vault.disk(member.disk_id)
+        points = self.vault.log(record, member.generation)
         await points.refresh()
         return await points.open(await points.find(member.epoch))
 
     async def _is_away(self) -> bool:
         try:
-            found = await Vault.open(self._vault.store)
+            found = await Vault.open(self.vault.store)
         except (NotFoundError, VaultUnreachableError):
             return True
-        return found.vault_id != self._vault.vault_id
+        return found.vault_id != self.vault.vault_id
+
+    async def write(self, failover: Failover, **changes: object) -> None:
+        """Change a failover's record. Durable on return."""
+        record = replace(failover.record, **changes)  # type: ignore[arg-type]
+        await trio.to_thread.run_sync(write_record, failover.directory / RECORD, record.to_body())
+        failover.record = record
+
+    # ---- machines ----------------------------------------------------------------------
+
+    async def start_machine(self, failover: Failover, network: Attach) -> None:
+        """Start the machine on the copies; it runs on return, and is judged afterwards.
+
+        Raises:
+            VdiskfsError: it cannot be started; nothing runs.
+        """
+        machine = failover.machine
+        if machine is None:
+            return
+        shown = self.shown(failover)
+        disks = {one.disk: shown / one.file for one in failover.record.members}
+        await machine.start(disks, network)
+        hook("failover.started")
+        for copy in failover.copies.values():
+            self.start_apart(failover, self._fetch_first, failover, copy)
+        self.start_apart(failover, self.judge, failover)
+
+    def start_apart(
+        self, failover: Failover, act: Callable[..., Awaitable[None]], *arguments: object
+    ) -> None:
+        """Do something for a failover beside all else."""
+        self._nursery.start_soon(apart, failover.record.name, act, *arguments)
+
+    async def judge(self, failover: Failover) -> None:
+        """Wait for the machine's health, and note it."""
+        machine, jobs = failover.machine, len(failover.record.jobs)
+        if machine is None:
+            return
+        health = await machine.health()
+        ended = failover.record.state in (State.REMOVING, State.ROLLING_BACK, State.CHANGING_POINT)
+        if ended or (len(failover.record.jobs) != jobs and failover.record.health is not None):
+            return
+        if health.healthy:
+            await self._remember_boot(failover)
+        said = "is healthy" if health.healthy else "is NOT healthy"
+        log.info("failover %s: machine %s %s: %s", failover.record.name, machine.machine.name,
+                 said, health.detail)  # fmt: skip
+        await self.write(failover, health=health)
+
+    async def _fetch_first(self, failover: Failover, copy: WritableCopy) -> None:
+        runs = await read_boot(self.vault.store, copy.member.disk_id)
+        if runs and failover.record.health is None:
+            await copy.until_closed(lambda: copy.fetch_first(runs))
+
+    async def _remember_boot(self, failover: Failover) -> None:
+        for copy in failover.copies.values():
+            try:
+                await write_boot(self.vault.store, copy.member.disk_id, copy.waited)
+            except VdiskfsError as error:
+                log.info("%s: what it read is not kept: %s", copy.name, error)
 
     # ---- the end -----------------------------------------------------------------------
 
-    async def plan_cleanup(self, name: str) -> FailoverRecord:
-        """Return what `cleanup` would throw away; nothing changes.
+    async def check_unused(self, failover: Failover) -> None:
+        """Check that no program has a copy open.
 
         Raises:
-            As `cleanup`.
+            BusyError: one has.
         """
-        failover = self.find(name)
-        after(name, failover.record.state, Step.CLEANUP)
-        if failover.machine is None or await failover.machine.state() == "down":
-            await self._check_unused(failover)
-        return failover.record
-
-    async def cleanup(self, name: str, notes: str) -> FailoverRecord:
-        """End a test's machine, and throw its copies away with all that was written to them.
-
-        Raises:
-            NotFoundError: no such failover.
-            BusyError: a program has a copy open.
-            LocalError: the disk refused.
-        """
-        async with self._changing:
-            failover = self.find(name)
-            state = after(name, failover.record.state, Step.CLEANUP)
-            if failover.machine is not None:
-                await failover.machine.end()
-            await self._check_unused(failover)
-            await self._write(failover, replace(failover.record, state=state, notes=notes))
-            hook("failover.ending")
-            await self._remove(failover)
-        log.info("failover %s: cleaned up%s", name, f": {notes}" if notes else "")
-        return failover.record
-
-    async def _check_unused(self, failover: Failover) -> None:
         # Handles that a predecessor gave are known to the kernel alone.
-        shown = str(self._shown_in / failover.record.name)
-        users = await trio.to_thread.run_sync(users_of, shown)
+        users = await trio.to_thread.run_sync(users_of, str(self.shown(failover)))
         if users or failover.is_used:
             who = ", ".join(str(one) for one in users[:3]) or "a program has a copy open"
             raise BusyError(
                 f"failover {failover.record.name} is in use: {who}",
-                hint="stop what runs on it, then clean up again",
+                hint="stop what runs on it, then the same again",
             )
 
-    async def _remove(self, failover: Failover) -> None:
-        if failover.machine is not None:
-            await failover.machine.end()
+    async def discard_copies(self, failover: Failover) -> None:
+        """Close the copies without a word, and stop tracking their disks."""
+        for disk in failover.taken.values():
+            await disk.forget()
+        failover.taken.clear()
         for copy in failover.copies.values():
             self._by_cookie.pop(copy.image.cookie, None)
             await copy.discard()
+        failover.copies = {}
+
+    async def remove(self, failover: Failover) -> None:
+        """End the machine, and throw all of the failover away.
+
+        Raises:
+            VdiskfsError: its machine cannot be ended, or the disk refused.
+        """
+        if failover.machine is not None:
+            await failover.machine.end()
+        await self.discard_copies(failover)
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
 
@@ -425,36 +393,3 @@ async def apart(name: str, act: Callable[..., Awaitable[None]], *arguments: obje
         await act(*arguments)
     except (VdiskfsError, OSError) as error:
         log.error("failover %s: %s", name, error)
-
-
-async def _close(readers: Mapping[str, PointReader]) -> None:
-    with trio.CancelScope(shield=True):
-        for reader in readers.values():
-            await reader.aclose()
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    stem = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem)[:56]
-    stem = stem.lstrip("-") or "failover"
-    return next(name for n in itertools.count(1) if (name := f"{stem}-{n}") not in taken)
-
-
-async def _at(points: DiskLog, time_ns: int) -> Point:
-    """Return the newest point at or before an instant."""
-    found = await points.points(None, time_ns, 1)
-    if not found:
-        raise NotFoundError(
-            f"disk {points.record.name} has no point at or before {format_time(time_ns)}",
-            hint="choose a later point, or --vm none",
-        )
-    return found[-1]
-
-
-def _member(disk: str, points: DiskLog, point: Point) -> Member:
-    name = points.record.name
-    # Those of a hostile vault may lead out of the directory.
-    plain = plain_name(points.record.file.rpartition("/")[2]) or plain_name(f"{name}.img")
-    file = "disk.img" if plain is None else os.fsdecode(plain)
-    return Member(
-        disk, points.record.id, file, points.generation, point.epoch, point.time_ns, point.size
-    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import VdiskfsError
 from vdiskfs.failover.record import Health
-from vdiskfs.machines import Isolated, Machine, find_running, runner_for, wait_healthy
+from vdiskfs.machines import Attach, Isolated, Machine, find_running, runner_for, wait_healthy
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,16 @@ class FailoverMachine:
         self.directory = failover / DIRECTORY
         self._host = host
 
-    async def start(self, disks: Mapping[str, Path]) -> None:
-        """Start it, isolated, on these images; it runs on return.
+    async def start(self, disks: Mapping[str, Path], network: Attach) -> None:
+        """Start it on these images; it runs on return.
 
         Raises:
             VdiskfsError: it cannot be started; nothing runs.
         """
         runner = runner_for(self.machine.runner, self._host)
-        await runner.start(self.machine, disks, self.directory, Isolated())
-        log.info("machine %s: started, isolated", self.machine.name)
+        await runner.start(self.machine, disks, self.directory, network)
+        how = "isolated" if isinstance(network, Isolated) else "on this host's networks"
+        log.info("machine %s: started, %s", self.machine.name, how)
 
     async def health(self) -> Health:
         """Wait until it passes its check, or fails."""
@@ -58,6 +59,11 @@ class FailoverMachine:
             return "down" if running is None else await running.state()
         except VdiskfsError as error:
             return str(error)
+
+    async def shut_down(self, timeout_s: float) -> bool:
+        """Ask its guest to turn itself off; tell whether nothing of it runs any more."""
+        running = await find_running(self.directory, self._host)
+        return running is None or await running.shut_down(timeout_s)
 
     async def end(self) -> None:
         """End it as a power cut does: nothing of it runs on return.

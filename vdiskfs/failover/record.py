@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vdiskfs.errors import DamagedError, UsageError
-from vdiskfs.failover.states import Kind, State
+from vdiskfs.failover.states import Kind, State, Step
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -25,7 +25,9 @@ class Member:
     """One disk of a failover: the point that its copy begins with.
 
     ``generation`` is that of the line on which ``epoch`` is looked up; ``size`` is bytes at
-    the point, ``time_ns`` its instant. ``file`` is the name of the image.
+    the point, ``time_ns`` its instant. ``file`` is the name of the image. Of a failover for good
+    ``current`` is the disk's generation when the point was chosen, ``token`` a random number of
+    the step that takes the disk; an ``epoch`` of 0 is not known yet.
     """
 
     disk: str
@@ -35,6 +37,27 @@ class Member:
     epoch: int
     time_ns: int
     size: int
+    digest: str = ""
+    current: int = 0
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that was asked of a failover: how far it is, step by step.
+
+    ``ended_ns`` is 0 while it runs; ``error`` says why it stands still, ``hint`` what to do, and
+    ``code`` is the exit status that this means.
+    """
+
+    id: str
+    kind: Step
+    began_ns: int
+    done: tuple[str, ...] = ()
+    ended_ns: int = 0
+    error: str | None = None
+    hint: str = ""
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +74,9 @@ class FailoverRecord:
     """One failover.
 
     ``created_ns`` is when it was asked for. ``machine`` is the definition (TOML) of the machine
-    on it, None: none was started. ``health`` is None while that is being judged.
+    on it, None: none was started. ``health`` is None while that is being judged. ``jobs`` are
+    the newest that were asked for, the last one is the newest. ``rollback_ns``: when it is rolled
+    back by itself unless it is committed; 0: never.
     """
 
     id: str
@@ -63,6 +88,8 @@ class FailoverRecord:
     notes: str = ""
     machine: str | None = None
     health: Health | None = None
+    jobs: tuple[Job, ...] = ()
+    rollback_ns: int = 0
 
     def to_body(self) -> dict[str, Any]:
         """Return what `from_body` reads."""
@@ -82,11 +109,16 @@ class FailoverRecord:
                     hint="use the version of vdiskfs that wrote it",
                 )
             health = body["health"]
+            jobs = [
+                Job(**{**one, "kind": Step(one["kind"]), "done": tuple(one["done"])})
+                for one in body.get("jobs", ())
+            ]
             return FailoverRecord(
                 str(body["id"]), str(body["name"]), Kind(body["kind"]), State(body["state"]),
                 int(body["created_ns"]), tuple(Member(**one) for one in body["members"]),
                 str(body["notes"]), body["machine"],
-                None if health is None else Health(**health),
+                None if health is None else Health(**health), tuple(jobs),
+                int(body.get("rollback_ns", 0)),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where}: not the record of a failover: {error!r}") from None

@@ -241,7 +241,7 @@ class Image(_Closing):
         lib.vdf_image_size(self.handle, out)
         return int(out[0])
 
-    def refuse_writes(self, refuse: bool) -> None:  # noqa: FBT001 (as Event.set would be)
+    def refuse_writes(self, refuse: bool) -> None:
         """Let every write from now on fail with EROFS, or no longer."""
         lib.vdf_image_refuse_writes(self.handle, refuse)
 

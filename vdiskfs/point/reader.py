@@ -66,6 +66,7 @@ class PointReader:
         self.size = size
         self.generation = generation
         self.epoch = epoch
+        self.digest = pieces[-1].head.to_digest if pieces else b""
         self.title = title
         self._store = store
         self._pieces = list(pieces)

@@ -1,0 +1,173 @@
+"""Failovers for good between two sites on one vault: no machine, real mounts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.gauges import write_at
+from tests.e2e.mounted import CommandError, MountedSite
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+FAST = "epoch_interval_s = 0.1\nheartbeat_s = 1\n"
+DISK = "web01"
+
+
+class Sites:
+    """Home, where the disk is at first, and a recovery site without a source."""
+
+    def __init__(self, root: Path) -> None:
+        vault = f"file://{root}/vault"
+        self.home = MountedSite(root, vault=vault, name="home", options=FAST)
+        self.away = MountedSite(root, vault=vault, name="away", options=FAST)
+        self.contents: dict[int, bytes] = {}
+
+    def begin(self) -> None:
+        self.home.add_image(DISK, SIZE, os.urandom(SIZE))
+        self.home.init().mount().wait_shipped(DISK)
+        self.away.mount(recovery=True)
+
+    def write(self, site: MountedSite, image: Path, text: bytes, at: int = 0) -> int:
+        """Write at home, make a point of it, and return its epoch."""
+        write_at(image, at, text)
+        [row] = site.json("point", "create", DISK, "--wait")["points"]
+        self.contents[row["epoch"]] = image.read_bytes()
+        return int(row["epoch"])
+
+    def start(self, *extra: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.away.json("failover", "start", DISK, *extra)
+        return found
+
+    @property
+    def copy(self) -> Path:
+        [one] = self.away.json("failover", "list")["failovers"]
+        return Path(one["disks"][0]["path"])
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Sites]:
+    two = Sites(tmp_path)
+    with two.home, two.away:
+        two.begin()
+        yield two
+
+
+def refuses_writes(image: Path) -> bool:
+    try:
+        with image.open("r+b"):
+            return False
+    except OSError as error:
+        return error.errno == errno.EROFS
+
+
+def refused(site: MountedSite, *arguments: str) -> str:
+    """Run, be refused with exit 4 and one line, and return it."""
+    result = site.run("-m", str(site.mountpoint), *arguments, code=4)
+    lines = result.stderr.strip().split("\n")
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def vault_record(sites: Sites) -> dict[str, Any]:
+    [path] = (sites.home.state.parent.parent / "vault").rglob("disk.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_a_disk_is_failed_over_to_a_point_changed_rolled_back_and_replicated_on(
+    sites: Sites,
+) -> None:
+    home, away = sites.home, sites.away
+    live = home.image(DISK)
+    old = sites.write(home, live, b"old")
+    new = sites.write(home, live, b"new")
+    dry = sites.start("--unplanned", "--point", f"#{old}", "--dry-run")
+    assert dry["members"][0]["epoch"] == old
+    assert away.json("failover", "list")["failovers"] == []
+    document = sites.start("--unplanned", "--point", f"#{old}")
+    name = document["name"]
+    assert (document["state"], document["job"]["state"]) == ("FailedOver", "done")
+    assert sites.copy.read_bytes() == sites.contents[old]
+    # Home learns of it, and what was there is kept.
+    home.wait("home is displaced", lambda: home.disk(DISK)["state"] == "Displaced")
+    assert refuses_writes(live)
+    assert vault_record(sites)["moved"]["state"] == "FailedOver"
+    # Nothing is replicated before it is asked for, and nothing of what is written is lost.
+    write_at(sites.copy, 8192, b"written away")
+    assert away.disk(DISK)["state"] == "FailedOver"
+    assert "reprotect is not possible in state FailedOver" in refused(away, "reprotect", DISK)
+    assert "failover" in refused(away, "failover", "start", DISK, "--unplanned")
+    # Another point: the branch that the failover left there is still to be had.
+    changed = away.json("failover", "change-point", name, "--point", f"#{new}")
+    assert changed["state"] == "FailedOver"
+    assert sites.copy.read_bytes() == sites.contents[new]
+    write_at(sites.copy, 8192, b"written away")
+    rolled = away.json("failover", "rollback", name)
+    assert rolled["state"] in ("RollingBack", "FailedOver")
+    assert away.json("failover", "list")["failovers"] == []
+    home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+    assert not refuses_writes(live)
+    assert live.read_bytes() == sites.contents[new]
+    record = vault_record(sites)
+    assert (record["owner"]["site"], record["moved"]) == ("home", None)
+    # It goes on there without a comparison, and can be failed over again.
+    third = sites.write(home, live, b"third")
+    document = sites.start("--unplanned")
+    name = document["name"]
+    assert sites.copy.read_bytes() == sites.contents[third]
+    write_at(sites.copy, 0, b"away")
+    away.json("failover", "commit", name)
+    for step in ("commit", "rollback"):
+        assert f"{step} is not possible in state Committed; possible: reprotect" in refused(
+            away, "failover", step, name
+        )
+    before = away.disk(DISK)["epoch"]
+    assert away.json("reprotect", DISK)["state"] == "FailbackReady"
+    away.wait_shipped(DISK)
+    assert away.disk(DISK)["epoch"] > before
+    assert away.point(DISK).read_bytes() == sites.copy.read_bytes()
+    assert away.points(DISK)[-1]["changed_bytes"] == 4096
+    for _ in range(2):
+        away.kill_daemon()
+        away.wait_shipped(DISK)
+    write_at(sites.copy, SIZE - 4096, b"more")
+    away.wait_shipped(DISK)
+    assert away.point(DISK).read_bytes() == sites.copy.read_bytes()
+    away.umount()
+    away.mount(recovery=True)
+    away.wait("it goes on", lambda: away.disk(DISK)["state"] == "Protected")
+    write_at(sites.copy, MIB, b"after a mount")
+    away.wait_shipped(DISK)
+    assert away.points(DISK)[-1]["changed_bytes"] == 4096
+    assert away.point(DISK).read_bytes() == sites.copy.read_bytes()
+
+
+def test_what_is_not_to_be_is_refused(sites: Sites) -> None:
+    home, away = sites.home, sites.away
+    assert "in use at this very site" in refused(home, "failover", "start", DISK, "--unplanned")
+    for arguments in (("--planned", "--unplanned"), ("--point", "-1s")):
+        with pytest.raises(CommandError, match="exit 2"):
+            sites.start(*arguments)
+    with pytest.raises(CommandError, match="exit 3"):
+        sites.start("--unplanned", "--point", "2001-01-01T00:00:00Z")
+    test = away.json("failover", "test", DISK)["name"]
+    for step in ("commit", "rollback"):
+        assert f"{step} is not possible in state TestFailover; possible: cleanup" in refused(
+            away, "failover", step, test
+        )
+    assert "is not failed over" in refused(away, "reprotect", DISK)
+    away.json("failover", "cleanup", test)
+    name = sites.start("--unplanned")["name"]
+    assert "cleanup is not possible in state FailedOver" in refused(
+        away, "failover", "cleanup", name
+    )
+    assert "is a failover's" in refused(away, "disk", "unprotect", DISK)

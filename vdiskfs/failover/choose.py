@@ -1,0 +1,134 @@
+"""What a failover is made of: which disks, at which point of each, and the machine on them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import trio
+
+from vdiskfs.catalog import DiskLog, Point
+from vdiskfs.errors import AlreadyExistsError, NotFoundError
+from vdiskfs.failover.failovers import Failovers, FindLog
+from vdiskfs.failover.record import FailoverRecord, Member, check_name
+from vdiskfs.failover.states import Kind, State
+from vdiskfs.machines import Machine, machine_of
+from vdiskfs.point import PointReader
+from vdiskfs.tree import plain_name
+from vdiskfs.units import format_time
+
+_FIRST_STATE = {Kind.TEST: State.TEST_FAILOVER}
+
+
+async def new_record(
+    failovers: Failovers, disk: str, name: str | None, kind: Kind, *, vm: bool
+) -> tuple[FailoverRecord, list[str]]:
+    """Return the record of a failover without members yet, and the names of its disks.
+
+    Args:
+        failovers: those there are.
+        disk: its name. With ``vm`` the other disks of its machine belong to it, too.
+        name: of the failover; None: one is found.
+        kind: why it is made.
+        vm: start the machine that the vault has for the disk, if it has one.
+
+    Raises:
+        UsageError, AlreadyExistsError: the name is none, or taken.
+    """
+    machine = await machine_of(failovers.vault.store, disk) if vm else None
+    disks = [disk] if machine is None else [one.disk for one in machine.disks]
+    record = _record(failovers, disk, name, machine, kind)
+    return record, sorted(disks, key=lambda each: each != disk)
+
+
+async def choose(
+    find_log: FindLog, disks: Iterable[str], spec: str | int
+) -> tuple[tuple[Member, ...], dict[str, PointReader]]:
+    """Return the members of a failover, and their points, open, by disk id.
+
+    Args:
+        find_log: gives the points of a disk.
+        disks: their names; a time, or the latest, says the same of each, an epoch is that of the
+            first one, and of the others the newest point at or before its time is meant.
+        spec: the point.
+
+    Raises:
+        NotFoundError: no such disk, or no such point.
+    """
+    readers: dict[str, PointReader] = {}
+    members: list[Member] = []
+    now_ns, instant_ns = time.time_ns(), 0
+    try:
+        for one in disks:
+            points = await find_log(one)
+            if not members or isinstance(spec, str):
+                point = await points.find(spec, now_ns)
+                instant_ns = instant_ns or point.time_ns
+            else:
+                point = await _at(points, instant_ns)
+            member = member_of(one, points, point)
+            reader = await points.open(point)
+            readers[member.disk_id] = reader
+            members.append(replace(member, digest=reader.digest.hex()))
+    except BaseException:
+        await close(readers)
+        raise
+    return tuple(members), readers
+
+
+async def close(readers: Mapping[str, PointReader]) -> None:
+    """Give points up that nobody wants any more."""
+    with trio.CancelScope(shield=True):
+        for reader in readers.values():
+            await reader.aclose()
+
+
+def member_of(disk: str, points: DiskLog, point: Point) -> Member:
+    """Return the member of a failover that a disk at a point is."""
+    name = points.record.name
+    # Those of a hostile vault may lead out of the directory.
+    plain = plain_name(points.record.file.rpartition("/")[2]) or plain_name(f"{name}.img")
+    file = "disk.img" if plain is None else os.fsdecode(plain)
+    return Member(
+        disk, points.record.id, file, point.generation, point.epoch, point.time_ns, point.size,
+        current=points.record.generation,
+    )  # fmt: skip
+
+
+def _record(
+    failovers: Failovers, disk: str, name: str | None, machine: Machine | None, kind: Kind
+) -> FailoverRecord:
+    taken = {one.record.name for one in failovers.all()}
+    if name is None:
+        name = _free_name(f"{disk}-{'test' if kind is Kind.TEST else 'failover'}", taken)
+    check_name(name)
+    if name in taken:
+        raise AlreadyExistsError(
+            f"there is a failover {name} already",
+            hint=f"another --name, or: vdiskfs failover cleanup {name}",
+        )
+    return FailoverRecord(
+        uuid.uuid4().hex, name, kind, _FIRST_STATE.get(kind, State.STARTING), time.time_ns(), (),
+        machine=None if machine is None else machine.to_toml(),
+    )  # fmt: skip
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    stem = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem)[:56]
+    stem = stem.lstrip("-") or "failover"
+    return next(name for n in itertools.count(1) if (name := f"{stem}-{n}") not in taken)
+
+
+async def _at(points: DiskLog, time_ns: int) -> Point:
+    """Return the newest point at or before an instant."""
+    found = await points.points(None, time_ns, 1)
+    if not found:
+        raise NotFoundError(
+            f"disk {points.record.name} has no point at or before {format_time(time_ns)}",
+            hint="choose a later point, or --vm none",
+        )
+    return found[-1]

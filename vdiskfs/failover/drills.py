@@ -1,0 +1,134 @@
+"""Test failovers: a point is tried out on a side branch, and thrown away.
+
+Replication knows nothing of it; any number may be there at once. Trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import trio
+
+from vdiskfs.crash import hook
+from vdiskfs.failover.choose import choose, close, new_record
+from vdiskfs.failover.failovers import Failover, Failovers
+from vdiskfs.failover.record import FailoverRecord
+from vdiskfs.failover.states import Kind, State, Step, after
+from vdiskfs.machines import Isolated
+from vdiskfs.point import PointReader
+from vdiskfs.units import format_time
+
+log = logging.getLogger(__name__)
+
+
+class Drills:
+    """Makes test failovers, and cleans failovers up."""
+
+    def __init__(self, failovers: Failovers) -> None:
+        """Take the mount's failovers."""
+        self._failovers = failovers
+
+    def resume(self) -> None:
+        """Go on with what an earlier run was cut off in."""
+        for failover in self._failovers.all():
+            if failover.record.kind is not Kind.TEST:
+                continue
+            if failover.record.state is State.REMOVING:
+                self._failovers.start_apart(failover, self._failovers.remove, failover)
+            elif failover.machine is not None and failover.record.health is None:
+                self._failovers.start_apart(failover, self._failovers.judge, failover)
+
+    async def plan_test(
+        self, disk: str, spec: str | int, name: str | None, *, vm: bool
+    ) -> FailoverRecord:
+        """Return what `test` would make; nothing changes.
+
+        Raises:
+            As `test`.
+        """
+        record, readers = await self._plan(disk, spec, name, vm=vm)
+        await close(readers)
+        return record
+
+    async def test(self, disk: str, spec: str | int, name: str | None, *, vm: bool) -> Failover:
+        """Make writable copies of a point, for tests, and start the machine; replication goes on.
+
+        Durable on return, and nothing of its data is here yet. A machine that was started is
+        judged afterwards: see ``record.health``.
+
+        Args:
+            disk: its name. With ``vm`` the other disks of its machine are copied, too: each
+                its newest point at or before the time that is meant.
+            spec: the point: an epoch, a time, ``latest`` and the like.
+            name: of the failover; None: one is found.
+            vm: start the machine that the vault has for the disk, if it has one.
+
+        Raises:
+            NotFoundError: no such disk or point.
+            UsageError, AlreadyExistsError: the name is none, or taken.
+            VaultUnreachableError: what is to be copied is not known.
+            LocalError: the disk refused, or the machine cannot be started.
+            RefusedError: this host does not allow what the machine's definition asks for.
+        """
+        async with self._failovers.changing:
+            record, readers = await self._plan(disk, spec, name, vm=vm)
+            try:
+                failover = await self._failovers.make(record)
+            except BaseException:
+                await close(readers)
+                raise
+            for disk_id, copy in failover.copies.items():
+                copy.use(readers[disk_id])  # open already: the first read asks for less
+            log.info("failover %s: a copy of disk %s at %s", record.name, disk,
+                     format_time(record.members[0].time_ns))  # fmt: skip
+            try:
+                await self._failovers.start_machine(failover, Isolated())
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._failovers.remove(failover)
+                raise
+        return failover
+
+    async def _plan(
+        self, disk: str, spec: str | int, name: str | None, *, vm: bool
+    ) -> tuple[FailoverRecord, dict[str, PointReader]]:
+        """Return the record, and the members' points, open, by disk id."""
+        record, disks = await new_record(self._failovers, disk, name, Kind.TEST, vm=vm)
+        members, readers = await choose(self._failovers.find_log, disks, spec)
+        return replace(record, members=members), readers
+
+    # ---- the end -----------------------------------------------------------------------
+
+    async def plan_cleanup(self, name: str) -> FailoverRecord:
+        """Return what `cleanup` would throw away; nothing changes.
+
+        Raises:
+            As `cleanup`.
+        """
+        failover = self._failovers.find(name)
+        after(name, failover.record.state, Step.CLEANUP)
+        if failover.machine is None or await failover.machine.state() == "down":
+            await self._failovers.check_unused(failover)
+        return failover.record
+
+    async def cleanup(self, name: str, notes: str) -> FailoverRecord:
+        """End a failover's machine, and throw its copies away with all that was written to them.
+
+        Raises:
+            NotFoundError: no such failover.
+            StateError: it is no test, and the disk has not gone home.
+            BusyError: a program has a copy open.
+            LocalError: the disk refused.
+        """
+        async with self._failovers.changing:
+            failover = self._failovers.find(name)
+            state = after(name, failover.record.state, Step.CLEANUP)
+            if failover.machine is not None:
+                await failover.machine.end()
+            await self._failovers.check_unused(failover)
+            await self._failovers.write(failover, state=state, notes=notes)
+            hook("failover.ending")
+            await self._failovers.remove(failover)
+        log.info("failover %s: cleaned up%s", name, f": {notes}" if notes else "")
+        return failover.record

@@ -1,0 +1,478 @@
+"""Failovers for good: a disk moves to this site, and replicates from here.
+
+Each command is a job of steps. A step that was cut off, by a crash or by a vault that went away,
+is gone on with when the daemon is back or when the same command is given again. Until a failover
+is committed its point can be changed, and it can be rolled back. Trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from vdiskfs.catalog import DiskLog, DiskRecord, Owner
+from vdiskfs.catalog.moves import Fork, give_back, note_move, withdraw
+from vdiskfs.catalog.records import Moved
+from vdiskfs.catalog.vault import now_text
+from vdiskfs.crash import hook
+from vdiskfs.disk import Site
+from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
+from vdiskfs.failover.asking import Asking
+from vdiskfs.failover.choose import choose, close, new_record
+from vdiskfs.failover.failovers import Failover, Failovers, FindLog
+from vdiskfs.failover.jobs import Act, Runner, begin
+from vdiskfs.failover.record import FailoverRecord, Member
+from vdiskfs.failover.states import Kind, State, Step, after
+from vdiskfs.failover.taken import TakenDisk
+from vdiskfs.machines import Mapped
+from vdiskfs.protection import Protection
+from vdiskfs.units import NS
+
+log = logging.getLogger(__name__)
+
+SETTLED = (State.FAILED_OVER, State.COMMITTED, State.REPROTECTING, State.FAILBACK_READY,
+           State.HANDED_OVER)  # fmt: skip
+"""States in which a failover's disks are this site's, and its copies are written to."""
+
+
+class Relocations:
+    """Starts failovers for good, and takes them further."""
+
+    def __init__(
+        self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery,
+        networks: Mapped,
+    ) -> None:  # fmt: skip
+        """Prepare.
+
+        Args:
+            failovers: the mount's.
+            site: the mount's.
+            protection: counts in what is taken.
+            nursery: where jobs run, and disks are replicated.
+            networks: what the machines' networks are on this host.
+        """
+        self._failovers = failovers
+        self._site = site
+        self._protection = protection
+        self._nursery = nursery
+        self._networks = networks
+        self._runner = Runner(failovers, nursery)
+        self._asking = Asking(failovers, site)
+
+    # ---- after a restart -----------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Track what is written to here, by what is on this host alone; then go on with jobs."""
+        for failover in self._failovers.all():
+            if failover.record.kind is Kind.TEST:
+                continue
+            under_way = failover.record.state not in SETTLED
+            if failover.copies and (not under_way or failover.has_done("taken")):
+                self._make_disks(failover)
+                for disk in failover.taken.values():
+                    disk.resume()
+                    self._nursery.start_soon(disk.take_up)
+            self._go_on(failover)
+
+    def _go_on(self, failover: Failover) -> None:
+        record, job = failover.record, failover.job
+        if record.state is State.REMOVING:
+            self._failovers.start_apart(failover, self._remove, failover)
+        elif job is not None and not job.ended_ns:
+            self._runner.start(failover, self._steps(failover, job.kind))
+        elif failover.machine is not None and record.health is None and record.state in SETTLED:
+            self._failovers.start_apart(failover, self._failovers.judge, failover)
+        if record.rollback_ns and record.state is State.FAILED_OVER:
+            self._nursery.start_soon(self._roll_back_later, failover)
+
+    def _make_disks(self, failover: Failover) -> None:
+        failover.taken = {
+            disk_id: TakenDisk(
+                self._site, self._protection, copy,
+                f"failovers/{failover.record.name}/{copy.member.file}", self._nursery,
+            )
+            for disk_id, copy in failover.copies.items()
+        }  # fmt: skip
+
+    # ---- start ---------------------------------------------------------------------------
+
+    async def plan_start(
+        self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool
+    ) -> FailoverRecord:
+        """Return what `start` would do; nothing changes.
+
+        Raises:
+            As `start`.
+        """
+        found = self._begun(disk, kind)
+        return found.record if found is not None else await self._plan(disk, kind, spec, name,
+                                                                       vm=vm)  # fmt: skip
+
+    async def start(
+        self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool,
+        rollback_s: float = 0.0,
+    ) -> Failover:  # fmt: skip
+        """Fail a disk, and with ``vm`` its machine's other disks, over to this site.
+
+        Returns when that is under way, durably: `Failover.job` says how far it is. The same
+        call again goes on with one that stands still.
+
+        Args:
+            disk: its name.
+            kind: PLANNED: the site that has it stops its machine and ships the rest first, so
+                that nothing is lost. UNPLANNED: from a point, whatever that site does.
+            spec: the point of an unplanned failover.
+            name: of the failover; None: one is found.
+            vm: start the machine that the vault has for the disk, if it has one.
+            rollback_s: seconds after which it is rolled back unless committed; 0: never.
+
+        Raises:
+            NotFoundError: no such disk or point.
+            StateError: the disk is this site's, or is failed over already.
+            VdiskfsError: as the vault and the local disk.
+        """
+        async with self._failovers.changing:
+            failover = self._begun(disk, kind)
+            if failover is None:
+                record = await self._plan(disk, kind, spec, name, vm=vm)
+                if rollback_s:
+                    record = replace(record, rollback_ns=time.time_ns() + int(rollback_s * NS))
+                failover = await self._failovers.make(record)
+            self._restart(failover, Step.START)
+        return failover
+
+    def _begun(self, disk: str, kind: Kind) -> Failover | None:
+        """Return the failover of a disk that is to go on; None: there is none of it.
+
+        Raises:
+            StateError: the disk is failed over here already.
+        """
+        for failover in self._failovers.all():
+            record = failover.record
+            if record.kind is Kind.TEST or record.state is State.HANDED_OVER:
+                continue
+            if disk in (one.disk for one in record.members):
+                if record.kind is kind and record.state is State.STARTING:
+                    return failover
+                after(record.name, record.state, Step.START)
+                raise StateError(
+                    f"disk {disk}: a {record.kind} failover of it is under way: {record.name}",
+                    hint=f"vdiskfs failover show {record.name}",
+                )
+        return None
+
+    async def _plan(
+        self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool
+    ) -> FailoverRecord:
+        record, disks = await new_record(self._failovers, disk, name, kind, vm=vm)
+        found = [await self._check(one) for one in disks]
+        if kind is Kind.PLANNED:
+            members = tuple(self._asking.member(one) for one in found)
+        else:
+            members, readers = await choose(self._find_log(found), disks, spec)
+            await close(readers)
+        return replace(record, members=_with_tokens(members, found))
+
+    def _find_log(self, found: Sequence[DiskRecord]) -> FindLog:
+        by_name = {one.name: one for one in found}
+
+        async def find(name: str) -> DiskLog:
+            points = self._site.vault.log(by_name[name])
+            await points.refresh()
+            return points
+
+        return find
+
+    async def _check(self, disk: str) -> DiskRecord:
+        """Return the disk's record, if it may be failed over to this site.
+
+        Raises:
+            StateError: it may not.
+        """
+        record = await self._site.vault.find_disk(disk)
+        here = [one for one in self._protection.disks() if one.disk_id == record.id]
+        if here and here[0].line.displaced is None:
+            raise StateError(
+                f"disk {disk}: is in use at this very site",
+                hint="a failover is started at the other site; to look at a point here: "
+                "vdiskfs failover test",
+            )
+        if here:
+            raise StateError(
+                f"disk {disk}: has its home at this site, and was failed over from it",
+                hint=f"vdiskfs failback start {disk}",
+            )
+        moved = record.moved
+        if moved is not None and moved.state != State.FAILBACK_READY:
+            raise StateError(
+                f"disk {disk}: is failed over to site {moved.site} since {moved.since}, state "
+                f"{moved.state}",
+                hint="commit and reprotect it there, or roll it back there",
+            )
+        if record.retired:
+            raise StateError(f"disk {disk}: was retired {record.retired}", hint="restore a point")
+        return record
+
+    # ---- what may follow -----------------------------------------------------------------
+
+    async def change_point(self, name: str, spec: str | int, *, dry_run: bool) -> FailoverRecord:
+        """Begin anew at another point; what was written here since is thrown away.
+
+        Raises:
+            StateError: it is committed, or no failover for good.
+            NotFoundError: no such failover or point.
+            BusyError: a program has a copy open.
+        """
+        async with self._failovers.changing:
+            failover = self._failovers.find(name)
+            state = after(name, failover.record.state, Step.CHANGE_POINT)
+            if failover.record.state is State.CHANGING_POINT:
+                self._restart(failover, Step.CHANGE_POINT)
+                return failover.record
+            records = [await self._site.vault.disk(one.disk_id) for one in failover.record.members]
+            members, readers = await choose(
+                self._find_source_log(records), [one.disk for one in failover.record.members], spec
+            )
+            await close(readers)
+            members = _with_tokens(members, records)
+            if dry_run:
+                return replace(failover.record, members=members)
+            await self._check_idle(failover)
+            jobs = begin(failover, Step.CHANGE_POINT)
+            await self._failovers.write(
+                failover, state=state, members=members, jobs=jobs, health=None
+            )
+            hook("failover.changing")
+            self._restart(failover, Step.CHANGE_POINT)
+        return failover.record
+
+    def _find_source_log(self, records: Sequence[DiskRecord]) -> FindLog:
+        by_name = {one.name: one for one in records}
+
+        async def find(name: str) -> DiskLog:
+            record = by_name[name]
+            if record.moved is None:
+                raise StateError(f"disk {name}: is not failed over any more")
+            points = self._site.vault.log(record, record.moved.generation)
+            await points.refresh()
+            return points
+
+        return find
+
+    async def commit(self, name: str, *, dry_run: bool) -> FailoverRecord:
+        """Make it final: it cannot be rolled back any more, and its point not be changed."""
+        async with self._failovers.changing:
+            failover = self._failovers.find(name)
+            state = after(name, failover.record.state, Step.COMMIT)
+            if not dry_run:
+                self._check_no_job(failover)
+                await self._tell(failover, state)
+                jobs = begin(failover, Step.COMMIT)
+                done = replace(jobs[-1], done=("told",), ended_ns=time.time_ns())
+                await self._failovers.write(
+                    failover, state=state, jobs=(*jobs[:-1], done), rollback_ns=0
+                )
+                hook("failover.committed")
+                log.info("failover %s: committed", name)
+        return failover.record
+
+    async def roll_back(self, name: str, *, dry_run: bool) -> FailoverRecord:
+        """Give the disks back to the site that had them; what was written here is thrown away.
+
+        Raises:
+            StateError: it is committed, or no failover for good.
+            BusyError: a program has a copy open.
+        """
+        async with self._failovers.changing:
+            failover = self._failovers.find(name)
+            state = after(name, failover.record.state, Step.ROLLBACK)
+            if dry_run:
+                return failover.record
+            if failover.record.state is not State.ROLLING_BACK:
+                if failover.record.state is State.STARTING:
+                    await self._runner.stop(failover)
+                await self._check_idle(failover)
+                jobs = begin(failover, Step.ROLLBACK)
+                await self._failovers.write(failover, state=state, jobs=jobs)
+                hook("failover.rolling")
+            self._restart(failover, Step.ROLLBACK)
+        return failover.record
+
+    async def _roll_back_later(self, failover: Failover) -> None:
+        while failover.record.state is State.FAILED_OVER and failover.record.rollback_ns:
+            left = (failover.record.rollback_ns - time.time_ns()) / NS
+            if left <= 0:
+                log.warning("failover %s: was not committed in time", failover.record.name)
+                try:
+                    await self.roll_back(failover.record.name, dry_run=False)
+                    return
+                except VdiskfsError as error:
+                    log.error("failover %s: %s", failover.record.name, error)
+            await trio.sleep(min(max(left, 1.0), 60.0))
+
+    async def reprotect(self, disk: str, *, dry_run: bool) -> FailoverRecord:
+        """Replicate from here: what changed since the failover is shipped, and all that follows.
+
+        Raises:
+            StateError: no committed failover of the disk is here.
+        """
+        async with self._failovers.changing:
+            failover = self.of_disk(disk)
+            state = after(failover.record.name, failover.record.state, Step.REPROTECT)
+            if not dry_run:
+                if failover.record.state is not state:
+                    jobs = begin(failover, Step.REPROTECT)
+                    await self._failovers.write(failover, state=state, jobs=jobs)
+                    hook("failover.reprotecting")
+                self._restart(failover, Step.REPROTECT)
+        return failover.record
+
+    def of_disk(self, disk: str) -> Failover:
+        """Return the failover for good that has a disk, or whose name it is.
+
+        Raises:
+            StateError: there is none.
+        """
+        for failover in self._failovers.all():
+            if failover.record.kind is not Kind.TEST and disk in (
+                failover.record.name,
+                *(one.disk for one in failover.record.members),
+            ):
+                return failover
+        raise StateError(f"disk {disk}: is not failed over to this site",
+                         hint="vdiskfs failover list")  # fmt: skip
+
+    # ---- steps ---------------------------------------------------------------------------
+
+    def _restart(self, failover: Failover, kind: Step) -> None:
+        if self._runner.is_running(failover):
+            return
+        jobs = begin(failover, kind)
+        failover.record = replace(failover.record, jobs=jobs)
+        self._runner.start(failover, self._steps(failover, kind))
+
+    def _steps(self, failover: Failover, kind: Step) -> list[tuple[str, Act]]:
+        def step(act: Callable[[Failover], Awaitable[None]]) -> Act:
+            return partial(act, failover)
+
+        take = [("copies", step(self._failovers.make_copies)), ("taken", step(self._take)),
+                ("machine", step(self._start_machine)), ("over", step(self._over))]  # fmt: skip
+        if kind is Step.START:
+            ask = [("asked", step(self._asking.ask)), ("released", step(self._asking.wait))]
+            return [*(ask if failover.record.kind is Kind.PLANNED else []), *take]
+        if kind is Step.CHANGE_POINT:
+            return [("ended", step(self._end)), *take]
+        if kind is Step.ROLLBACK:
+            return [("ended", step(self._end)), ("returned", step(self._give_back)),
+                    ("removed", step(self._failovers.remove))]  # fmt: skip
+        if kind is Step.REPROTECT:
+            return [("resumed", step(self._replicate)), ("shipped", step(self._wait_shipped))]
+        raise StateError(f"failover {failover.record.name}: {kind} has no steps")
+
+    async def _take(self, failover: Failover) -> None:
+        self._make_disks(failover)
+        for member in failover.record.members:
+            record = await self._site.vault.disk(member.disk_id)
+            await failover.taken[member.disk_id].take(self._fork(failover.record, member, record))
+
+    def _fork(self, record: FailoverRecord, member: Member, disk: DiskRecord) -> Fork:
+        before, own = disk.moved, record.id
+        source, generation = disk.owner, disk.generation
+        if before is not None and before.id == own:
+            source, generation = before.source, before.generation
+        if source is None:
+            source = Owner(disk.site, "", "", disk.created)
+        moved = Moved(own, member.token, str(record.kind), str(State.FAILED_OVER), self._site.name,
+                      now_text(), generation, source)  # fmt: skip
+        return Fork(member.generation, member.epoch, member.current, moved)
+
+    async def _start_machine(self, failover: Failover) -> None:
+        machine = failover.machine
+        if machine is None or await machine.state() != "down":
+            return
+        await self._failovers.start_machine(failover, self._networks)
+
+    async def _over(self, failover: Failover) -> None:
+        await self._failovers.write(failover, state=State.FAILED_OVER)
+        hook("failover.over")
+        if failover.record.rollback_ns:
+            self._nursery.start_soon(self._roll_back_later, failover)
+
+    async def _end(self, failover: Failover) -> None:
+        if failover.machine is not None:
+            await failover.machine.end()
+        await self._failovers.check_unused(failover)
+        await self._failovers.discard_copies(failover)
+        await self._forget(failover)
+
+    async def _forget(self, failover: Failover) -> None:
+        """Remove what is known of the disks here, also what an earlier run has left."""
+        for member in failover.record.members:
+            if self._site.state.disk(member.disk_id).directory.exists():
+                await trio.to_thread.run_sync(self._site.state.remove_disk, member.disk_id)
+
+    async def _remove(self, failover: Failover) -> None:
+        await self._forget(failover)
+        await self._failovers.remove(failover)
+
+    async def _give_back(self, failover: Failover) -> None:
+        vault = self._site.vault
+        for member in failover.record.members:
+            try:
+                await withdraw(vault, member.disk_id, failover.record.id)
+                record = await give_back(vault, member.disk_id, failover.record.id, vault.log)
+            except NotFoundError:
+                continue
+            if record.owner is not None:
+                await vault.touch_site(record.owner.site, record.owner.writer)
+
+    async def _replicate(self, failover: Failover) -> None:
+        for disk in failover.taken.values():
+            if disk.disk is None:
+                raise StateError(f"disk {disk.member.disk}: is not started yet: its vault is away")
+            await disk.disk.replicator.resume()
+            disk.disk.health.shown_as = None
+            disk.disk.replicator.touched()
+
+    async def _wait_shipped(self, failover: Failover) -> None:
+        for disk in failover.taken.values():
+            if disk.disk is None:
+                raise StateError(f"disk {disk.member.disk}: is not started yet: its vault is away")
+            await disk.disk.replicator.seal_if_changed()
+            await disk.disk.replicator.wait_shipped()
+        await self._tell(failover, State.FAILBACK_READY)
+        await self._failovers.write(failover, state=State.FAILBACK_READY)
+        hook("failover.protected")
+
+    async def _tell(self, failover: Failover, state: State) -> None:
+        for member in failover.record.members:
+            await note_move(self._site.vault, member.disk_id, failover.record.id, str(state))
+
+    # ---- checks --------------------------------------------------------------------------
+
+    async def _check_idle(self, failover: Failover) -> None:
+        """Check that its machine can be ended, and nothing else uses the copies."""
+        self._check_no_job(failover)
+        if failover.machine is None or await failover.machine.state() == "down":
+            await self._failovers.check_unused(failover)
+
+    def _check_no_job(self, failover: Failover) -> None:
+        if self._runner.is_running(failover):
+            raise StateError(
+                f"failover {failover.record.name}: {failover.job.kind if failover.job else 'a job'}"
+                " is under way", hint=f"vdiskfs failover show {failover.record.name}",
+            )  # fmt: skip
+
+
+def _with_tokens(members: Sequence[Member], records: Sequence[DiskRecord]) -> tuple[Member, ...]:
+    """Return the members with a number of their own each, for the step that takes the disk."""
+    current = {record.id: record.generation for record in records}
+    return tuple(
+        replace(one, token=secrets.token_hex(16), current=current[one.disk_id]) for one in members
+    )

@@ -1,0 +1,118 @@
+"""What the control socket offers of failovers: `failoverapi.Failovers`, over a running mount."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vdiskfs.failover import (
+    Drills,
+    FailoverRecord,
+    Failovers,
+    Kind,
+    Relocations,
+    failover_document,
+    job_document,
+    record_document,
+)
+
+Document = Mapping[str, object]
+
+
+class FailoverControl:
+    """The failovers of one mount, as scripts see them."""
+
+    def __init__(
+        self, failovers: Failovers, drills: Drills, relocations: Relocations, shown_in: Path,
+        changed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Put the parts together; ``changed`` is called when the vault says something new."""
+        self._failovers = failovers
+        self._drills = drills
+        self._relocations = relocations
+        self._shown_in = shown_in
+        self._changed = changed
+
+    async def all(self) -> Document:
+        """Return all failovers of this mount, the oldest first."""
+        rows = [await failover_document(one, self._shown_in) for one in self._failovers.all()]
+        return {"failovers": rows}
+
+    async def one(self, name: str) -> Document:
+        """Return one failover."""
+        return await failover_document(self._failovers.find(name), self._shown_in)
+
+    async def jobs(self) -> Document:
+        """Return the jobs of all failovers, the oldest failover first."""
+        return {
+            "jobs": [
+                job_document(one.record, job, one.says if job is one.job else None)
+                for one in self._failovers.all()
+                for job in one.record.jobs
+            ]
+        }
+
+    async def test(
+        self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
+    ) -> Document:
+        """Make a writable copy of a point, for tests."""
+        spec = point_spec(point)
+        if dry_run:
+            return _dry(await self._drills.plan_test(disk, spec, name, vm=vm))
+        failover = await self._drills.test(disk, spec, name, vm=vm)
+        return await failover_document(failover, self._shown_in)
+
+    async def start(
+        self, disk: str, point: str, name: str | None, *, planned: bool, vm: bool,
+        rollback_s: float, dry_run: bool,
+    ) -> Document:  # fmt: skip
+        """Fail over for good; on return that is under way."""
+        kind, spec = Kind.PLANNED if planned else Kind.UNPLANNED, point_spec(point)
+        if dry_run:
+            return _dry(await self._relocations.plan_start(disk, kind, spec, name, vm=vm))
+        failover = await self._relocations.start(
+            disk, kind, spec, name, vm=vm, rollback_s=rollback_s
+        )
+        self._changed()
+        return await failover_document(failover, self._shown_in)
+
+    async def change_point(self, name: str, point: str, *, dry_run: bool) -> Document:
+        """Begin anew at another point; on return that is under way."""
+        record = await self._relocations.change_point(name, point_spec(point), dry_run=dry_run)
+        return await self._told(record, dry_run=dry_run)
+
+    async def commit(self, name: str, *, dry_run: bool) -> Document:
+        """Make a failover final."""
+        return await self._told(await self._relocations.commit(name, dry_run=dry_run),
+                                dry_run=dry_run)  # fmt: skip
+
+    async def roll_back(self, name: str, *, dry_run: bool) -> Document:
+        """Give the disks back; on return that is under way."""
+        return await self._told(await self._relocations.roll_back(name, dry_run=dry_run),
+                                dry_run=dry_run)  # fmt: skip
+
+    async def reprotect(self, disk: str, *, dry_run: bool) -> Document:
+        """Replicate from here; on return that is under way."""
+        return await self._told(await self._relocations.reprotect(disk, dry_run=dry_run),
+                                dry_run=dry_run)  # fmt: skip
+
+    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
+        """Throw a failover away."""
+        if dry_run:
+            return _dry(await self._drills.plan_cleanup(name))
+        return record_document(await self._drills.cleanup(name, notes))
+
+    async def _told(self, record: FailoverRecord, *, dry_run: bool) -> Document:
+        if dry_run:
+            return _dry(record)
+        self._changed()
+        return await failover_document(self._failovers.find(record.name), self._shown_in)
+
+
+def _dry(record: FailoverRecord) -> Document:
+    return {**record_document(record), "dry_run": True}
+
+
+def point_spec(point: str) -> str | int:
+    """Return what names a point: an epoch, or a time and the like."""
+    return int(point) if point.isdigit() else point
