@@ -24,7 +24,7 @@ from vdiskfs.units import parse_size
 from vdiskfs.window import Window
 
 GIB = 1 << 30
-WHEN_DISPLACED = ("read-only", "keep")
+WHEN_DISPLACED = ("read-only", "stop-machine", "keep")
 # The name of an interface has at most 15 bytes.
 _ATTACHMENT = re.compile(r"none|user|(bridge|tap):[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -51,6 +51,8 @@ class MachinesConfig:
     networks: Mapping[str, str] = field(default_factory=dict)
     qemu: str = "qemu-system-x86_64"
     qemu_arguments: tuple[str, ...] = ()
+    stop_command: tuple[str, ...] = ()
+    shutdown_s: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -414,6 +416,8 @@ _MACHINES_KEYS: dict[str, Callable[[Any], Any]] = {
     "networks": _networks,
     "qemu": _text,
     "qemu_arguments": _words,
+    "stop_command": _words,
+    "shutdown_s": _number(1, 86400),
 }
 
 _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {

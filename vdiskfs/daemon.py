@@ -42,11 +42,11 @@ from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
 from vdiskfs.failover import Drills, Failovers, Relocations
 from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.fdstore import FdStore, take_descriptors
+from vdiskfs.handovers import Handovers
 from vdiskfs.health import State
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
 from vdiskfs.liveness import Liveness
-from vdiskfs.machines import Mapped
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
 from vdiskfs.ready import Ready, describe_failure, report_failure
@@ -54,6 +54,7 @@ from vdiskfs.registry import remove_entry
 from vdiskfs.replicator import Pace, Replicator
 from vdiskfs.serving import Serving, begin_process, keep_running, leave, wait_mounted
 from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint
+from vdiskfs.stopping import MachineStopper
 from vdiskfs.store import open_store
 from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
 from vdiskfs.tree import Handover, Namespace, Nodes, open_source
@@ -207,12 +208,16 @@ class Daemon:
         """Go on with the failovers that an earlier run left."""
         await failovers.load()
         drills = Drills(failovers)
-        networks = Mapped(self._settings.options.machines.networks)
-        relocations = Relocations(failovers, site, protection, nursery, networks)
+        host, mountpoint = self._settings.options.machines, Path(self._settings.mountpoint)
+        relocations = Relocations(failovers, site, protection, nursery, host)
         relocations.resume()
         drills.resume()
-        shown_in = Path(self._settings.mountpoint) / "failovers"
-        return FailoverControl(failovers, drills, relocations, shown_in, browser.forget_records)
+        stopper = MachineStopper(host, site.state.path)
+        handovers = Handovers(site, protection, relocations, stopper, mountpoint)
+        protection.stop_machine = handovers.stop_machine
+        nursery.start_soon(keep_running, "handing disks over", handovers.run)
+        changed = browser.forget_records
+        return FailoverControl(failovers, drills, relocations, mountpoint / "failovers", changed)
 
     @property
     def _is_over(self) -> bool:

@@ -65,6 +65,10 @@ class DiskFile(Protocol):
     def path(self) -> str:
         """Its name for people: below ``disks/``, or the copy's."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a program has it open, as far as this daemon knows."""
+
     def identity(self) -> native.FileIdentity:
         """Return which file it is, its size and its times."""
 

@@ -15,6 +15,7 @@ import trio
 
 from vdiskfs.catalog import DiskLog, DiskRecord, IndexCache, Vault
 from vdiskfs.catalog.owners import Claim, claim
+from vdiskfs.catalog.records import Handover
 from vdiskfs.crash import hook
 from vdiskfs.image import ChainEnd
 from vdiskfs.ownernote import Displaced, Note, place_of, write_note
@@ -29,6 +30,8 @@ class LineClaims:
         """Prepare; ``directory`` is the disk's."""
         self.name = name
         self.displaced: Displaced | None = None
+        self.asked: Handover | None = None
+        """Who asks for the disk, as it was seen last."""
         self._vault = vault
         self._disk_id = disk_id
         self._directory = directory

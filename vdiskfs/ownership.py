@@ -104,6 +104,7 @@ class DiskLine(LineClaims):
         survived = how.last_end is LastEnd.DAEMON_DIED and not self.moved
         record = await self._record(last, how)
         owner = record.owner
+        self.asked = record.handover
         if how.fork is not None and not is_forked(record, how.fork):
             return await self._fork(record, last, how.fork)
         if note.handed and not how.force and self._is_away(record):
@@ -291,6 +292,7 @@ class DiskLine(LineClaims):
         async with self._turn:
             record = await self._vault.disk(self._disk_id)
             mine = self._is_mine(record)
+            self.asked = record.handover if mine else None
             if self._note.handed and self._is_away(record):
                 if not mine and self.displaced is None:
                     self._tell_handed(record)
@@ -356,7 +358,7 @@ class DiskLine(LineClaims):
             ConflictError: the disk was taken over meanwhile.
         """
         async with self._turn:
-            if self.displaced is not None:
+            if self.displaced is not None and self.displaced.branch:
                 raise ConflictError(f"disk {self.name}: {self.displaced}")
             await self._write(handed=handover)
             hook("handover.noted")

@@ -13,7 +13,7 @@ import errno
 import fnmatch
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
@@ -56,9 +56,11 @@ class Protection:
         self._starting: set[SourceFile] = set()
         self._retiring: set[ProtectedDisk] = set()
         self._by_cookie: dict[int, ProtectedDisk] = {}
-        self._adopted: set[ProtectedDisk] = set()
+        self.adopted: set[ProtectedDisk] = set()
+        """Those that others start and stop."""
         self._force = self._accept = False
         self.closing = False
+        self.stop_machine: Callable[[ProtectedDisk, str], Awaitable[None]] = _nothing_to_stop
 
     # ---- look-ups ----------------------------------------------------------------------
 
@@ -67,7 +69,7 @@ class Protection:
         return sorted((disk for disk in self._all() if disk.started), key=lambda disk: disk.name)
 
     def _all(self) -> list[ProtectedDisk]:
-        return [*self._disks.values(), *self._adopted]
+        return [*self._disks.values(), *self.adopted]
 
     def find(self, name: str) -> ProtectedDisk:
         """Return a disk by its name, its id, or its file's path in the source.
@@ -102,14 +104,14 @@ class Protection:
 
     def adopt(self, disk: ProtectedDisk) -> None:
         """Count a disk in that others start and stop: a failover's."""
-        self._adopted.add(disk)
+        self.adopted.add(disk)
         self._by_cookie[disk.image.cookie] = disk
         disk.on_displaced = self._later_read_only
         disk.on_returned = _writable_again
 
     def release(self, disk: ProtectedDisk) -> None:
         """Count a disk of `adopt` no more."""
-        self._adopted.discard(disk)
+        self.adopted.discard(disk)
         self._by_cookie.pop(disk.image.cookie, None)
 
     # ---- start and end -------------------------------------------------------------------
@@ -274,9 +276,20 @@ class Protection:
         return disk
 
     def _later_read_only(self, disk: ProtectedDisk) -> None:
-        if self._site.when_displaced == "read-only" or disk.line.handed:
+        if self._site.when_displaced == "stop-machine" and not disk.line.handed:
+            self._nursery.start_soon(self._stop_machine, disk)
+        elif self._site.when_displaced == "read-only" or disk.line.handed:
             disk.refuse_writes(True)
             log.error("disk %s: takes no more writes", disk.name)
+
+    async def _stop_machine(self, disk: ProtectedDisk) -> None:
+        """Stop what writes to a displaced disk; what it wrote until then is in the branch."""
+        try:
+            await self.stop_machine(disk, "displaced")
+        except (VdiskfsError, OSError) as error:
+            log.error("%s", error)
+        disk.refuse_writes(True)
+        log.error("disk %s: takes no more writes", disk.name)
 
     def _writable_image(self, file: SourceFile) -> native.Image:
         """Return the image that guests have open already, if it can be written, or a new one."""
@@ -349,7 +362,7 @@ class Protection:
     async def unprotect(self, name: str) -> ProtectedDisk:
         """End protection. What is captured is shipped first; the history stays."""
         disk = self.find(name)
-        if disk in self._adopted:
+        if disk in self.adopted:
             raise StateError(
                 f"disk {disk.name}: is a failover's: {disk.file.path}", hint="vdiskfs failover list"
             )
@@ -482,6 +495,10 @@ class Protection:
 def _source_file(disk: ProtectedDisk) -> SourceFile:
     assert isinstance(disk.file, SourceFile)
     return disk.file
+
+
+async def _nothing_to_stop(disk: ProtectedDisk, _: str) -> None:
+    log.debug("disk %s: no machine of it is known", disk.name)
 
 
 def _writable_again(disk: ProtectedDisk) -> None:

@@ -171,3 +171,49 @@ def test_what_is_not_to_be_is_refused(sites: Sites) -> None:
         away, "failover", "cleanup", name
     )
     assert "is a failover's" in refused(away, "disk", "unprotect", DISK)
+
+
+def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites: Sites) -> None:
+    home, away = sites.home, sites.away
+    live = home.image(DISK)
+    with live.open("r+b", buffering=0) as user:
+        document = sites.start("--no-wait")
+        name = document["name"]
+        assert document["kind"] == "planned"
+
+        def waits_for() -> str:
+            return away.json("failover", "show", name)["job"]["waits_for"] or ""
+
+        away.wait("it says who uses it", lambda: f"(pid {os.getpid()})" in waits_for())
+        # Nobody is kept from writing meanwhile.
+        user.write(b"the last word")
+        os.fsync(user.fileno())
+        # It can be called off, and asked for again.
+        away.json("failover", "rollback", name)
+        assert away.json("failover", "list")["failovers"] == []
+        user.write(b", and more")
+        home.wait("home goes on", lambda: vault_record(sites)["handover"] is None)
+        name = sites.start("--no-wait")["name"]
+        away.wait("it says who uses it", lambda: f"(pid {os.getpid()})" in waits_for())
+        user.write(b", and the very last")
+    document = sites.start()  # the same command goes on with it
+    assert (document["name"], document["state"]) == (name, "FailedOver")
+    assert sites.copy.read_bytes() == live.read_bytes()
+    assert sites.copy.read_bytes().startswith(b"the last word, and more, and the very last")
+    assert home.disk(DISK)["state"] == "HandedOver"
+    assert refuses_writes(live)
+    assert vault_record(sites)["branches"] == {}
+    # After a restart, of whatever kind, home still knows that it has let go.
+    for end in (home.kill_daemon, home.umount):
+        end()
+        if end == home.umount:
+            home.mount()
+        home.wait("home knows", lambda: home.disk(DISK)["state"] == "HandedOver")
+        assert refuses_writes(live)
+        assert vault_record(sites)["branches"] == {}
+    away.json("failover", "rollback", name)
+    home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+    write_at(live, 0, b"home again")
+    home.wait_shipped(DISK)
+    assert home.point(DISK).read_bytes() == live.read_bytes()
+    assert vault_record(sites)["branches"] == {}

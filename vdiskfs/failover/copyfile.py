@@ -17,6 +17,11 @@ class CopyFile:
         self._copy = copy
         self.path = path
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a program has it open."""
+        return self._copy.users > 0
+
     def identity(self) -> native.FileIdentity:
         """Return which file it is, its size and its times."""
         return native.file_identity(self._copy.fd)

@@ -20,6 +20,7 @@ from vdiskfs.catalog import DiskLog, DiskRecord, Owner
 from vdiskfs.catalog.moves import Fork, give_back, note_move, withdraw
 from vdiskfs.catalog.records import Moved
 from vdiskfs.catalog.vault import now_text
+from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
 from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
@@ -46,7 +47,7 @@ class Relocations:
 
     def __init__(
         self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery,
-        networks: Mapped,
+        host: MachinesConfig,
     ) -> None:  # fmt: skip
         """Prepare.
 
@@ -55,13 +56,14 @@ class Relocations:
             site: the mount's.
             protection: counts in what is taken.
             nursery: where jobs run, and disks are replicated.
-            networks: what the machines' networks are on this host.
+            host: what machines may use of this host.
         """
         self._failovers = failovers
         self._site = site
         self._protection = protection
         self._nursery = nursery
-        self._networks = networks
+        self._networks = Mapped(host.networks)
+        self._shutdown_s = host.shutdown_s
         self._runner = Runner(failovers, nursery)
         self._asking = Asking(failovers, site)
 
@@ -347,6 +349,45 @@ class Relocations:
                 return failover
         raise StateError(f"disk {disk}: is not failed over to this site",
                          hint="vdiskfs failover list")  # fmt: skip
+
+    # ---- OwnMachines: another site asks for a disk -----------------------------------------
+
+    def _having(self, disk_id: str) -> Failover | None:
+        for failover in self._failovers.all():
+            if disk_id in failover.taken:
+                return failover
+        return None
+
+    def check_may_go(self, disk_id: str) -> None:
+        """Raise StateError if a failover that has the disk does not replicate it."""
+        failover = self._having(disk_id)
+        if failover is not None:
+            after(failover.record.name, failover.record.state, Step.HANDOVER)
+
+    async def stop_for(self, disk_id: str) -> bool:
+        """Stop the machine of a failover that has the disk; False: no failover has it.
+
+        A guest that does not turn itself off in time is turned off: what it had synced is there.
+        """
+        failover = self._having(disk_id)
+        if failover is None:
+            return False
+        machine = failover.machine
+        if machine is not None and not await machine.shut_down(self._shutdown_s):
+            log.error("failover %s: machine %s did not turn itself off within %.0f s: it is ended",
+                      failover.record.name, machine.machine.name, self._shutdown_s)  # fmt: skip
+            await machine.end()
+        return True
+
+    async def handed(self, disk_id: str) -> None:
+        """The disk was released: with the last one the failover has ended."""
+        failover = self._having(disk_id)
+        if failover is None:
+            return
+        disks = [one.disk for one in failover.taken.values()]
+        if all(disk is not None and disk.line.handed for disk in disks):
+            await self._failovers.write(failover, state=State.HANDED_OVER)
+            hook("failover.handed")
 
     # ---- steps ---------------------------------------------------------------------------
 

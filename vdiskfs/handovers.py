@@ -1,0 +1,196 @@
+"""The owner's side of a handover: another site asks for a disk, and this one lets it go.
+
+In this order: the machine is stopped, nobody has the image open, it takes no more writes, all
+that was ever written is sealed and stored, the line is ended by a fence, and only then is the
+disk said to be released: nothing is lost. Each step can be done again; what cannot be done is
+said in the request, and the disk goes on as before. vdiskfs-format(5), "Moves".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import trio
+
+from vdiskfs.catalog.moves import ASKED, REFUSED, RELEASED, STOPPING, answer
+from vdiskfs.catalog.records import Handover
+from vdiskfs.crash import hook
+from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.errors import ConflictError, StateError, VaultUnreachableError, VdiskfsError
+from vdiskfs.protection import Protection
+from vdiskfs.state import users_of
+from vdiskfs.stopping import MachineStopper
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOOK_S = 0.5
+"""Seconds between two looks at who uses a disk that is to be let go."""
+
+AGAIN_S = 2.0
+"""Seconds between tries while the vault is away."""
+
+
+class OwnMachines(Protocol):
+    """The machines that failovers run here."""
+
+    async def stop_for(self, disk_id: str) -> bool:
+        """Stop the machine of a failover that has the disk; False: no failover has it."""
+
+    async def handed(self, disk_id: str) -> None:
+        """The disk of a failover was released: it goes home."""
+
+    def check_may_go(self, disk_id: str) -> None:
+        """Raise StateError if a failover that has the disk is not replicated."""
+
+
+class Handovers:
+    """Answers requests while its `run` runs. Trio thread only."""
+
+    def __init__(
+        self, site: Site, protection: Protection, machines: OwnMachines, stopper: MachineStopper,
+        mountpoint: Path,
+    ) -> None:  # fmt: skip
+        """Prepare."""
+        self._site = site
+        self._protection = protection
+        self._machines = machines
+        self._stopper = stopper
+        self._mountpoint = mountpoint
+        self._under_way: set[str] = set()
+
+    async def run(self) -> None:
+        """Look for requests, and carry them out, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                for disk in self._protection.disks():
+                    asked = disk.line.asked
+                    if asked is not None and self._is_for_us(disk, asked):
+                        self._under_way.add(disk.disk_id)
+                        nursery.start_soon(self._hand_over, disk, asked)
+                await trio.sleep(LOOK_S)
+
+    def _is_for_us(self, disk: ProtectedDisk, asked: Handover) -> bool:
+        mine = disk.line.displaced is None or disk.line.handed
+        return (
+            mine and asked.step in (ASKED, STOPPING) and disk.disk_id not in self._under_way
+            and asked.writer != self._site.state.writer_id
+        )  # fmt: skip
+
+    async def _hand_over(self, disk: ProtectedDisk, asked: Handover) -> None:
+        try:
+            log.warning("disk %s: site %s asks for it", disk.name, asked.site)
+            await self._let_go(disk, asked)
+        except ConflictError as error:
+            log.warning("disk %s: is kept: %s", disk.name, error)
+            await self._keep(disk)
+        except (VdiskfsError, OSError) as error:
+            log.error("disk %s: cannot be handed over: %s", disk.name, error)
+            await self._keep(disk)
+            await self._tell(disk, asked, REFUSED, str(error))
+        finally:
+            # Looked at anew by the next heartbeat that has a reason to.
+            disk.line.asked = None
+            self._under_way.discard(disk.disk_id)
+
+    async def _let_go(self, disk: ProtectedDisk, asked: Handover) -> None:
+        self._machines.check_may_go(disk.disk_id)
+        if not disk.line.handed:
+            disk.replicator.check_not_paused()
+            await self._tell(disk, asked, STOPPING, "stops what runs on it")
+            await self.stop_machine(disk, "handover")
+            await self._wait_unused(disk, asked)
+            hook("handover.unused")
+            await self._ship(disk, asked)
+        await self._patiently(lambda: disk.line.release(asked.id))
+        hook("handover.fenced")
+        await self._machines.handed(disk.disk_id)
+        await self._tell(disk, asked, RELEASED, "")
+        disk.health.displaced(f"handed over to site {asked.site} since {asked.asked}", handed=True)
+        log.warning("disk %s: handed over to site %s", disk.name, asked.site)
+
+    async def stop_machine(self, disk: ProtectedDisk, reason: str) -> None:
+        """Stop the machine on a disk: a failover's, or the host's own as it has set.
+
+        Args:
+            disk: one of this mount.
+            reason: ``handover`` or ``displaced``.
+
+        Raises:
+            VdiskfsError: it cannot be stopped.
+        """
+        if not await self._machines.stop_for(disk.disk_id):
+            await self._stopper.stop(disk.name, str(self._shown(disk)), reason)
+
+    def _shown(self, disk: ProtectedDisk) -> Path:
+        """Return the path of the disk's image in the mount."""
+        path = disk.file.path
+        inside = path.startswith("failovers/") and disk in self._protection.adopted
+        return self._mountpoint / path if inside else self._mountpoint / "disks" / path
+
+    async def _wait_unused(self, disk: ProtectedDisk, asked: Handover) -> None:
+        """Wait until no program has the image open, and let none open it to write."""
+        said = ""
+        while True:
+            who = await self._users(disk)
+            if not who:
+                disk.refuse_writes(True)
+                if not (who := await self._users(disk)):
+                    return
+                disk.refuse_writes(False)
+            if who != said:
+                said = who
+                await self._tell(disk, asked, STOPPING, f"waits for {who}")
+            await trio.sleep(LOOK_S)
+            record = await self._patiently(lambda: self._site.vault.disk(disk.disk_id))
+            if record.handover is None or record.handover.id != asked.id:
+                raise ConflictError(f"disk {disk.name}: the request was withdrawn")
+
+    async def _users(self, disk: ProtectedDisk) -> str:
+        """Say who has the image open; empty: nobody."""
+        users = await trio.to_thread.run_sync(users_of, str(self._shown(disk)))
+        if users:
+            return ", ".join(str(one) for one in users[:3])
+        return "a program that has it open" if disk.file.is_open else ""
+
+    async def _ship(self, disk: ProtectedDisk, asked: Handover) -> None:
+        """Have all stored that was ever written."""
+        replicator = disk.replicator
+        for _ in range(10):
+            if replicator.suspects.needed:
+                raise StateError(
+                    f"disk {disk.name}: is to be resynchronized: {replicator.suspects.reason}",
+                    hint="let that finish: vdiskfs disk resync --now",
+                )
+            waits = f"ships the last {replicator.dirty_bytes() + replicator.spooled_bytes} bytes"
+            await self._tell(disk, asked, STOPPING, waits)
+            await replicator.seal_if_changed()
+            await replicator.wait_shipped()
+            if not replicator.live.counts().changed:
+                return
+        raise StateError(f"disk {disk.name}: is still being written to")
+
+    async def _keep(self, disk: ProtectedDisk) -> None:
+        """Go on as before."""
+        try:
+            await disk.line.keep()
+        except (VdiskfsError, OSError) as error:
+            log.error("disk %s: %s", disk.name, error)
+            return
+        if disk.line.displaced is None:
+            disk.refuse_writes(False)
+
+    async def _tell(self, disk: ProtectedDisk, asked: Handover, step: str, said: str) -> None:
+        await self._patiently(lambda: answer(self._site.vault, disk.disk_id, asked.id, step, said))
+
+    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await act()
+            except VaultUnreachableError as error:
+                log.info("a handover waits for the vault: %s", error)
+                await trio.sleep(max(AGAIN_S, error.retry_after_s or 0.0))
