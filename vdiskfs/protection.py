@@ -9,27 +9,21 @@ the vault in the name of a guest: what needs the vault runs in tasks.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fnmatch
 import logging
-import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePath
 
 import trio
 
 from vdiskfs import enrolment, native
-from vdiskfs.catalog import DiskLog
-from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.disk import ProtectedDisk
+from vdiskfs.diskfiles import DiskFiles, source_file, writable_again
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.image import end_image
 from vdiskfs.ownernote import Start
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
-from vdiskfs.tree import Access, Disks, SourceFile
-from vdiskfs.untracked import UntrackedImages
+from vdiskfs.tree import Disks, SourceFile
 
 log = logging.getLogger(__name__)
 
@@ -39,75 +33,15 @@ TAKE_UP_S = 5.0
 """Seconds between two tries to take a disk up of which guests go on already."""
 
 
-class Protection:
+class Protection(DiskFiles):
     """All disks of a mount. Trio thread only."""
-
-    def __init__(self, site: Site, patterns: Iterable[str], nursery: trio.Nursery) -> None:
-        """Prepare; `start` finds the disks."""
-        self._site = site
-        self._patterns = tuple(patterns)
-        self._nursery = nursery
-        self._files: Disks | None = None
-        self._disks: dict[SourceFile, ProtectedDisk] = {}
-        self._plain = UntrackedImages(site.core, site.next_cookie)
-        self._locks: dict[SourceFile, ImageLock] = {}
-        self._early: dict[SourceFile, tuple[native.Image, DiskRecord]] = {}
-        self._fresh: set[SourceFile] = set()
-        self._starting: set[SourceFile] = set()
-        self._retiring: set[ProtectedDisk] = set()
-        self._by_cookie: dict[int, ProtectedDisk] = {}
-        self.adopted: set[ProtectedDisk] = set()
-        """Those that others start and stop."""
-        self._force = self._accept = False
-        self.closing = False
-        self.stop_machine: Callable[[ProtectedDisk, str], Awaitable[None]] = _nothing_to_stop
-
-    # ---- look-ups ----------------------------------------------------------------------
-
-    def disks(self) -> list[ProtectedDisk]:
-        """Return the protected disks by name."""
-        return sorted((disk for disk in self._all() if disk.started), key=lambda disk: disk.name)
-
-    def _all(self) -> list[ProtectedDisk]:
-        return [*self._disks.values(), *self.adopted]
-
-    def find(self, name: str) -> ProtectedDisk:
-        """Return a disk by its name, its id, or its file's path in the source.
-
-        Raises:
-            NotFoundError: it is not protected here.
-        """
-        for disk in self.disks():
-            if name in (disk.name, disk.disk_id, disk.file.path):
-                return disk
-        raise NotFoundError(f"no disk {name} is protected here", hint="vdiskfs disk list")
-
-    def by_cookie(self, cookie: int) -> ProtectedDisk | None:
-        """Return the disk of a native image."""
-        return self._by_cookie.get(cookie)
-
-    def logs(self) -> Mapping[str, DiskLog]:
-        """Return the points of the disks written here, by name."""
-        return {disk.title: disk.points for disk in self.disks() if not disk.line.handed}
-
-    def access(self, name: str) -> Access | None:
-        """Return who may read a disk's file; None: it is not here."""
-        for disk in self._all():
-            if disk.name == name or name.startswith(f"{disk.name}@"):
-                return disk.file.access()
-        return None
-
-    def matches(self, path: str) -> bool:
-        """Say whether the name of a file is one that is protected by itself."""
-        name = PurePath(path).name
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns)
 
     def adopt(self, disk: ProtectedDisk) -> None:
         """Count a disk in that others start and stop: a failover's."""
         self.adopted.add(disk)
         self._by_cookie[disk.image.cookie] = disk
         disk.on_displaced = self._later_read_only
-        disk.on_returned = _writable_again
+        disk.on_returned = writable_again
 
     def release(self, disk: ProtectedDisk) -> None:
         """Count a disk of `adopt` no more."""
@@ -128,6 +62,9 @@ class Protection:
         for file in [*files.scan(lambda path: path in known or self.matches(path)),
                      *files.unnamed()]:  # fmt: skip
             record = find_record(records, file.identity(), file.path)
+            if record is not None and self._is_parked(record):
+                self._hold_parked(record.disk_id, file)
+                continue
             if record is None or file in self._early or not self._was_tracked(record):
                 file.drop()
                 continue
@@ -136,6 +73,9 @@ class Protection:
             except (VdiskfsError, OSError) as error:
                 log.error("disk %s: cannot be tracked yet: %s", record.name, error)
                 file.drop()
+
+    def _is_parked(self, record: DiskRecord) -> bool:
+        return self._site.state.disk(record.disk_id).parked.exists()
 
     def _was_tracked(self, record: DiskRecord) -> bool:
         """Say whether the predecessor had started the disk: else its bitmaps say too little."""
@@ -181,9 +121,14 @@ class Protection:
                 record = find_record(records, file.identity(), file.path)
                 ended = enrolment.unprotected(records, file) is not None
                 # Of a file that is open and has no name only what was a disk is one.
-                if record is not None or (protect and not ended and wanted(file.path)):
+                if record is not None and self._is_parked(record):
+                    if record.disk_id in self._parked:
+                        file.drop()
+                    else:
+                        self._hold_parked(record.disk_id, file)
+                elif record is not None or (protect and not ended and wanted(file.path)):
                     take_up = self._take_up if patient else self._protect
-                    await take_up(file, record, self._site.state.last_end)
+                    await take_up(file, record, self._how(self._site.state.last_end))
                 else:
                     file.drop()
 
@@ -199,16 +144,21 @@ class Protection:
                     nursery.start_soon(take, file)
         self._force = self._accept = False
 
+    def _how(self, last_end: LastEnd) -> Start:
+        return Start(last_end, self._force, self._accept)
+
     async def _take_up(
-        self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
+        self, file: SourceFile, record: DiskRecord | None, how: Start
     ) -> None:  # fmt: skip
         """Protect a held file; a disk that guests use waits for the vault, not they for it."""
         if file not in self._early and record is not None:
-            last_end = LastEnd.UNKNOWN  # guests write, and nobody has tracked them so far
+            how = replace(
+                how, last_end=LastEnd.UNKNOWN
+            )  # guests write, and nobody has tracked them so far
         while not (self.closing or file in self._disks or file in self._starting):
             file.hold()
             try:
-                await self._protect(file, record, last_end)
+                await self._protect(file, record, how)
                 break
             except VdiskfsError as error:
                 known = file in self._early
@@ -220,7 +170,7 @@ class Protection:
         file.drop()
 
     async def _protect(
-        self, file: SourceFile, record: DiskRecord | None, last_end: LastEnd
+        self, file: SourceFile, record: DiskRecord | None, how: Start
     ) -> ProtectedDisk:
         """Start a disk over a held file; the hold becomes the disk's."""
         if file in self._disks or file in self._starting:
@@ -229,13 +179,13 @@ class Protection:
         self._starting.add(file)
         try:
             lock = self._locks.pop(file, None) or await enrolment.lock_image(
-                self._site, file, record, force=self._force
+                self._site, file, record, force=how.force
             )
             try:
                 if record is None:
-                    record = await enrolment.enroll(self._site, file, force=self._force)
-                    last_end = LastEnd.NONE
-                disk = await self._start_disk(file, record, last_end)
+                    record = await enrolment.enroll(self._site, file, force=how.force)
+                    how = replace(how, last_end=LastEnd.NONE)
+                disk = await self._start_disk(file, record, how)
             except BaseException:
                 if file in self._early:
                     self._locks[file] = lock
@@ -259,17 +209,15 @@ class Protection:
             self._nursery.start_soon(self._tell_name, disk, file.path)
         return disk
 
-    async def _start_disk(
-        self, file: SourceFile, record: DiskRecord, last_end: LastEnd
-    ) -> ProtectedDisk:
+    async def _start_disk(self, file: SourceFile, record: DiskRecord, how: Start) -> ProtectedDisk:
         image = self._writable_image(file)
         disk = ProtectedDisk(self._site, file, record, image, image.track)
         self._disks[file] = disk
         self._by_cookie[image.cookie] = disk
         disk.on_displaced = self._later_read_only
-        disk.on_returned = _writable_again
+        disk.on_returned = writable_again
         try:
-            await disk.start(Start(last_end, self._force, self._accept))
+            await disk.start(how)
         except BaseException:
             self._forget(disk)
             raise
@@ -296,10 +244,11 @@ class Protection:
         early = self._early.get(file)
         if early is not None:
             return early[0]
+        self._plain.refused.discard(file)  # where it was parked: what it holds is known now
         return self._plain.take_writable(file) or self._plain.open(file, writable=True)
 
     def _forget(self, disk: ProtectedDisk) -> None:
-        file = _source_file(disk)
+        file = source_file(disk)
         self._disks.pop(file, None)
         self._by_cookie.pop(disk.image.cookie, None)
         if file in self._early:
@@ -318,7 +267,7 @@ class Protection:
         for disk in list(self._disks.values()):
             await disk.stop(clean=clean)
             self._forget(disk)
-            _source_file(disk).drop()
+            source_file(disk).drop()
         self._plain.close()
         for file, (image, record) in self._early.items():
             # Never taken up again: what its bitmaps say holds until the next mount.
@@ -329,6 +278,56 @@ class Protection:
                 self._site.state.write_disk(replace(record, end=stamp, file=file.path))
             file.drop()
         self._early.clear()
+        for file in self._parked.values():
+            file.drop()
+        self._parked.clear()
+
+    # ---- a disk that is brought home -------------------------------------------------------
+
+    @property
+    def files(self) -> Disks:
+        """The files of the source.
+
+        Raises:
+            StateError: this mount has none.
+        """
+        if self._files is None:
+            raise StateError("this mount has no source: no disk has its home here")
+        return self._files
+
+    async def park(self, disk: ProtectedDisk) -> SourceFile:
+        """End a disk whose image is changed from outside; nobody else writes it until `unpark`.
+
+        Note it first (`DiskPaths.parked`), so that it is so after a restart, too.
+        """
+        file = source_file(disk)
+        await disk.stop(clean=True)
+        self._forget(disk)
+        self._hold_parked(disk.disk_id, file)
+        log.info("disk %s: is brought home", disk.name)
+        return file
+
+    def parked(self, disk_id: str) -> SourceFile | None:
+        """Return the held file of a disk that is parked, or None."""
+        return self._parked.get(disk_id)
+
+    def _hold_parked(self, disk_id: str, file: SourceFile) -> None:
+        self._parked[disk_id] = file
+        self._plain.refused.add(file)
+
+    async def unpark(self, file: SourceFile, record: DiskRecord, how: Start) -> ProtectedDisk:
+        """Protect the file of a parked disk again, or one that was never protected; it is held.
+
+        Raises:
+            VdiskfsError: as `ProtectedDisk.start`; it is parked still.
+        """
+        file.hold()
+        disk = await self._protect(file, record, how)
+        if self._parked.pop(record.disk_id, None) is not None:
+            file.drop()
+        self._plain.refused.discard(file)
+        disk.image.refuse_writes(False)
+        return disk
 
     # ---- what the user asks ----------------------------------------------------------------
 
@@ -349,7 +348,7 @@ class Protection:
             raise NotFoundError(f"{path}: no such file below disks/") from error
         record = enrolment.unprotected(records, file)
         if record is None:
-            return await self._protect(file, None, LastEnd.NONE)
+            return await self._protect(file, None, Start(LastEnd.NONE))
         # The same disk goes on. What was written meanwhile is not known: nothing is trusted.
         try:
             await enrolment.tell(self._site, record.disk_id, enrolment.revived)
@@ -357,7 +356,7 @@ class Protection:
             file.drop()
             raise
         record = replace(record, retired=False)
-        return await self._protect(file, record, LastEnd.UNKNOWN)
+        return await self._protect(file, record, Start(LastEnd.UNKNOWN))
 
     async def unprotect(self, name: str) -> ProtectedDisk:
         """End protection. What is captured is shipped first; the history stays."""
@@ -402,105 +401,4 @@ class Protection:
         else:
             record = replace(disk.record, retired=True)
             await trio.to_thread.run_sync(self._site.state.write_disk, record)
-        _source_file(disk).drop()
-
-    # ---- DiskHooks -------------------------------------------------------------------------
-
-    async def image_for(self, file: SourceFile, *, writable: bool) -> native.Image:
-        """Return the disk's image, or a plain one."""
-        disk = self._disks.get(file)
-        if disk is not None:
-            if disk.refuses and writable:
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS), file.path)
-            return disk.image
-        early = self._early.get(file)
-        if early is not None:
-            return early[0]
-        return self._plain.image_for(file, writable=writable)
-
-    async def created(self, file: SourceFile) -> None:
-        """A new file: it may become a disk when it is closed."""
-        self._fresh.add(file)
-
-    async def closed_last(self, file: SourceFile) -> None:
-        """Close the plain image; make a disk of a new file that matches."""
-        self._plain.close_last(file)
-        fresh = file in self._fresh
-        self._fresh.discard(file)
-        wanted = fresh and self.matches(file.path) and file.status().st_nlink > 0
-        if wanted and not self.closing and file not in self._disks:
-            file.hold()
-            self._nursery.start_soon(self._protect_later, file)
-
-    async def _protect_later(self, file: SourceFile) -> None:
-        health_name = file.path
-        try:
-            await self._protect(file, None, LastEnd.NONE)
-        except VdiskfsError as error:
-            log.error("%s: is not protected: %s", health_name, error)
-
-    async def linked(self, file: SourceFile, path: str) -> None:
-        """One more name changes nothing."""
-
-    async def unlinked(self, file: SourceFile, path: str, *, last: bool) -> None:
-        """The disk's file is gone: retire it."""
-        await self._gone(file, last=last)
-
-    async def replaced(self, file: SourceFile, path: str, *, last: bool) -> None:
-        """Another file has the name now: the disk is retired."""
-        await self._gone(file, last=last)
-
-    async def _gone(self, file: SourceFile, *, last: bool) -> None:
-        disk = self._disks.get(file)
-        if disk is None or not last or not disk.started:
-            return
-        self._nursery.start_soon(self._retire_later, disk)
-
-    async def _retire_later(self, disk: ProtectedDisk) -> None:
-        if disk in self._retiring or self._disks.get(_source_file(disk)) is not disk:
-            return  # somebody does it, or has done it
-        try:
-            await self._retire(disk, gone=True)
-        except VdiskfsError as error:
-            log.error("disk %s: cannot be retired: %s", disk.name, error)
-
-    async def renamed(self, file: SourceFile, old_path: str, new_path: str) -> None:
-        """The disk keeps its identity; a new file may match under its new name."""
-        disk = self._disks.get(file)
-        if disk is not None:
-            disk.renamed(new_path)
-            self._nursery.start_soon(self._tell_name, disk, new_path)
-        elif self.matches(old_path) or not self.matches(new_path) or file in self._starting:
-            return  # the name says nothing new: what the user left alone stays alone
-        elif file.is_open:
-            self._fresh.add(file)
-        elif not self.closing:
-            # Written under a temporary name, then renamed: as good as closed.
-            file.hold()
-            self._nursery.start_soon(self._protect_later, file)
-
-    async def directory_renamed(self, old_path: str, new_path: str) -> None:
-        """The files below it have new paths."""
-        for disk in self._disks.values():
-            if disk.record.file.startswith(f"{old_path}/"):
-                path = new_path + disk.record.file[len(old_path) :]
-                disk.renamed(path)
-                self._nursery.start_soon(self._tell_name, disk, path)
-
-    async def _tell_name(self, disk: ProtectedDisk, path: str) -> None:
-        change = partial(enrolment.tell, self._site, disk.disk_id, enrolment.with_file(path))
-        await disk.health.until_done("noting the new name", change)
-
-
-def _source_file(disk: ProtectedDisk) -> SourceFile:
-    assert isinstance(disk.file, SourceFile)
-    return disk.file
-
-
-async def _nothing_to_stop(disk: ProtectedDisk, _: str) -> None:
-    log.debug("disk %s: no machine of it is known", disk.name)
-
-
-def _writable_again(disk: ProtectedDisk) -> None:
-    disk.refuse_writes(False)
-    log.warning("disk %s: takes writes again", disk.name)
+        source_file(disk).drop()

@@ -95,6 +95,11 @@ class DiskPaths:
         return self.directory / "distrusted"
 
     @property
+    def parked(self) -> Path:
+        """Is there while the image is changed from outside: the disk is not to be started."""
+        return self.directory / "parked"
+
+    @property
     def boot(self) -> Path:
         """The boot id of the host while which the bitmaps were last known to be right."""
         return self.directory / "boot"
