@@ -47,6 +47,17 @@ class Failovers(Protocol):
     async def reprotect(self, disk: str, *, dry_run: bool) -> Document:
         """Replicate from here."""
 
+    async def bring_home(
+        self, disk: str, *, full: bool, create: bool, vm: bool, dry_run: bool
+    ) -> Document:
+        """Begin a failback."""
+
+    async def complete(self, disk: str, *, dry_run: bool) -> Document:
+        """Complete a failback."""
+
+    async def commit_failback(self, disk: str, *, dry_run: bool) -> Document:
+        """Make a failback final."""
+
     async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
         """Throw a failover away."""
 
@@ -100,6 +111,22 @@ def failover_routes(asked: Callable[[], Failovers]) -> list[Route]:  # noqa: C90
         body = await read_body(request)
         return await asked().reprotect(request.path_params["name"], dry_run=_dry(body))
 
+    async def bring_home(request: Request) -> Document:
+        body = await read_body(request)
+        vm = body.get("vm", "auto") != "none"
+        return await asked().bring_home(
+            request.path_params["name"], full=body.get("full") is True,
+            create=body.get("create") is True, vm=vm, dry_run=_dry(body),
+        )  # fmt: skip
+
+    async def complete(request: Request) -> Document:
+        body = await read_body(request)
+        return await asked().complete(request.path_params["name"], dry_run=_dry(body))
+
+    async def commit_failback(request: Request) -> Document:
+        body = await read_body(request)
+        return await asked().commit_failback(request.path_params["name"], dry_run=_dry(body))
+
     async def cleanup(request: Request) -> Document:
         body = await read_body(request)
         notes = read_text(body, "notes", 4096)
@@ -116,6 +143,9 @@ def failover_routes(asked: Callable[[], Failovers]) -> list[Route]:  # noqa: C90
         Route(f"{one}/rollback", route(roll_back), methods=post),
         Route(f"{one}/cleanup", route(cleanup), methods=post),
         Route("/v1/reprotect/{name}", route(reprotect), methods=post),
+        Route("/v1/failbacks/{name}", route(bring_home), methods=post),
+        Route("/v1/failbacks/{name}/complete", route(complete), methods=post),
+        Route("/v1/failbacks/{name}/commit", route(commit_failback), methods=post),
         Route("/v1/jobs", route(jobs), methods=["GET"]),
     ]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from vdiskfs.failover import (
     Drills,
+    Failover,
     FailoverRecord,
     Failovers,
+    Homecomings,
     Kind,
     Relocations,
     failover_document,
@@ -23,24 +26,30 @@ class FailoverControl:
     """The failovers of one mount, as scripts see them."""
 
     def __init__(
-        self, failovers: Failovers, drills: Drills, relocations: Relocations, shown_in: Path,
-        changed: Callable[[], None],
+        self, failovers: Failovers, drills: Drills, relocations: Relocations,
+        homecomings: Homecomings, *, shown_in: Path, changed: Callable[[], None],
     ) -> None:  # fmt: skip
         """Put the parts together; ``changed`` is called when the vault says something new."""
         self._failovers = failovers
         self._drills = drills
         self._relocations = relocations
+        self._homecomings = homecomings
         self._shown_in = shown_in
         self._changed = changed
 
     async def all(self) -> Document:
         """Return all failovers of this mount, the oldest first."""
-        rows = [await failover_document(one, self._shown_in) for one in self._failovers.all()]
+        rows = [await self._document(one) for one in self._failovers.all()]
         return {"failovers": rows}
 
     async def one(self, name: str) -> Document:
         """Return one failover."""
-        return await failover_document(self._failovers.find(name), self._shown_in)
+        return await self._document(self._failovers.find(name))
+
+    async def _document(self, failover: Failover) -> Document:
+        document = await failover_document(failover, self._shown_in)
+        moving = self._homecomings.progress(failover)
+        return {**document, "moving": {name: asdict(one) for name, one in moving.items()}}
 
     async def jobs(self) -> Document:
         """Return the jobs of all failovers, the oldest failover first."""
@@ -60,7 +69,7 @@ class FailoverControl:
         if dry_run:
             return _dry(await self._drills.plan_test(disk, spec, name, vm=vm))
         failover = await self._drills.test(disk, spec, name, vm=vm)
-        return await failover_document(failover, self._shown_in)
+        return await self._document(failover)
 
     async def start(
         self, disk: str, point: str, name: str | None, *, planned: bool, vm: bool,
@@ -74,7 +83,7 @@ class FailoverControl:
             disk, kind, spec, name, vm=vm, rollback_s=rollback_s
         )
         self._changed()
-        return await failover_document(failover, self._shown_in)
+        return await self._document(failover)
 
     async def change_point(self, name: str, point: str, *, dry_run: bool) -> Document:
         """Begin anew at another point; on return that is under way."""
@@ -96,6 +105,25 @@ class FailoverControl:
         return await self._told(await self._relocations.reprotect(disk, dry_run=dry_run),
                                 dry_run=dry_run)  # fmt: skip
 
+    async def bring_home(
+        self, disk: str, *, full: bool, create: bool, vm: bool, dry_run: bool
+    ) -> Document:
+        """Begin a failback; on return that is under way."""
+        record = await self._homecomings.start(
+            disk, full=full, create=create, vm=vm, dry_run=dry_run
+        )
+        return await self._told(record, dry_run=dry_run)
+
+    async def complete(self, disk: str, *, dry_run: bool) -> Document:
+        """Complete a failback; on return that is under way."""
+        return await self._told(await self._homecomings.complete(disk, dry_run=dry_run),
+                                dry_run=dry_run)  # fmt: skip
+
+    async def commit_failback(self, disk: str, *, dry_run: bool) -> Document:
+        """Make a failback final."""
+        return await self._told(await self._homecomings.commit(disk, dry_run=dry_run),
+                                dry_run=dry_run)  # fmt: skip
+
     async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
         """Throw a failover away."""
         if dry_run:
@@ -106,7 +134,7 @@ class FailoverControl:
         if dry_run:
             return _dry(record)
         self._changed()
-        return await failover_document(self._failovers.find(record.name), self._shown_in)
+        return await self._document(self._failovers.find(record.name))
 
 
 def _dry(record: FailoverRecord) -> Document:

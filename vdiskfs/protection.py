@@ -210,8 +210,11 @@ class Protection(DiskFiles):
         return disk
 
     async def _start_disk(self, file: SourceFile, record: DiskRecord, how: Start) -> ProtectedDisk:
+        refused = file in self._plain.refused
+        self._plain.refused.discard(file)
         image = self._writable_image(file)
         disk = ProtectedDisk(self._site, file, record, image, image.track)
+        disk.refuse_writes(refused)  # while it is parked still
         self._disks[file] = disk
         self._by_cookie[image.cookie] = disk
         disk.on_displaced = self._later_read_only
@@ -244,7 +247,6 @@ class Protection(DiskFiles):
         early = self._early.get(file)
         if early is not None:
             return early[0]
-        self._plain.refused.discard(file)  # where it was parked: what it holds is known now
         return self._plain.take_writable(file) or self._plain.open(file, writable=True)
 
     def _forget(self, disk: ProtectedDisk) -> None:
@@ -322,11 +324,15 @@ class Protection(DiskFiles):
             VdiskfsError: as `ProtectedDisk.start`; it is parked still.
         """
         file.hold()
-        disk = await self._protect(file, record, how)
+        self._plain.refused.add(file)
+        try:
+            disk = await self._protect(file, record, how)
+        except BaseException:
+            self._plain.refused.add(file)
+            raise
         if self._parked.pop(record.disk_id, None) is not None:
             file.drop()
-        self._plain.refused.discard(file)
-        disk.image.refuse_writes(False)
+        disk.refuse_writes(False)
         return disk
 
     # ---- what the user asks ----------------------------------------------------------------

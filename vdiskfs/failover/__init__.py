@@ -7,12 +7,14 @@ taken       a disk that was failed over for good, over its copy (copyfile)
 failovers   all of a mount's; documents: what scripts get of them; choose: of which disks
 drills      test failovers                     machine, bootblocks   what runs on them
 relocation  failovers for good                 asking    the other site is asked first
+homecoming  failback
 """
 
 from vdiskfs.failover.copy import WritableCopy
 from vdiskfs.failover.documents import failover_document, job_document, record_document
 from vdiskfs.failover.drills import Drills
 from vdiskfs.failover.failovers import Failover, Failovers
+from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -22,6 +24,7 @@ __all__ = [
     "Failover",
     "FailoverRecord",
     "Failovers",
+    "Homecomings",
     "Kind",
     "Member",
     "Relocations",

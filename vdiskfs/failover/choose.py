@@ -21,7 +21,8 @@ from vdiskfs.point import PointReader
 from vdiskfs.tree import plain_name
 from vdiskfs.units import format_time
 
-_FIRST_STATE = {Kind.TEST: State.TEST_FAILOVER}
+_FIRST_STATE = {Kind.TEST: State.TEST_FAILOVER, Kind.FAILBACK: State.FAILING_BACK}
+_SUFFIX = {Kind.TEST: "test", Kind.FAILBACK: "failback"}
 
 
 async def new_record(
@@ -104,7 +105,7 @@ def _record(
 ) -> FailoverRecord:
     taken = {one.record.name for one in failovers.all()}
     if name is None:
-        name = _free_name(f"{disk}-{'test' if kind is Kind.TEST else 'failover'}", taken)
+        name = _free_name(f"{disk}-{_SUFFIX.get(kind, 'failover')}", taken)
     check_name(name)
     if name in taken:
         raise AlreadyExistsError(

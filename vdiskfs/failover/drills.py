@@ -11,6 +11,7 @@ from dataclasses import replace
 import trio
 
 from vdiskfs.crash import hook
+from vdiskfs.errors import BusyError
 from vdiskfs.failover.choose import choose, close, new_record
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.record import FailoverRecord
@@ -124,7 +125,9 @@ class Drills:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.CLEANUP)
-            if failover.machine is not None:
+            if failover.record.kind is Kind.FAILBACK:
+                await self._check_down(failover)
+            elif failover.machine is not None:
                 await failover.machine.end()
             await self._failovers.check_unused(failover)
             await self._failovers.write(failover, state=state, notes=notes)
@@ -132,3 +135,12 @@ class Drills:
             await self._failovers.remove(failover)
         log.info("failover %s: cleaned up%s", name, f": {notes}" if notes else "")
         return failover.record
+
+    async def _check_down(self, failover: Failover) -> None:
+        """Check that what runs in production is not ended by tidying up."""
+        machine = failover.machine
+        if machine is not None and await machine.state() != "down":
+            raise BusyError(
+                f"failover {failover.record.name}: its machine {machine.machine.name} runs",
+                hint="stop it first, or leave the record where it is",
+            )

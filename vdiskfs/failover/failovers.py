@@ -151,6 +151,7 @@ class Failovers:
                       if member.disk_id in one.copies),
             )
             for one in self.all()
+            if one.record.kind is not Kind.FAILBACK
         ]  # fmt: skip
 
     def copy(self, failover_id: str, disk_id: str) -> WritableCopy | None:
@@ -245,7 +246,7 @@ class Failovers:
             machine = FailoverMachine(definition, directory, self._host)
         failover = Failover(record, directory, {}, machine)
         between = record.state in (State.STARTING, State.CHANGING_POINT, State.ROLLING_BACK)
-        if not between or failover.has_done("copies"):
+        if record.kind is not Kind.FAILBACK and (not between or failover.has_done("copies")):
             failover.copies = self._copies(record.members, directory)
         return failover
 
@@ -296,6 +297,8 @@ class Failovers:
         if machine is None:
             return
         shown = self.shown(failover)
+        if failover.record.kind is Kind.FAILBACK:
+            shown = self._shown_in.parent / "disks"
         disks = {one.disk: shown / one.file for one in failover.record.members}
         await machine.start(disks, network)
         hook("failover.started")

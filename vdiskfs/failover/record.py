@@ -27,7 +27,8 @@ class Member:
     ``generation`` is that of the line on which ``epoch`` is looked up; ``size`` is bytes at
     the point, ``time_ns`` its instant. ``file`` is the name of the image. Of a failover for good
     ``current`` is the disk's generation when the point was chosen, ``token`` a random number of
-    the step that takes the disk; an ``epoch`` of 0 is not known yet.
+    the step that takes the disk; an ``epoch`` of 0 is not known yet;
+    of a failback ``full`` means that all of it is brought, whatever the image held.
     """
 
     disk: str
@@ -40,6 +41,7 @@ class Member:
     digest: str = ""
     current: int = 0
     token: str = ""
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ SETTLED = (State.FAILED_OVER, State.COMMITTED, State.REPROTECTING, State.FAILBAC
            State.HANDED_OVER)  # fmt: skip
 """States in which a failover's disks are this site's, and its copies are written to."""
 
+SIDE = (Kind.TEST, Kind.FAILBACK)
+"""Kinds that others deal with."""
+
 
 class Relocations:
     """Starts failovers for good, and takes them further."""
@@ -72,7 +75,7 @@ class Relocations:
     def resume(self) -> None:
         """Track what is written to here, by what is on this host alone; then go on with jobs."""
         for failover in self._failovers.all():
-            if failover.record.kind is Kind.TEST:
+            if failover.record.kind in SIDE:
                 continue
             under_way = failover.record.state not in SETTLED
             if failover.copies and (not under_way or failover.has_done("taken")):
@@ -157,7 +160,7 @@ class Relocations:
         """
         for failover in self._failovers.all():
             record = failover.record
-            if record.kind is Kind.TEST or record.state is State.HANDED_OVER:
+            if record.kind in SIDE or record.state is State.HANDED_OVER:
                 continue
             if disk in (one.disk for one in record.members):
                 if record.kind is kind and record.state is State.STARTING:
@@ -199,6 +202,11 @@ class Relocations:
         """
         record = await self._site.vault.find_disk(disk)
         here = [one for one in self._protection.disks() if one.disk_id == record.id]
+        if here and here[0].line.handed and here[0] in self._protection.adopted:
+            raise StateError(
+                f"disk {disk}: an old copy of it is here: {here[0].file.path}",
+                hint="vdiskfs failover cleanup it",
+            )
         if here and here[0].line.displaced is None:
             raise StateError(
                 f"disk {disk}: is in use at this very site",
@@ -342,7 +350,7 @@ class Relocations:
             StateError: there is none.
         """
         for failover in self._failovers.all():
-            if failover.record.kind is not Kind.TEST and disk in (
+            if failover.record.kind not in SIDE and disk in (
                 failover.record.name,
                 *(one.disk for one in failover.record.members),
             ):
@@ -358,6 +366,14 @@ class Relocations:
                 return failover
         return None
 
+    def _brought(self, disk_id: str) -> Failover | None:
+        """Return the newest failback that has brought a disk here, with the machine on it."""
+        for failover in reversed(self._failovers.all()):
+            ran = failover.record.kind is Kind.FAILBACK and failover.machine is not None
+            if ran and disk_id in (one.disk_id for one in failover.record.members):
+                return failover
+        return None
+
     def check_may_go(self, disk_id: str) -> None:
         """Raise StateError if a failover that has the disk does not replicate it."""
         failover = self._having(disk_id)
@@ -369,7 +385,7 @@ class Relocations:
 
         A guest that does not turn itself off in time is turned off: what it had synced is there.
         """
-        failover = self._having(disk_id)
+        failover = self._having(disk_id) or self._brought(disk_id)
         if failover is None:
             return False
         machine = failover.machine

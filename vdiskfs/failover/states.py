@@ -13,6 +13,7 @@ class Kind(StrEnum):
     TEST = "test"
     PLANNED = "planned"
     UNPLANNED = "unplanned"
+    FAILBACK = "failback"
 
 
 class State(StrEnum):
@@ -27,6 +28,10 @@ class State(StrEnum):
     REPROTECTING = "Reprotecting"
     FAILBACK_READY = "FailbackReady"
     HANDED_OVER = "HandedOver"
+    FAILING_BACK = "FailingBack"
+    COMPLETING = "Completing"
+    FAILBACK_UNCOMMITTED = "FailbackUncommitted"
+    FAILED_BACK = "FailedBack"
     REMOVING = "Removing"
 
 
@@ -39,6 +44,8 @@ class Step(StrEnum):
     ROLLBACK = "rollback"
     REPROTECT = "reprotect"
     HANDOVER = "handover"
+    FAILBACK = "failback"
+    COMPLETE = "complete"
     CLEANUP = "cleanup"
 
 
@@ -61,17 +68,13 @@ TABLE: dict[tuple[State, Step], State] = {
     (State.FAILBACK_READY, Step.HANDOVER): State.HANDED_OVER,
     (State.HANDED_OVER, Step.HANDOVER): State.HANDED_OVER,
     (State.HANDED_OVER, Step.CLEANUP): State.REMOVING,
+    (State.FAILING_BACK, Step.FAILBACK): State.FAILING_BACK,
+    (State.FAILING_BACK, Step.COMPLETE): State.COMPLETING,
+    (State.COMPLETING, Step.COMPLETE): State.COMPLETING,
+    (State.FAILBACK_UNCOMMITTED, Step.COMMIT): State.FAILED_BACK,
+    (State.FAILED_BACK, Step.CLEANUP): State.REMOVING,
 }
 """What each step makes of each state. What is not here is refused."""
-
-UNDER_WAY = {
-    State.STARTING: Step.START,
-    State.CHANGING_POINT: Step.CHANGE_POINT,
-    State.ROLLING_BACK: Step.ROLLBACK,
-    State.REPROTECTING: Step.REPROTECT,
-    State.REMOVING: Step.CLEANUP,
-}
-"""States that nothing stays in, and the step that goes on in them."""
 
 
 def allowed(state: State) -> list[Step]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog.moves import Fork
+from vdiskfs.catalog.moves import Fork, is_forked
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import DamagedError, VdiskfsError
@@ -73,6 +73,12 @@ class TakenDisk:
             StateError: another site has taken it since the point was chosen.
             VdiskfsError: the vault does not answer, or this host's disk refuses.
         """
+        self.copy.image.refuse_writes(True)
+        if is_forked(await self._site.vault.disk(self.member.disk_id), fork):
+            # An earlier run was cut off when programs could write already.
+            await trio.to_thread.run_sync(self.resume)
+            await self._again()
+            return
         record = await trio.to_thread.run_sync(self._prepare)
         await self._start(record, Start(LastEnd.CLEAN, sure=True, fork=fork))
 
@@ -138,7 +144,7 @@ class TakenDisk:
             note = read_note(paths.directory)
             if note.handed or note.line:
                 return  # another site has it
-            if last_end is LastEnd.CLEAN and record.end == FileStamp.of(self._file.identity()):
+            if record.end is not None and record.end == FileStamp.of(self._file.identity()):
                 paths.sums.check()
                 paths.sums.remove()
                 self._early = LastEnd.CLEAN
