@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from click.testing import Result
+
+from tests.delta.model import DiskModel
+from vdiskfs.catalog import Branch, Vault
+from vdiskfs.catalog.owners import add_branch
+from vdiskfs.store import open_store
 
 Run = Callable[..., Result]
 
@@ -121,6 +127,37 @@ def test_two_points_are_compared(history: Any, run: Run, run_json: Callable[...,
     assert run(*line).stdout.split() == ["OFFSET", "LENGTH", "0", "8192"]
     same = run_json("point", "diff", "web01@2", "web01@2", "--vault", history.url)
     assert same == {"extents": [], "bytes": 0}
+
+
+async def add_line(history: Any, spool: Path) -> None:
+    """Start a branch from the second point, with a page that is written otherwise."""
+    store = open_store(history.url)
+    vault = await Vault.open(store)
+    disk = (await vault.disks())[0]
+    branch = Branch("here", "here", "c" * 32, "token", "2026-11-21T01:40:05Z")
+    record, number = await add_branch(vault, disk.id, (1, 2), branch)
+    model = DiskModel(spool, vault_id=vault.vault_id, disk_id=disk.id, generation=number)
+    log = vault.log(record, number)
+    model.data, model.epoch = bytearray(history.states[2]), 2
+    model.digest = (await log.tip()).digest
+    model.cut = model.from_size = len(model.data)
+    model.write(4096, b"otherwise")
+    await log.publish(model.seal())
+    await store.aclose()
+
+
+def test_points_of_a_branch_are_compared_with_those_of_the_disk(
+    history: Any, run_json: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What both have from before the fork does not differ; what either wrote since does."""
+    spool = tmp_path / "branch"
+    spool.mkdir()
+    trio.run(add_line, history, spool)
+    line = ("point", "diff", "web01@here-2@latest", "web01@2", "--vault", history.url)
+    assert run_json(*line) == {"extents": [{"offset": 4096, "length": 4096}], "bytes": 4096}
+    line = ("point", "diff", "web01@here-2@latest", "web01@3", "--vault", history.url)
+    extents = [(one["offset"], one["length"]) for one in run_json(*line)["extents"]]
+    assert extents == [(4096, 4096), (500_000 // 4096 * 4096, 4096)]
 
 
 def test_a_whole_vault_is_whole(history: Any, run: Run, run_json: Callable[..., Any]) -> None:

@@ -142,6 +142,8 @@ def show(call: Call, *, name: str) -> None:
 def diff(call: Call, *, first: str, second: str) -> None:
     """Print the extents in which two points differ. No data is read, only checksums.
 
+    Of points of one disk only what changed since they had one history is looked at.
+
     Example:
         vdiskfs point diff web01@-1h web01@latest
     """
@@ -190,14 +192,25 @@ def _vault_point(call: Call, wanted: PointName) -> dict[str, Any]:
 
 
 def _vault_diff(call: Call, first: PointName, second: PointName) -> list[tuple[int, int]]:
+    from vdiskfs.catalog import open_differences
     from vdiskfs.point import diff as diff_points
+    from vdiskfs.units import PAGE_SIZE
     from vdiskfs_tools.vaults import found_point, with_vault
 
     async def work(vault: Any) -> list[tuple[int, int]]:
         log_a, a, _ = await found_point(vault, first)
         log_b, b, _ = await found_point(vault, second)
-        async with await log_a.open(a) as reader_a, await log_b.open(b) as reader_b:
-            return await diff_points(reader_a, reader_b)
+        if log_a.record.id != log_b.record.id:
+            async with await log_a.open(a) as reader_a, await log_b.open(b) as reader_b:
+                return await diff_points(reader_a, reader_b)
+        size = max(a.size, b.size)
+        async with await open_differences(log_a, a, log_b, b) as found:
+            runs = [run async for run in found.runs()]
+        # The last page may be larger than what the disk has of it.
+        return [
+            (page * PAGE_SIZE, min(count * PAGE_SIZE, size - page * PAGE_SIZE))
+            for page, count in runs
+        ]
 
     with call.out.waiting("comparing"):
         return with_vault(call, work)

@@ -6,11 +6,13 @@ line       what the vault lists of a generation         tables   points inside a
 publish    segments, then the slot                      joins    joined deltas
 owners     who writes: claims, fences, generations, branches
 check      what is damaged, and whom it hurts
+differences  where two points of a disk differ, in whichever lines
 points     Point, and the ways to name one              records, documents   JSON objects
 """
 
 from vdiskfs.catalog.anchor import Anchor
 from vdiskfs.catalog.check import check
+from vdiskfs.catalog.differences import Differences, open_differences
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.log import DiskLog, Tip
 from vdiskfs.catalog.points import Point
@@ -22,6 +24,7 @@ __all__ = [
     "Anchor",
     "Branch",
     "CheckReport",
+    "Differences",
     "DiskLog",
     "DiskRecord",
     "IndexCache",
@@ -32,4 +35,5 @@ __all__ = [
     "Tip",
     "Vault",
     "check",
+    "open_differences",
 ]

@@ -27,11 +27,13 @@ class Chains:
         self._name = name
 
     async def open(
-        self, lines: Sequence[Line], epoch: int, without: frozenset[str] = frozenset()
-    ) -> list[Piece]:
+        self, lines: Sequence[Line], epoch: int, without: frozenset[str] = frozenset(),
+        *, after: int | None = None,
+    ) -> list[Piece]:  # fmt: skip
         """Open the deltas that lead to an epoch of the last line, and check their links.
 
-        A joined delta that is damaged is gone round; what it joins is still there.
+        They begin with the empty disk, or ``after`` an epoch of the first line. A joined delta
+        that is damaged is gone round; what it joins is still there.
         """
         bad = set(without)
         while True:
@@ -39,10 +41,12 @@ class Chains:
             for index, line in enumerate(lines):
                 await line.load()
                 end = epoch if index == len(lines) - 1 else line.end
-                infos += await self._wrapped(line.chain(end, frozenset(bad)), epoch)
+                start = after if index == 0 else None
+                chain = line.chain(end, frozenset(bad), after=start)
+                infos += await self._wrapped(chain, epoch)
             pieces, broken = await self._open_all(infos)
             if not broken:
-                broken = self._broken_links(pieces)
+                broken = self._broken_links(pieces, after)
             if not broken:
                 return pieces
             joined = {info.name for info, _ in broken if info.level}
@@ -79,10 +83,13 @@ class Chains:
             raise first_error(group) from None
         return [opened[info.name] for info in infos if info.name in opened], broken
 
-    def _broken_links(self, pieces: Sequence[Piece]) -> list[Broken]:
+    def _broken_links(self, pieces: Sequence[Piece], after: int | None) -> list[Broken]:
         """Return the deltas at a place where the chain of digests is broken."""
         digest = genesis_digest(self._tables.vault_id, self._tables.disk_id)
         epoch, size = 0, 0
+        if after is not None and pieces:
+            first = pieces[0].head
+            digest, epoch, size = first.from_digest, after, first.from_size
         before: list[PieceInfo] = []
         for piece in pieces:
             head = piece.head

@@ -111,13 +111,15 @@ class Line:
             index = self.cover.index(info)
             self.cover[index : index + 1] = pieces
 
-    async def chain(self, epoch: int, without: frozenset[str] = frozenset()) -> list[PieceInfo]:
-        """Return the longest deltas that together lead from the base to an epoch.
+    async def chain(
+        self, epoch: int, without: frozenset[str] = frozenset(), *, after: int | None = None
+    ) -> list[PieceInfo]:
+        """Return the longest deltas that together lead from the base, or ``after``, to an epoch.
 
         Raises:
             FormatError: a slot is missing.
         """
-        pieces, missing = await self._lead((self.base, epoch), without)
+        pieces, missing = await self._lead((self.base if after is None else after, epoch), without)
         if missing:
             name = slot_name(self.disk_id, self.generation, missing[0][0])
             raise FormatError("the delta is missing", where=name)

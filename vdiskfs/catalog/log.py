@@ -258,6 +258,26 @@ class DiskLog:
             epoch=epoch, reopen=reopen,
         )  # fmt: skip
 
+    async def deltas(
+        self,
+        after: tuple[int, int] | None,
+        until: tuple[int, int],
+        without: frozenset[str] = frozenset(),
+    ) -> list[Piece]:
+        """Open the deltas that lead from one place of the lineage to another, oldest first.
+
+        A place is a generation and an epoch; None: the empty disk. Joined deltas that are
+        damaged, or in ``without``, are gone round.
+
+        Raises:
+            DamagedError: a delta is missing, damaged, or does not follow the one before.
+        """
+        generations = [line.generation for line in self._lines]
+        first = 0 if after is None else generations.index(after[0])
+        lines = self._lines[first : generations.index(until[0]) + 1]
+        start = None if after is None else after[1]
+        return await self._chains.open(lines, until[1], without, after=start)
+
     def save(self, path: Path) -> None:
         """Write what is known of the points to a local file.
 

@@ -2,18 +2,22 @@
 
     reader    PointReader: which page is where, verified pages, sums
     piece     one delta of the chain, read block by block
+    chosen    pages that lie apart
+    kinds     what a page may be
     fetch     ranged reads of frames
     cache     decoded blocks
     restore   a point as a file
-    diff      where two points differ
+    diff      where points of two disks differ (of one disk: catalog.differences)
 
 Points are opened by ``catalog``, which knows what the vault holds.
 """
 
 from vdiskfs.point.cache import BlockCache
+from vdiskfs.point.chosen import Chosen
 from vdiskfs.point.diff import diff
+from vdiskfs.point.kinds import ABSENT, FULL, ZERO
 from vdiskfs.point.piece import Piece, PieceInfo, open_piece
-from vdiskfs.point.reader import ABSENT, FULL, ZERO, PointReader
+from vdiskfs.point.reader import PointReader
 from vdiskfs.point.restore import restore
 
 __all__ = [
@@ -21,6 +25,7 @@ __all__ = [
     "FULL",
     "ZERO",
     "BlockCache",
+    "Chosen",
     "Piece",
     "PieceInfo",
     "PointReader",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from vdiskfs.delta.entries import extents_of_pages
-from vdiskfs.point.reader import FULL, PointReader
+from vdiskfs.point.kinds import FULL
+from vdiskfs.point.reader import PointReader
 from vdiskfs.units import PAGE_SIZE
 
 _STEP = 16384

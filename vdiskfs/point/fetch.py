@@ -19,6 +19,8 @@ from vdiskfs.store import Store
 from vdiskfs.units import PAGE_SIZE
 
 View = npt.NDArray[np.uint8]
+# Where pages go in a buffer: from a first page on, or each to its place in a sorted list.
+Places = int | U64
 
 # Frames this near to each other are read in one request, up to this many bytes.
 GAP = 64 * 1024
@@ -69,11 +71,18 @@ class _Run:
 async def fetch_pages(
     store: Store,
     found: Sequence[Found],
-    first_page: int,
+    places: Places,
     out: bytearray,
     limiter: trio.CapacityLimiter,
 ) -> None:
-    """Put the pages of all entries into ``out``, which begins at ``first_page``.
+    """Put the pages of all entries into ``out``.
+
+    Args:
+        store: what they are read from.
+        found: which entries.
+        places: the page that ``out`` begins with, or the pages that it holds, in order.
+        out: takes them.
+        limiter: of requests.
 
     Raises:
         DamagedError: bytes are not what was stored; names object and page.
@@ -88,7 +97,7 @@ async def fetch_pages(
             stored = run.held
             if stored is None:
                 stored = await store.read_range(run.name, run.start, run.end - run.start)
-            await trio.to_thread.run_sync(_decode_run, run, stored, first_page, view)
+            await trio.to_thread.run_sync(_decode_run, run, stored, places, view)
 
     if len(runs) == 1:
         await one(runs[0])
@@ -99,6 +108,12 @@ async def fetch_pages(
                 nursery.start_soon(one, run)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
+
+
+def stored_bytes(found: Sequence[Found]) -> int:
+    """Return how many bytes `fetch_pages` reads from the store for these entries."""
+    runs = [run for item in found for run in _runs(item)]
+    return sum(run.end - run.start for run in runs if run.held is None)
 
 
 async def find_bad_pages(
@@ -190,16 +205,16 @@ def _groups(start: U64, end: U64) -> list[tuple[int, int]]:
     return groups
 
 
-def _decode_run(run: _Run, stored: bytes, first_page: int, view: View | None) -> None:
+def _decode_run(run: _Run, stored: bytes, places: Places, view: View | None) -> None:
     """Decode, verify and (with a view) place the frames of one request. Runs in a thread."""
     starts = run.entries.sum_starts()
     for low in range(0, len(run.entries), DECODE_FRAMES):
         high = min(low + DECODE_FRAMES, len(run.entries))
-        _decode_some(run, run.entries.slice(low, high, starts), stored, first_page, view)
+        _decode_some(run, run.entries.slice(low, high, starts), stored, places, view)
 
 
 def _decode_some(
-    run: _Run, entries: Entries, stored: bytes, first_page: int, view: View | None
+    run: _Run, entries: Entries, stored: bytes, places: Places, view: View | None
 ) -> None:
     whole = memoryview(stored)
     offset = (entries.offset - np.uint64(run.start)).tolist()
@@ -225,7 +240,10 @@ def _decode_some(
     if wrong >= 0:
         raise _damage(run, int(pageno[wrong]))
     if view is not None:
-        view[(pageno - np.uint64(first_page)).astype(np.int64)] = pages
+        if isinstance(places, int):
+            view[(pageno - np.uint64(places)).astype(np.int64)] = pages
+        else:
+            view[np.searchsorted(places, pageno)] = pages
 
 
 def _damage(run: _Run, pageno: int) -> DamagedError:

@@ -131,14 +131,20 @@ class Piece:
             return self.root[:0]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    async def next_data_key(self, page: int) -> int | None:
-        """Return the first page at or after ``page`` that a block of entries may have."""
-        rows = find_rows(self.root, DATA, page, LIMIT - 1)
+    async def next_row(self, kind: int, key: int) -> np.void | None:
+        """Return the first row of a kind with a key at or after ``key``."""
+        rows = find_rows(self.root, kind, key, LIMIT - 1)
         if not len(rows):
             return None
         if int(rows[0]["kind"]) & PAGE:
-            rows = await self.rows(DATA, page, max(page, int(rows[0]["last"])))
-        return max(page, int(rows[0]["first"]))
+            rows = await self.rows(kind, key, max(key, int(rows[0]["last"])))
+        row: np.void = rows[0]
+        return row
+
+    async def next_data_key(self, page: int) -> int | None:
+        """Return the first page at or after ``page`` that a block of entries may have."""
+        row = await self.next_row(DATA, page)
+        return None if row is None else max(page, int(row["first"]))
 
     async def entries(self, row: np.void) -> Entries:
         """Return a block of entries."""

@@ -19,13 +19,13 @@ from vdiskfs.delta.blocks import DATA, ZEROS
 from vdiskfs.delta.entries import U8, U64, Bools, Extents, select_pages
 from vdiskfs.delta.layout import Kind
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
-from vdiskfs.point.fetch import Found, fetch_pages, locate
+from vdiskfs.point.chosen import Chosen, PieceError, resolve_chosen
+from vdiskfs.point.fetch import Found, fetch_pages, locate, stored_bytes
+from vdiskfs.point.kinds import FULL, ZERO
 from vdiskfs.point.piece import Piece
 from vdiskfs.store import Store
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK, pages_of
 
-# As in the columns that ``sums`` returns.
-ABSENT, ZERO, FULL = 0, 1, 2
 # Pages resolved at once: 64 MiB of the disk, a few hundred KiB of memory.
 WINDOW = 16384
 REQUESTS_AT_ONCE = 8
@@ -73,6 +73,8 @@ class PointReader:
         self._reopen = reopen
         self._bad: frozenset[str] = frozenset()
         self._limiter = trio.CapacityLimiter(REQUESTS_AT_ONCE)
+        # Stored bytes that `gather` has read.
+        self.gathered_bytes = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,6 +91,11 @@ class PointReader:
     def objects(self) -> int:
         """Return how many deltas the chain has."""
         return len(self._pieces)
+
+    @property
+    def pieces(self) -> Sequence[Piece]:
+        """Return the deltas of the chain as it is read now, oldest first."""
+        return self._pieces
 
     @property
     def pages(self) -> int:
@@ -180,12 +187,61 @@ class PointReader:
         while True:
             try:
                 return await _resolve(self._pieces, first, end, places=places)
-            except _PieceError as broken:
-                piece, error = broken.piece, broken.error
-            if piece.head.kind is not Kind.JOINED or self._reopen is None:
-                raise self._damaged(error) from error
-            self._bad |= {piece.name}
-            self._pieces = list(await self._reopen(self._bad))
+            except PieceError as broken:
+                found = broken
+            await self.go_round(found.piece, found.error)
+
+    async def go_round(self, piece: Piece, error: VdiskfsError) -> None:
+        """Do without a joined delta that is damaged: take another chain.
+
+        Raises:
+            DamagedError: it is not a joined one.
+        """
+        if piece.head.kind is not Kind.JOINED or self._reopen is None:
+            raise self._damaged(error) from error
+        self._bad |= {piece.name}
+        self._pieces = list(await self._reopen(self._bad))
+
+    # ---- pages that lie apart ----------------------------------------------------------
+
+    async def choose(self, pages: U64, *, places: bool = False) -> Chosen:
+        """Return what the point holds in some pages, which are sorted, each once.
+
+        Pages beyond its end are absent. ``places``: also where it is stored, for `gather`.
+        """
+        while True:
+            try:
+                return await resolve_chosen(self._pieces, pages, self.pages, places=places)
+            except PieceError as broken:
+                found = broken
+            await self.go_round(found.piece, found.error)
+
+    async def gather(self, chosen: Chosen) -> bytearray:
+        """Return the pages of ``chosen`` one after the other, each verified, without data zeros.
+
+        Raises:
+            DamagedError: the vault does not hold what was stored.
+        """
+        out = bytearray(len(chosen.pages) * PAGE_SIZE)
+        try:
+            await fetch_pages(self._store, chosen.found, chosen.pages, out, self._limiter)
+        except (DamagedError, NotFoundError) as error:
+            raise self._damaged(error) from error
+        self.gathered_bytes += stored_bytes(chosen.found)
+        return out
+
+    def aside(self, requests: int) -> PointReader:
+        """Return another reader of the point, with requests of its own: so many at once.
+
+        Asks nothing. It is closed for itself.
+        """
+        other = PointReader(
+            self._store, self._pieces, title=self.title, size=self.size,
+            generation=self.generation, epoch=self.epoch, reopen=self._reopen,
+        )  # fmt: skip
+        other._bad = self._bad
+        other._limiter = trio.CapacityLimiter(requests)
+        return other
 
     async def next_candidate(self, page: int) -> int | None:
         """Return the first page at or after ``page`` that may have data, or None."""
@@ -204,15 +260,6 @@ class PointReader:
         return DamagedError(f"{self.title}: {error.message}{missing}")
 
 
-class _PieceError(Exception):
-    """A piece of a chain could not be read."""
-
-    def __init__(self, piece: Piece, error: VdiskfsError) -> None:
-        super().__init__(str(error))
-        self.piece = piece
-        self.error = error
-
-
 async def _resolve(pieces: Sequence[Piece], first: int, end: int, *, places: bool) -> Resolved:
     count = end - first
     result = Resolved(first, np.zeros(count, np.uint8), np.zeros(count, np.uint64))
@@ -227,7 +274,7 @@ async def _resolve(pieces: Sequence[Piece], first: int, end: int, *, places: boo
             if torn is not None and first <= torn < limit and waiting[torn - first]:
                 raise FormatError(f"page {torn}, which the cut tears, is missing", where=piece.name)
         except (DamagedError, NotFoundError) as error:
-            raise _PieceError(piece, error) from error
+            raise PieceError(piece, error) from error
         # Invariant: what is older than a cut has nothing to say beyond it.
         limit = min(limit, pages_of(piece.head.cut))
     return result
