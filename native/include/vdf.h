@@ -81,6 +81,9 @@ int vdf_file_identity(int fd, vdf_identity *out);
 int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_name,
                unsigned flags);
 
+/* Make a range of a file a hole; its size stays. -EOPNOTSUPP where the file system cannot. */
+int vdf_punch(int fd, uint64_t offset, uint64_t length);
+
 /* ---- core: one FUSE connection -------------------------------------------- */
 
 enum {

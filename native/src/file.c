@@ -108,3 +108,12 @@ int vdf_rename(int old_dir, const char *old_name, int new_dir, const char *new_n
 {
     return renameat2(old_dir, old_name, new_dir, new_name, flags) == 0 ? 0 : -errno;
 }
+
+int vdf_punch(int fd, uint64_t offset, uint64_t length)
+{
+    int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+
+    if (length == 0 || vdf_range_check(offset, length) != 0)
+        return -EINVAL;
+    return fallocate(fd, mode, (off_t)offset, (off_t)length) == 0 ? 0 : -errno;
+}

@@ -74,6 +74,17 @@ async def open_differences(log_a: DiskLog, a: Point, log_b: DiskLog, b: Point) -
     return found
 
 
+async def open_content(log: DiskLog, point: Point) -> Differences:
+    """Open a point to tell where it has data: where it differs from an empty disk.
+
+    Raises:
+        As `open_differences`.
+    """
+    found = Differences(None, None, log, point)
+    await found.open()
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """What the deltas after the fork say of pages [start, end)."""
@@ -87,10 +98,13 @@ class _Step:
 class Differences:
     """Where two points differ. Trio thread only; one iteration at a time."""
 
-    def __init__(self, log_a: DiskLog, a: Point, log_b: DiskLog, b: Point) -> None:
-        """Use `open_differences`."""
-        self.fork = fork_of(log_a, a, log_b, b)
-        self._sides = ((log_a, a), (log_b, b))
+    def __init__(self, log_a: DiskLog | None, a: Point | None, log_b: DiskLog, b: Point) -> None:
+        """Use `open_differences` or, without ``a``, `open_content`."""
+        self.fork: tuple[int, int] | None = None
+        self._sides = [(log_b, b)]
+        if log_a is not None and a is not None:
+            self.fork = fork_of(log_a, a, log_b, b)
+            self._sides = [(log_a, a), (log_b, b)]
         self._bad: frozenset[str] = frozenset()
         self._after: list[Piece] = []
         self._before: list[Piece] | None = None
@@ -100,8 +114,12 @@ class Differences:
 
     async def open(self) -> None:
         """Open both chains; called by `open_differences`."""
-        (log_a, a), (log_b, b) = self._sides
-        self.a = await log_a.open(a)
+        log_a, a = self._sides[0]
+        log_b, b = self._sides[-1]
+        if len(self._sides) == 1:
+            self.a = PointReader(log_b.store, [], title="", size=0, generation=0, epoch=0)
+        else:
+            self.a = await log_a.open(a)
         try:
             self.b = await log_b.open(b)
             await self._open_after()
@@ -136,11 +154,10 @@ class Differences:
         self._before = None
         # Invariant: both sides hang on the same state, else a line was exchanged.
         roots = {
-            (side[0].head.from_digest if side else reader.pieces[-1].head.to_digest)
+            side[0].head.from_digest if side else reader.pieces[-1].head.to_digest
             for side, reader in zip(sides, (self.a, self.b), strict=True)
-            if side or reader.pieces
-        }
-        if self.fork is not None and len(roots) > 1:
+        } if self.fork is not None else ()  # fmt: skip
+        if len(roots) > 1:
             raise DamagedError(
                 f"{self.a.title}: its deltas and those of {self.b.title} begin with another disk"
             )
@@ -315,7 +332,7 @@ class Differences:
         """
         piece = broken.piece
         if piece.head.kind is not Kind.JOINED or piece.name in self._bad:
-            raise DamagedError(f"{self.a.title}: {broken.error.message}") from broken.error
+            raise DamagedError(f"{self.b.title}: {broken.error.message}") from broken.error
         self._bad |= {piece.name}
         await self._open_after()
 

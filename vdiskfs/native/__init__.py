@@ -32,6 +32,7 @@ from vdiskfs.native.host import (
     crash_arm,
     file_identity,
     mount,
+    punch,
     rename,
     unmount,
 )
@@ -71,8 +72,8 @@ __all__ = [
     "PresenceCounts", "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background",
     "begin_intent", "commit_presence", "complete_presence", "crash_arm", "create_presence",
     "file_identity", "intent_counts", "mount", "next_absent", "next_unmapped", "open_presence",
-    "pages_sum", "pages_verify", "pages_zero", "presence_counts", "recover_track", "rename",
-    "seal", "settle_track", "sync_track", "unmount",
+    "pages_sum", "pages_verify", "pages_zero", "presence_counts", "punch", "recover_track",
+    "rename", "seal", "settle_track", "sync_track", "unmount",
 ]  # fmt: skip
 
 

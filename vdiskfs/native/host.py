@@ -30,6 +30,11 @@ def rename(old_dir: int, old: str, new_dir: int, new: str, flags: int = 0) -> No
     check(lib.vdf_rename(old_dir, os.fsencode(old), new_dir, os.fsencode(new), flags), "rename")
 
 
+def punch(fd: int, offset: int, length: int) -> None:
+    """Make a range of a file a hole, in bytes; its size stays. OSError EOPNOTSUPP: it cannot."""
+    check(lib.vdf_punch(fd, offset, length), "punch")
+
+
 def mount(mountpoint: str, source: str, flags: MountFlags = MountFlags.NONE) -> int:
     """Mount, and return the descriptor of the FUSE connection (the caller's)."""
     out = ffi.new("int *")
