@@ -39,7 +39,7 @@ from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
 from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
-from vdiskfs.failover import Drills, Failovers, Relocations
+from vdiskfs.failover import Drills, Failovers, Homecomings, Relocations
 from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.fdstore import FdStore, take_descriptors
 from vdiskfs.handovers import Handovers
@@ -49,6 +49,7 @@ from vdiskfs.hydration import PointImages
 from vdiskfs.liveness import Liveness
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
+from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
 from vdiskfs.replicator import Pace, Replicator
@@ -159,7 +160,9 @@ class Daemon:
                 shown_in=Path(self._settings.mountpoint) / "failovers", host=options.machines,
                 nursery=nursery,
             )  # fmt: skip
-            failover_control = await self._take_up(failovers, site, protection, nursery, browser)
+            failover_control, homecomings = await self._take_up(
+                failovers, site, protection, nursery, browser
+            )
             namespace = Namespace(
                 core, source, protection, browser, failovers=failovers,
                 handover=Handover(self._store, self._kept),
@@ -172,6 +175,7 @@ class Daemon:
                     await protection.resume(namespace.disks)
                 else:
                     await protection.start(namespace.disks, protect=self._settings.protect)
+            homecomings.resume()
             heartbeat = Heartbeat(self._settings, site, protection.disks)
             control = MountControl(
                 self._settings, protection, browser, failover_control,
@@ -204,7 +208,7 @@ class Daemon:
     async def _take_up(
         self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery,
         browser: Browser,
-    ) -> FailoverControl:  # fmt: skip
+    ) -> tuple[FailoverControl, Homecomings]:  # fmt: skip
         """Go on with the failovers that an earlier run left."""
         await failovers.load()
         drills = Drills(failovers)
@@ -216,8 +220,14 @@ class Daemon:
         handovers = Handovers(site, protection, relocations, stopper, mountpoint)
         protection.stop_machine = handovers.stop_machine
         nursery.start_soon(keep_running, "handing disks over", handovers.run)
-        changed = browser.forget_records
-        return FailoverControl(failovers, drills, relocations, mountpoint / "failovers", changed)
+        homecomings = Homecomings(
+            failovers, site, protection, nursery, host=host, limiter=RateLimiter()
+        )
+        control = FailoverControl(
+            failovers, drills, relocations, homecomings, shown_in=mountpoint / "failovers",
+            changed=browser.forget_records,
+        )  # fmt: skip
+        return control, homecomings
 
     @property
     def _is_over(self) -> bool:

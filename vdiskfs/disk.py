@@ -100,8 +100,6 @@ class ProtectedDisk:
         self.line.on_returned = self._note_returned
         self.on_displaced: Callable[[ProtectedDisk], None] = lambda _: None
         self.on_returned: Callable[[ProtectedDisk], None] = lambda _: None
-        self.refuses = False
-        """Whether guests may not write: another site has the disk."""
         self._replicator: Replicator | None = None
 
     @property
@@ -113,6 +111,11 @@ class ProtectedDisk:
     def disk_id(self) -> str:
         """The disk's id: 32 hex digits."""
         return self.record.disk_id
+
+    @property
+    def refuses(self) -> bool:
+        """Whether guests may not write: another site has the disk."""
+        return self.image.refuses
 
     @property
     def replicator(self) -> Replicator:
@@ -327,7 +330,6 @@ class ProtectedDisk:
 
     def refuse_writes(self, refuse: bool) -> None:
         """Let guests write no more: what they wrote is kept; or let them again."""
-        self.refuses = refuse
         self.image.refuse_writes(refuse)
 
     def renamed(self, path: str) -> None:

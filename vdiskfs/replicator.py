@@ -279,7 +279,8 @@ class Replicator:
             PassStoppedError: the pass was stopped, or its window closed; nothing was sealed.
         """
         async with self._sealing:
-            self._dirty = trio.Event()
+            if self._dirty.is_set():  # else the loop waits for this very one
+                self._dirty = trio.Event()
             await trio.to_thread.run_sync(self.suspects.mend_marks)
             if not self.suspects.needed and self.dirty_bytes() > self.spool.room(
                 self.pace.spool_limit

@@ -74,6 +74,7 @@ for command in (
     point.point,
     failover.failover,
     relocate.reprotect,
+    relocate.failback,
     relocate.job,
     completion.completion,
 ):

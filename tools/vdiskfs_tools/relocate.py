@@ -168,6 +168,93 @@ def reprotect(call: Call, *, disk: str, no_wait: bool, dry_run: bool) -> None:
 
 
 @click.group(cls=Group)
+def failback() -> None:
+    """Bring a disk that was failed over home: only what differs is moved."""
+
+
+@failback.command("start")
+@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@click.option(
+    "--mode", type=click.Choice(["minimize-downtime", "full-download"]),
+    default="minimize-downtime",
+    help="Move what differs while the machine runs there; or everything, whatever is here.",
+)  # fmt: skip
+@click.option("--create-vm", is_flag=True, help="Make the image anew: it is not here (any more).")
+@click.option(
+    "--vm", type=click.Choice(["auto", "none"]), default="auto",
+    help="Start the machine that the vault has for the disk when it is home; or none.",
+)  # fmt: skip
+@no_wait_option
+@dry_run_option
+@click.pass_obj
+def start_failback(
+    call: Call, *, disk: str, mode: str, create_vm: bool, vm: str, no_wait: bool, dry_run: bool
+) -> None:
+    """Bring the image at home up to the other site's newest point, and keep it there.
+
+    The machine runs on at the other site meanwhile, and nothing is stopped before you complete
+    the failback. The same command again goes on with one that was cut off.
+
+    Example:
+        vdiskfs failback start web01
+        vdiskfs failback complete web01
+        vdiskfs failback commit web01
+    """
+    body = {
+        "full": mode == "full-download", "create": create_vm, "vm": vm, "dry_run": dry_run,
+    }  # fmt: skip
+    document = _failback(call, disk, "", body, no_wait=no_wait)
+    if not call.out.document(document):
+        call.out.say(f"{disk}: would come home" if dry_run else f"{disk}: {document['state']}; "
+                     f"then: vdiskfs failback complete {disk}")  # fmt: skip
+
+
+@failback.command("complete")
+@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@no_wait_option
+@dry_run_option
+@click.pass_obj
+def complete_failback(call: Call, *, disk: str, no_wait: bool, dry_run: bool) -> None:
+    """Stop the machine at the other site, move the last delta, and start it here.
+
+    Example:
+        vdiskfs failback complete web01
+    """
+    document = _failback(call, disk, "complete", {"dry_run": dry_run}, no_wait=no_wait)
+    if not call.out.document(document):
+        call.out.say(f"{disk}: would be completed" if dry_run else f"{disk}: {document['state']}; "
+                     f"then: vdiskfs failback commit {disk}")  # fmt: skip
+    _check_health(document)
+
+
+@failback.command("commit")
+@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@dry_run_option
+@click.pass_obj
+def commit_failback(call: Call, *, disk: str, dry_run: bool) -> None:
+    """Make a failback final: the disk is at home, and replicated from here as ever.
+
+    Example:
+        vdiskfs failback commit web01
+    """
+    document = _failback(call, disk, "commit", {"dry_run": dry_run}, no_wait=True)
+    if not call.out.document(document):
+        call.out.say(f"{disk}: {'would be' if dry_run else 'is'} home")
+
+
+def _failback(
+    call: Call, disk: str, step: str, body: dict[str, object], *, no_wait: bool
+) -> dict[str, Any]:
+    parse_disk(disk)
+    with _client(call) as client:
+        way = ("failbacks", disk, step) if step else ("failbacks", disk)
+        document: dict[str, Any] = client.post(*way, body=body)
+        if body["dry_run"]:
+            return document
+        return _follow(call, client, document, no_wait=no_wait)
+
+
+@click.group(cls=Group)
 def job() -> None:
     """See what was asked of failovers, step by step."""
 

@@ -123,7 +123,7 @@ class TakenDisk:
         disk.replicator.live.fetch = self.copy.fetch_page
         if disk.replicator.paused and disk.line.displaced is None:
             disk.health.shown_as = State.FAILED_OVER
-        if not disk.refuses:
+        if disk.line.displaced is None:
             self.copy.image.refuse_writes(False)
         self.disk = disk
         self._nursery.start_soon(disk.run)

@@ -221,6 +221,7 @@ class Image(_Closing):
         self._image = out[0]
         self.cookie = cookie
         self.flags = flags
+        self.refuses = False
         self.track: Track | None = None
 
     @property
@@ -245,6 +246,7 @@ class Image(_Closing):
     def refuse_writes(self, refuse: bool) -> None:
         """Let every write from now on fail with EROFS, or no longer."""
         lib.vdf_image_refuse_writes(self.handle, refuse)
+        self.refuses = refuse
 
     def read(self, offset: int, length: int) -> bytes | None:
         """Return bytes (short only at the end), or None when some are absent."""

@@ -192,6 +192,8 @@ class CopyFile(_Node):
 
     async def open(self, flags: int) -> None:
         """Count one more handle; the first one attaches the image."""
+        if flags & os.O_ACCMODE != os.O_RDONLY and self._copy().image.refuses:
+            raise refusal(errno.EROFS)
         with self.pinned():
             async with self._turn:
                 copy = self._attach()
