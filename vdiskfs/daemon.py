@@ -39,7 +39,7 @@ from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
 from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
-from vdiskfs.failover import Drills, Failovers, Homecomings, Relocations
+from vdiskfs.failover import Drills, Failovers, Homecomings, OwnMachines, Relocations
 from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.fdstore import FdStore, take_descriptors
 from vdiskfs.handovers import Handovers
@@ -217,7 +217,8 @@ class Daemon:
         relocations.resume()
         drills.resume()
         stopper = MachineStopper(host, site.state.path)
-        handovers = Handovers(site, protection, relocations, stopper, mountpoint)
+        own = OwnMachines(failovers, host.shutdown_s)
+        handovers = Handovers(site, protection, own, stopper, mountpoint)
         protection.stop_machine = handovers.stop_machine
         nursery.start_soon(keep_running, "handing disks over", handovers.run)
         homecomings = Homecomings(

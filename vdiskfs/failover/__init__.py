@@ -7,7 +7,7 @@ taken       a disk that was failed over for good, over its copy (copyfile)
 failovers   all of a mount's; documents: what scripts get of them; choose: of which disks
 drills      test failovers                     machine, bootblocks   what runs on them
 relocation  failovers for good                 asking    the other site is asked first
-homecoming  failback
+homecoming  failback                           ownmachines  what runs here, when it is asked for
 """
 
 from vdiskfs.failover.copy import WritableCopy
@@ -15,6 +15,7 @@ from vdiskfs.failover.documents import failover_document, job_document, record_d
 from vdiskfs.failover.drills import Drills
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.homecoming import Homecomings
+from vdiskfs.failover.ownmachines import OwnMachines
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -27,6 +28,7 @@ __all__ = [
     "Homecomings",
     "Kind",
     "Member",
+    "OwnMachines",
     "Relocations",
     "State",
     "Step",
