@@ -38,6 +38,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         heartbeat_s = 30.5
         log_level = "debug"
         bandwidth_limit = "10MiB"
+        hydration_limit = "50MiB"
         [azure]
         account = "example"
         endpoint = "https://blob.example"
@@ -54,6 +55,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         heartbeat_s=30.5,
         log_level="debug",
         bandwidth_limit=10 << 20,
+        hydration_limit=50 << 20,
         azure=AzureConfig("example", "https://blob.example", "/etc/key"),
     )
 
@@ -80,6 +82,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         ("heartbeat_s = inf", "heartbeat_s"),
         ("log_level = 'loud'", "log_level"),
         ("bandwidth_limit = -1", "bandwidth_limit"),
+        ("hydration_limit = 'slow'", "hydration_limit"),
         ('when_displaced = "merge"', "when_displaced"),
         ("[azure]\nkey_file = 'relative'", "azure"),
         ("[machines]\nhooks_directory = 'relative'", "machines: hooks_directory"),

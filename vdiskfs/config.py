@@ -71,6 +71,7 @@ class Config:
     heartbeat_s: float = 10.0
     log_level: str = "info"
     bandwidth_limit: int = 0
+    hydration_limit: int = 0
     when_displaced: str = "read-only"
     azure: AzureConfig = field(default_factory=AzureConfig)
     machines: MachinesConfig = field(default_factory=MachinesConfig)
@@ -433,6 +434,7 @@ _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
     "heartbeat_s": _number(1, 3600),
     "log_level": _log_level,
     "bandwidth_limit": _size(0),
+    "hydration_limit": _size(0),
     "when_displaced": _when_displaced,
     "azure": _azure,
     "machines": _machines,

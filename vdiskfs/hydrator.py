@@ -49,6 +49,9 @@ class Hydrator:
         self._opening = trio.Lock()
         self._fetching: dict[int, trio.Event] = {}
         self._next_offset = -1
+        # Requests that wait for something now; why none of them gets it, or nothing.
+        self.asked = 0
+        self.waiting = ""
         self._scopes: set[trio.CancelScope] = set()
         self._idle = trio.Event()
         self._closed = False
@@ -90,6 +93,7 @@ class Hydrator:
 
     async def _answer(self, event: native.Event) -> None:
         error = 0
+        self.asked += 1
         try:
             if event.kind is native.EventKind.SEEK:
                 await self.patiently(lambda: self._map_until_data(event.offset))
@@ -101,6 +105,8 @@ class Hydrator:
         except Exception:
             log.exception("%s: a read failed", self.name)
             error = errno.EIO
+        finally:
+            self.asked -= 1
         # Writes that waited run in it.
         await trio.to_thread.run_sync(self.image.answer, event.offset, event.length, error)
 
@@ -109,8 +115,10 @@ class Hydrator:
         while True:
             try:
                 await action()
+                self.waiting = ""
                 return
             except VaultUnreachableError as failure:
+                self.waiting = failure.message
                 log.info("%s: waiting: %s", self.name, failure)
                 await trio.sleep(max(RETRY_S, failure.retry_after_s or 0.0))
 

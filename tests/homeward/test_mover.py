@@ -48,7 +48,7 @@ async def two_lines(test: Lines, rng: random.Random, epochs: int = 6) -> list[Pl
     return sorted(test.states)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), verify=st.booleans(), full=st.booleans())
 async def test_rounds_lead_to_exactly_the_points(seed: int, verify: bool, full: bool) -> None:
     """From a known point, or from anything, over several points of several lines."""
@@ -69,7 +69,7 @@ async def test_rounds_lead_to_exactly_the_points(seed: int, verify: bool, full: 
                 assert progress.done_bytes == progress.total_bytes == planned
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), full=st.booleans())
 async def test_a_move_that_is_cancelled_anywhere_is_gone_on_with(seed: int, full: bool) -> None:
     """Also towards other points, and with anything in the pages that were under way."""

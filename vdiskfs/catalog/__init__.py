@@ -12,7 +12,7 @@ points     Point, and the ways to name one              records, documents   JSO
 
 from vdiskfs.catalog.anchor import Anchor
 from vdiskfs.catalog.check import check
-from vdiskfs.catalog.differences import Differences, open_content, open_differences
+from vdiskfs.catalog.differences import Differences, open_differences
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.log import DiskLog, Tip
 from vdiskfs.catalog.points import Point
@@ -35,6 +35,5 @@ __all__ = [
     "Tip",
     "Vault",
     "check",
-    "open_content",
     "open_differences",
 ]

@@ -74,17 +74,6 @@ async def open_differences(log_a: DiskLog, a: Point, log_b: DiskLog, b: Point) -
     return found
 
 
-async def open_content(log: DiskLog, point: Point) -> Differences:
-    """Open a point to tell where it has data: where it differs from an empty disk.
-
-    Raises:
-        As `open_differences`.
-    """
-    found = Differences(None, None, log, point)
-    await found.open()
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Step:
     """What the deltas after the fork say of pages [start, end)."""
@@ -98,13 +87,10 @@ class _Step:
 class Differences:
     """Where two points differ. Trio thread only; one iteration at a time."""
 
-    def __init__(self, log_a: DiskLog | None, a: Point | None, log_b: DiskLog, b: Point) -> None:
-        """Use `open_differences` or, without ``a``, `open_content`."""
-        self.fork: tuple[int, int] | None = None
-        self._sides = [(log_b, b)]
-        if log_a is not None and a is not None:
-            self.fork = fork_of(log_a, a, log_b, b)
-            self._sides = [(log_a, a), (log_b, b)]
+    def __init__(self, log_a: DiskLog, a: Point, log_b: DiskLog, b: Point) -> None:
+        """Use `open_differences`."""
+        self.fork = fork_of(log_a, a, log_b, b)
+        self._sides = ((log_a, a), (log_b, b))
         self._bad: frozenset[str] = frozenset()
         self._after: list[Piece] = []
         self._before: list[Piece] | None = None
@@ -114,12 +100,8 @@ class Differences:
 
     async def open(self) -> None:
         """Open both chains; called by `open_differences`."""
-        log_a, a = self._sides[0]
-        log_b, b = self._sides[-1]
-        if len(self._sides) == 1:
-            self.a = PointReader(log_b.store, [], title="", size=0, generation=0, epoch=0)
-        else:
-            self.a = await log_a.open(a)
+        (log_a, a), (log_b, b) = self._sides
+        self.a = await log_a.open(a)
         try:
             self.b = await log_b.open(b)
             await self._open_after()

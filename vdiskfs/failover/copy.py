@@ -117,6 +117,7 @@ class WritableCopy(Hydrator):
                 # A folder that is not mounted lacks everything.
                 if not await self._is_away():
                     raise
+                self.waiting = failure.message
                 log.info("%s: waiting for the vault: %s", self.name, failure)
             await trio.sleep(RETRY_S)
 

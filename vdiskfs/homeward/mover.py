@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import trio
 
-from vdiskfs.catalog import Differences, DiskLog, open_content, open_differences
+from vdiskfs.catalog import Differences, DiskLog, open_differences
 from vdiskfs.crash import hook
 from vdiskfs.delta.entries import U64, Extents
 from vdiskfs.errors import (
@@ -30,7 +30,7 @@ from vdiskfs.errors import (
 from vdiskfs.homeward.moves import MoveProgress, Place
 from vdiskfs.homeward.note import HomeNote, read_home, write_home
 from vdiskfs.homeward.target import TargetFile
-from vdiskfs.point import PointReader
+from vdiskfs.point import PointReader, data_pages
 from vdiskfs.point.fetch import first_error
 from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK
@@ -137,7 +137,7 @@ class HomeMover:
         self._resumed = len(self.note.path) > 1
         async with AsyncExitStack() as stack:
             pairs, content = await self._open(stack, note)
-            self._reader = (content or pairs[-1]).b
+            self._reader = content if content is not None else pairs[-1].b
             self.progress.total_bytes = await self._count(note, pairs, content) * PAGE_SIZE
             self.progress.counted = True
             self._target = await trio.to_thread.run_sync(TargetFile, self.image)
@@ -156,7 +156,7 @@ class HomeMover:
 
     async def _open(
         self, stack: AsyncExitStack, note: HomeNote
-    ) -> tuple[list[Differences], Differences | None]:
+    ) -> tuple[list[Differences], PointReader | None]:
         """Open what lies between the places of a note, and the last one whole if need be."""
 
         # Anew at each try: a log that was made while the vault was away believes it empty.
@@ -175,9 +175,9 @@ class HomeMover:
                 log_a, await log_a.find(a[1]), log_b, await log_b.find(b[1])
             )
 
-        async def whole(place: Place) -> Differences:
+        async def whole(place: Place) -> PointReader:
             one = await find(place)
-            return await open_content(one, await one.find(place[1]))
+            return await one.open(await one.find(place[1]))
 
         pairs: list[Differences] = []
         for a, b in zip(note.path, note.path[1:], strict=False):
@@ -189,7 +189,7 @@ class HomeMover:
         return pairs, await stack.enter_async_context(content)
 
     async def _count(
-        self, note: HomeNote, pairs: list[Differences], content: Differences | None
+        self, note: HomeNote, pairs: list[Differences], content: PointReader | None
     ) -> int:
         total = 0
         end = note.known
@@ -198,7 +198,9 @@ class HomeMover:
                 async for pages in batches:
                     total += len(_below(pages, end))
         if content is not None:
-            async with aclosing(self._patient(content.pages, note.known or 0)) as batches:
+            async with aclosing(
+                self._patient(partial(data_pages, content), note.known or 0)
+            ) as batches:
                 async for pages in batches:
                     total += len(pages)
         return total
@@ -230,7 +232,7 @@ class HomeMover:
 
     # ---- all of it ---------------------------------------------------------------------
 
-    async def _move_rest(self, content: Differences) -> None:
+    async def _move_rest(self, content: PointReader) -> None:
         """Bring all pages from ``known`` on: data where the point has it, else holes."""
         self._resumed = False
         position = self.note.known or 0
@@ -240,10 +242,10 @@ class HomeMover:
             hook("homeward.marked")
             position = end
 
-    async def _move_stretch(self, content: Differences, position: int) -> int:
+    async def _move_stretch(self, content: PointReader, position: int) -> int:
         """Bring pages from a position on, up to a bound; return where it ends. It is synced."""
         pieces: list[U64] = []
-        async with aclosing(self._patient(content.pages, position)) as batches:
+        async with aclosing(self._patient(partial(data_pages, content), position)) as batches:
             async for batch in batches:
                 pieces += _pieces(batch)
                 if len(pieces) >= MARK_PIECES:

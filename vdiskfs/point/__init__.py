@@ -3,6 +3,7 @@
     reader    PointReader: which page is where, verified pages, sums
     piece     one delta of the chain, read block by block
     chosen    pages that lie apart
+    content   where a point has data
     kinds     what a page may be
     fetch     ranged reads of frames
     cache     decoded blocks
@@ -14,6 +15,7 @@ Points are opened by ``catalog``, which knows what the vault holds.
 
 from vdiskfs.point.cache import BlockCache
 from vdiskfs.point.chosen import Chosen
+from vdiskfs.point.content import data_pages
 from vdiskfs.point.diff import diff
 from vdiskfs.point.kinds import ABSENT, FULL, ZERO
 from vdiskfs.point.piece import Piece, PieceInfo, open_piece
@@ -29,6 +31,7 @@ __all__ = [
     "Piece",
     "PieceInfo",
     "PointReader",
+    "data_pages",
     "diff",
     "open_piece",
     "restore",
