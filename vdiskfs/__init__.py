@@ -35,6 +35,7 @@ The modules, from the top
     twin          whether a file is a copy of a disk that the vault has
     passes        what suspect pages hold
     failover      writable copies of points, and what is done with them
+    homeward      a local image, brought from one point to another
     hydration     images of points; hydrator: one image, filled when it is read
     catalog       what the vault holds: disks, points; publishing, joining, checking
     spool         deltas that wait for the vault
@@ -49,6 +50,7 @@ The modules, from the top
     crypto        digests, and the place of encryption
     native        the C core (native/): data requests, tracking; the only file that touches ffi
     config, window, units, errors, running
+    ratelimit     bytes per second, shared by all who take from it
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again
