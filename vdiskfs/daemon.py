@@ -213,7 +213,8 @@ class Daemon:
         await failovers.load()
         drills = Drills(failovers)
         host, mountpoint = self._settings.options.machines, Path(self._settings.mountpoint)
-        relocations = Relocations(failovers, site, protection, nursery, host)
+        limiter = RateLimiter(self._settings.options.hydration_limit)
+        relocations = Relocations(failovers, site, protection, nursery, host=host, limiter=limiter)
         relocations.resume()
         drills.resume()
         stopper = MachineStopper(host, site.state.path)
@@ -221,9 +222,7 @@ class Daemon:
         handovers = Handovers(site, protection, own, stopper, mountpoint)
         protection.stop_machine = handovers.stop_machine
         nursery.start_soon(keep_running, "handing disks over", handovers.run)
-        homecomings = Homecomings(
-            failovers, site, protection, nursery, host=host, limiter=RateLimiter()
-        )
+        homecomings = Homecomings(failovers, site, protection, nursery, host=host, limiter=limiter)
         control = FailoverControl(
             failovers, drills, relocations, homecomings, shown_in=mountpoint / "failovers",
             changed=browser.forget_records,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import trio
 
-from vdiskfs.catalog import DiskLog, Point
+from vdiskfs.catalog import DiskLog, DiskRecord, Point
 from vdiskfs.errors import AlreadyExistsError, NotFoundError
 from vdiskfs.failover.failovers import Failovers, FindLog
 from vdiskfs.failover.record import FailoverRecord, Member, check_name
@@ -133,3 +134,11 @@ async def _at(points: DiskLog, time_ns: int) -> Point:
             hint="choose a later point, or --vm none",
         )
     return found[-1]
+
+
+def with_tokens(members: Sequence[Member], records: Sequence[DiskRecord]) -> tuple[Member, ...]:
+    """Return the members with a number of their own each, for the step that takes the disk."""
+    current = {record.id: record.generation for record in records}
+    return tuple(
+        replace(one, token=secrets.token_hex(16), current=current[one.disk_id]) for one in members
+    )

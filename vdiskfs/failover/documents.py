@@ -36,6 +36,7 @@ async def failover_document(failover: Failover, shown_in: Path) -> dict[str, obj
                 "size": failover.copies[member.disk_id].image.size(),
                 "present_bytes": failover.copies[member.disk_id].present_bytes,
                 "waits": failover.copies[member.disk_id].waits,
+                "hydration": _hydration(failover, member.disk_id),
             }
             for member in record.members
             if member.disk_id in failover.copies
@@ -88,4 +89,18 @@ def _job_document(job: Job | None, says: str | None) -> dict[str, object] | None
         "error": job.error,
         "hint": job.hint or None,
         "exit_code": job.code,
+    }
+
+
+def _hydration(failover: Failover, disk_id: str) -> dict[str, object] | None:
+    """Return how far the background has come with a copy, or None: nothing is brought."""
+    task = failover.hydrations.get(disk_id)
+    if task is None:
+        return None
+    found = task.progress()
+    return {
+        "done": found.done,
+        "absent_bytes": found.absent_bytes,
+        "fetched_bytes": found.fetched_bytes,
+        "waits_for": found.waiting or None,
     }

@@ -26,6 +26,7 @@ from vdiskfs.errors import (
     VaultUnreachableError,
     VdiskfsError,
 )
+from vdiskfs.failover.background import BackgroundHydration
 from vdiskfs.failover.bootblocks import read_boot, write_boot
 from vdiskfs.failover.copy import WritableCopy, make_files
 from vdiskfs.failover.machine import FailoverMachine
@@ -53,6 +54,7 @@ class Failover:
     copies: dict[str, WritableCopy]
     machine: FailoverMachine | None = None
     taken: dict[str, TakenDisk] = field(default_factory=dict)
+    hydrations: dict[str, BackgroundHydration] = field(default_factory=dict)
     says: str | None = None
     """What its job waits for now, for people."""
 
@@ -362,6 +364,7 @@ class Failovers:
         for disk in failover.taken.values():
             await disk.forget()
         failover.taken.clear()
+        failover.hydrations.clear()
         for copy in failover.copies.values():
             self._by_cookie.pop(copy.image.cookie, None)
             await copy.discard()

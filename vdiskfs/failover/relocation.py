@@ -8,7 +8,6 @@ is committed its point can be changed, and it can be rolled back. Trio thread on
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -25,7 +24,8 @@ from vdiskfs.crash import hook
 from vdiskfs.disk import Site
 from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
 from vdiskfs.failover.asking import Asking
-from vdiskfs.failover.choose import choose, close, new_record
+from vdiskfs.failover.background import BackgroundHydration
+from vdiskfs.failover.choose import choose, close, new_record, with_tokens
 from vdiskfs.failover.failovers import Failover, Failovers, FindLog
 from vdiskfs.failover.jobs import Act, Runner, begin
 from vdiskfs.failover.record import FailoverRecord, Member
@@ -33,6 +33,7 @@ from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.machines import Mapped
 from vdiskfs.protection import Protection
+from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.units import NS
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Relocations:
     """Starts failovers for good, and takes them further."""
 
     def __init__(
-        self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery,
-        host: MachinesConfig,
+        self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery, *,
+        host: MachinesConfig, limiter: RateLimiter,
     ) -> None:  # fmt: skip
         """Prepare.
 
@@ -60,6 +61,7 @@ class Relocations:
             protection: counts in what is taken.
             nursery: where jobs run, and disks are replicated.
             host: what machines may use of this host.
+            limiter: bounds what is brought in the background.
         """
         self._failovers = failovers
         self._site = site
@@ -68,6 +70,7 @@ class Relocations:
         self._networks = Mapped(host.networks)
         self._runner = Runner(failovers, nursery)
         self._asking = Asking(failovers, site)
+        self._limiter = limiter
 
     # ---- after a restart -----------------------------------------------------------------
 
@@ -82,6 +85,8 @@ class Relocations:
                 for disk in failover.taken.values():
                     disk.resume()
                     self._nursery.start_soon(disk.take_up)
+                if not under_way and failover.record.state is not State.HANDED_OVER:
+                    self._hydrate(failover)
             self._go_on(failover)
 
     def _go_on(self, failover: Failover) -> None:
@@ -181,7 +186,7 @@ class Relocations:
         else:
             members, readers = await choose(self._find_log(found), disks, spec)
             await close(readers)
-        return replace(record, members=_with_tokens(members, found))
+        return replace(record, members=with_tokens(members, found))
 
     def _find_log(self, found: Sequence[DiskRecord]) -> FindLog:
         by_name = {one.name: one for one in found}
@@ -249,7 +254,7 @@ class Relocations:
                 self._find_source_log(records), [one.disk for one in failover.record.members], spec
             )
             await close(readers)
-            members = _with_tokens(members, records)
+            members = with_tokens(members, records)
             if dry_run:
                 return replace(failover.record, members=members)
             await self._check_idle(failover)
@@ -410,8 +415,16 @@ class Relocations:
     async def _over(self, failover: Failover) -> None:
         await self._failovers.write(failover, state=State.FAILED_OVER)
         hook("failover.over")
+        self._hydrate(failover)
         if failover.record.rollback_ns:
             self._nursery.start_soon(self._roll_back_later, failover)
+
+    def _hydrate(self, failover: Failover) -> None:
+        """Bring in the background what nobody has asked for yet."""
+        for disk_id, copy in failover.copies.items():
+            task = BackgroundHydration(copy, self._limiter)
+            failover.hydrations[disk_id] = task
+            self._failovers.start_apart(failover, task.run)
 
     async def _end(self, failover: Failover) -> None:
         if failover.machine is not None:
@@ -477,11 +490,3 @@ class Relocations:
                 f"failover {failover.record.name}: {failover.job.kind if failover.job else 'a job'}"
                 " is under way", hint=f"vdiskfs failover show {failover.record.name}",
             )  # fmt: skip
-
-
-def _with_tokens(members: Sequence[Member], records: Sequence[DiskRecord]) -> tuple[Member, ...]:
-    """Return the members with a number of their own each, for the step that takes the disk."""
-    current = {record.id: record.generation for record in records}
-    return tuple(
-        replace(one, token=secrets.token_hex(16), current=current[one.disk_id]) for one in members
-    )
