@@ -55,6 +55,7 @@ class Failover:
     machine: FailoverMachine | None = None
     taken: dict[str, TakenDisk] = field(default_factory=dict)
     hydrations: dict[str, BackgroundHydration] = field(default_factory=dict)
+    writing: trio.Lock = field(default_factory=trio.Lock)
     says: str | None = None
     """What its job waits for now, for people."""
 
@@ -283,9 +284,11 @@ class Failovers:
 
     async def write(self, failover: Failover, **changes: object) -> None:
         """Change a failover's record. Durable on return."""
-        record = replace(failover.record, **changes)  # type: ignore[arg-type]
-        await trio.to_thread.run_sync(write_record, failover.directory / RECORD, record.to_body())
-        failover.record = record
+        async with failover.writing:  # two tasks change two parts of it
+            record = replace(failover.record, **changes)  # type: ignore[arg-type]
+            path, body = failover.directory / RECORD, record.to_body()
+            await trio.to_thread.run_sync(write_record, path, body)
+            failover.record = record
 
     # ---- machines ----------------------------------------------------------------------
 
