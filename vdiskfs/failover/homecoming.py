@@ -85,6 +85,8 @@ class Homecomings:
                 continue
             if job is not None and not job.ended_ns:
                 self._runner.start(failover, self._steps(failover, job.kind))
+            elif job is None:
+                self._failovers.start_apart(failover, self._go, failover, Step.FAILBACK)
             elif failover.record.state is State.FAILING_BACK:
                 self._follow(failover)
             elif failover.machine is not None and failover.record.health is None:
@@ -120,7 +122,7 @@ class Homecomings:
             if failover is not None:
                 after(failover.record.name, failover.record.state, Step.FAILBACK)
                 if not dry_run:
-                    self._go(failover, Step.FAILBACK)
+                    await self._go(failover, Step.FAILBACK)
                 return failover.record
             record, disks = await new_record(self._failovers, disk, None, Kind.FAILBACK, vm=vm)
             members = [await self._member(one, full=full, create=create) for one in disks]
@@ -128,7 +130,7 @@ class Homecomings:
             if dry_run:
                 return record
             failover = await self._failovers.make(record)
-            self._go(failover, Step.FAILBACK)
+            await self._go(failover, Step.FAILBACK)
         return failover.record
 
     async def complete(self, disk: str, *, dry_run: bool) -> FailoverRecord:
@@ -147,7 +149,7 @@ class Homecomings:
                 jobs = begin(failover, Step.COMPLETE)
                 await self._failovers.write(failover, state=state, jobs=jobs)
                 hook("failback.completing")
-            self._go(failover, Step.COMPLETE)
+            await self._go(failover, Step.COMPLETE)
         return failover.record
 
     async def commit(self, disk: str, *, dry_run: bool) -> FailoverRecord:
@@ -229,9 +231,9 @@ class Homecomings:
 
     # ---- steps -----------------------------------------------------------------------------
 
-    def _go(self, failover: Failover, kind: Step) -> None:
+    async def _go(self, failover: Failover, kind: Step) -> None:
         if not self._runner.is_running(failover):
-            failover.record = replace(failover.record, jobs=begin(failover, kind))
+            await self._failovers.write(failover, jobs=begin(failover, kind))
             self._runner.start(failover, self._steps(failover, kind))
 
     def _steps(self, failover: Failover, kind: Step) -> list[tuple[str, Act]]:

@@ -95,6 +95,8 @@ class Relocations:
             self._failovers.start_apart(failover, self._remove, failover)
         elif job is not None and not job.ended_ns:
             self._runner.start(failover, self._steps(failover, job.kind))
+        elif record.state is State.STARTING:
+            self._failovers.start_apart(failover, self._restart, failover, Step.START)
         elif failover.machine is not None and record.health is None and record.state in SETTLED:
             self._failovers.start_apart(failover, self._failovers.judge, failover)
         if record.rollback_ns and record.state is State.FAILED_OVER:
@@ -153,7 +155,7 @@ class Relocations:
                 if rollback_s:
                     record = replace(record, rollback_ns=time.time_ns() + int(rollback_s * NS))
                 failover = await self._failovers.make(record)
-            self._restart(failover, Step.START)
+            await self._restart(failover, Step.START)
         return failover
 
     def _begun(self, disk: str, kind: Kind) -> Failover | None:
@@ -247,7 +249,7 @@ class Relocations:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.CHANGE_POINT)
             if failover.record.state is State.CHANGING_POINT:
-                self._restart(failover, Step.CHANGE_POINT)
+                await self._restart(failover, Step.CHANGE_POINT)
                 return failover.record
             records = [await self._site.vault.disk(one.disk_id) for one in failover.record.members]
             members, readers = await choose(
@@ -263,7 +265,7 @@ class Relocations:
                 failover, state=state, members=members, jobs=jobs, health=None
             )
             hook("failover.changing")
-            self._restart(failover, Step.CHANGE_POINT)
+            await self._restart(failover, Step.CHANGE_POINT)
         return failover.record
 
     def _find_source_log(self, records: Sequence[DiskRecord]) -> FindLog:
@@ -315,7 +317,7 @@ class Relocations:
                 jobs = begin(failover, Step.ROLLBACK)
                 await self._failovers.write(failover, state=state, jobs=jobs)
                 hook("failover.rolling")
-            self._restart(failover, Step.ROLLBACK)
+            await self._restart(failover, Step.ROLLBACK)
         return failover.record
 
     async def _roll_back_later(self, failover: Failover) -> None:
@@ -344,7 +346,7 @@ class Relocations:
                     jobs = begin(failover, Step.REPROTECT)
                     await self._failovers.write(failover, state=state, jobs=jobs)
                     hook("failover.reprotecting")
-                self._restart(failover, Step.REPROTECT)
+                await self._restart(failover, Step.REPROTECT)
         return failover.record
 
     def of_disk(self, disk: str) -> Failover:
@@ -364,11 +366,10 @@ class Relocations:
 
     # ---- steps ---------------------------------------------------------------------------
 
-    def _restart(self, failover: Failover, kind: Step) -> None:
+    async def _restart(self, failover: Failover, kind: Step) -> None:
         if self._runner.is_running(failover):
             return
-        jobs = begin(failover, kind)
-        failover.record = replace(failover.record, jobs=jobs)
+        await self._failovers.write(failover, jobs=begin(failover, kind))
         self._runner.start(failover, self._steps(failover, kind))
 
     def _steps(self, failover: Failover, kind: Step) -> list[tuple[str, Act]]:
