@@ -24,7 +24,6 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -58,7 +57,7 @@ from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint
 from vdiskfs.stopping import MachineStopper
 from vdiskfs.store import open_store
 from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
-from vdiskfs.tree import Handover, Namespace, Nodes, open_source
+from vdiskfs.tree import Disks, Handover, Namespace, Nodes, open_source
 from vdiskfs.window import Window
 
 log = logging.getLogger(__name__)
@@ -171,11 +170,7 @@ class Daemon:
             pools = (images, failovers)
             nursery.start_soon(self._watch_core, core, protection, pools, namespace.nodes, nursery)
             if namespace.disks is not None:
-                if resumed:
-                    await protection.resume(namespace.disks)
-                else:
-                    await protection.start(namespace.disks, protect=self._settings.protect)
-            homecomings.resume()
+                await self._start(protection, namespace.disks, resumed=resumed)
             heartbeat = Heartbeat(self._settings, site, protection.disks)
             control = MountControl(
                 self._settings, protection, browser, failover_control,
@@ -187,9 +182,9 @@ class Daemon:
             nursery.start_soon(self._serving.serve_control, state.control, control)
             nursery.start_soon(keep_running, "the heartbeat", heartbeat.run)
             if resumed and namespace.disks is not None:
-                nursery.start_soon(partial(
-                    protection.start, namespace.disks, protect=self._settings.protect, patient=True
-                ))  # fmt: skip
+                nursery.start_soon(self._start_later, protection, namespace.disks, homecomings)
+            else:
+                homecomings.resume()
             await self._announce(state, resumed=resumed)
             self._settle(core, source, vault)
             ready.tell({"ok": True, "pid": os.getpid()})  # last: from here on a kill costs nothing
@@ -228,6 +223,20 @@ class Daemon:
             changed=browser.forget_records,
         )  # fmt: skip
         return control, homecomings
+
+    async def _start(self, protection: Protection, files: Disks, *, resumed: bool) -> None:
+        """Start the disks; of those that guests go on with only what can be done at once."""
+        if resumed:
+            await protection.resume(files)
+        else:
+            await protection.start(files, protect=self._settings.protect)
+
+    async def _start_later(
+        self, protection: Protection, files: Disks, homecomings: Homecomings
+    ) -> None:
+        """Start the disks of which guests go on already; then bring others home."""
+        await protection.start(files, protect=self._settings.protect, patient=True)
+        homecomings.resume()
 
     @property
     def _is_over(self) -> bool:

@@ -18,7 +18,7 @@ from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.delta.entries import Extents, extents_of_pages
 from vdiskfs.errors import DamagedError, LocalError
-from vdiskfs.state import TrackSums
+from vdiskfs.state import DiskPaths, TrackSums
 from vdiskfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -215,6 +215,20 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
         raise LocalError(
             f"{directory}: the bitmaps cannot be opened: {error.strerror}", hint=hint
         ) from error
+
+
+def make_track(paths: DiskPaths, size: int) -> None:
+    """Make the bitmaps of a disk of which every page is known, as a clean end leaves them.
+
+    Raises:
+        LocalError, OSError: the disk refused.
+    """
+    track, _ = open_track(paths.track, size)
+    try:
+        native.sync_track(track)
+    finally:
+        track.close()
+    paths.sums.write()
 
 
 def end_image(image: native.Image, sums: TrackSums | None) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs import native
 from vdiskfs.catalog import DiskLog, DiskRecord, Owner, Vault
 from vdiskfs.catalog.moves import Fork, is_forked, note_move
 from vdiskfs.catalog.records import Moved
@@ -39,13 +38,13 @@ from vdiskfs.failover.jobs import Act, Runner, begin
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.homeward import HomeMover, MoveProgress, prepare_home
-from vdiskfs.image import open_track
+from vdiskfs.image import make_track
 from vdiskfs.machines import Mapped
 from vdiskfs.ownernote import Note, Start, read_note, write_note
 from vdiskfs.protection import Protection
 from vdiskfs.ratelimit import RateLimiter
+from vdiskfs.state import DiskPaths, FileStamp, LastEnd, sync_directory
 from vdiskfs.state import DiskRecord as LocalRecord
-from vdiskfs.state import FileStamp, LastEnd, sync_directory
 from vdiskfs.tree import SourceFile
 
 log = logging.getLogger(__name__)
@@ -301,6 +300,8 @@ class Homecomings:
                 await trio.to_thread.run_sync(sync_directory, paths.directory)
                 hook("failback.parked")
                 await self._protection.park(disk)
+            elif self._protection.parked(member.disk_id) is None and member.epoch:
+                raise StateError(f"disk {member.disk}: is not known here yet")
             elif self._protection.parked(member.disk_id) is None:
                 await trio.to_thread.run_sync(self._make_partial, member)
 
@@ -451,7 +452,6 @@ class Homecomings:
         before, note = state.disk(member.disk_id).directory, Note()
         if before.exists():
             note = read_note(before)
-            state.remove_disk(member.disk_id)
         identity = file.identity()
         record = LocalRecord(
             disk_id=member.disk_id, name=member.disk, file=file.path,
@@ -460,15 +460,13 @@ class Homecomings:
             generation=member.generation, epoch=member.epoch, digest=member.digest,
             size=member.size, time_ns=member.time_ns, end=FileStamp.of(identity),
         )  # fmt: skip
-        paths = state.create_disk(record)
-        paths.parked.touch(mode=0o600)
-        write_note(paths.directory, replace(note, place="", line=0, handed=""))
-        track, _ = open_track(paths.track, member.size)
-        try:
-            native.sync_track(track)
-        finally:
-            track.close()
-        paths.sums.write()
+
+        def fill(paths: DiskPaths) -> None:
+            paths.parked.touch(mode=0o600)  # there was never a moment without
+            write_note(paths.directory, replace(note, place="", line=0, handed=""))
+            make_track(paths, member.size)
+
+        state.create_disk(record, fill)
         hook("failback.prepared")
         return record
 

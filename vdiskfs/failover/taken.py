@@ -22,10 +22,10 @@ from vdiskfs.failover.copy import WritableCopy
 from vdiskfs.failover.copyfile import CopyFile
 from vdiskfs.failover.record import Member
 from vdiskfs.health import State
-from vdiskfs.image import open_track
+from vdiskfs.image import make_track
 from vdiskfs.ownernote import Note, Start, read_note, write_note
 from vdiskfs.protection import Protection
-from vdiskfs.state import DiskRecord, FileStamp, LastEnd, sync_directory
+from vdiskfs.state import DiskPaths, DiskRecord, FileStamp, LastEnd
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,6 @@ class TakenDisk:
         if before.exists():
             # An earlier run was cut off: what it has told the vault it has to know again.
             note = read_note(before)
-            state.remove_disk(member.disk_id)
         identity = self._file.identity()
         record = DiskRecord(
             disk_id=member.disk_id, name=member.disk, file=self._file.path,
@@ -98,16 +97,13 @@ class TakenDisk:
             generation=member.generation, epoch=member.epoch, digest=member.digest,
             size=member.size, time_ns=member.time_ns, end=FileStamp.of(identity),
         )  # fmt: skip
-        paths = state.create_disk(record)
-        write_note(paths.directory, replace(note, place="", line=0, handed=""))
-        (paths.directory / "paused").touch(mode=0o600)
-        sync_directory(paths.directory)
-        track, _ = open_track(paths.track, member.size)
-        try:
-            native.sync_track(track)
-        finally:
-            track.close()
-        paths.sums.write()
+
+        def fill(paths: DiskPaths) -> None:
+            write_note(paths.directory, replace(note, place="", line=0, handed=""))
+            (paths.directory / "paused").touch(mode=0o600)
+            make_track(paths, member.size)
+
+        state.create_disk(record, fill)
         hook("failover.prepared")
         return record
 

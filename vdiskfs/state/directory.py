@@ -24,11 +24,13 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Self
 
+from vdiskfs import native
 from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, DamagedError, LocalError, NotFoundError, RefusedError
 from vdiskfs.state.distrust import DISK_END, DistrustNote
@@ -39,6 +41,7 @@ from vdiskfs.state.tracksums import TrackSums
 _KINDS = ("ext4", "xfs", "f2fs")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PARTS = ("track", "spool", "pass")
+_EXCHANGE = 2  # RENAME_EXCHANGE
 _PARTIAL = "."  # names of half-made and half-removed disks begin with it
 
 
@@ -270,8 +273,14 @@ class StateDirectory:
                 raise DamagedError(f"{paths.directory / part}: missing")
         return record
 
-    def create_disk(self, record: DiskRecord) -> DiskPaths:
-        """Make the files of a disk: all of them, or none. Durable on return."""
+    def create_disk(
+        self, record: DiskRecord, fill: Callable[[DiskPaths], None] = lambda _: None
+    ) -> DiskPaths:
+        """Make the files of a disk: all of them, or none. Durable on return.
+
+        ``fill`` adds to them before they appear. Those of an earlier life of the disk give way in
+        the same step.
+        """
         paths = self.disk(record.disk_id)
         partial = DiskPaths(self._disks / f"{_PARTIAL}{record.disk_id}.new")
         try:
@@ -279,15 +288,29 @@ class StateDirectory:
             for part in _PARTS:
                 (partial.directory / part).mkdir(mode=0o700)
             write_record(partial.record, record.to_body())
+            fill(partial)
             sync_directory(partial.directory)
             hook("disk.made")
-            partial.directory.rename(paths.directory)
-            sync_directory(self._disks)
+            self._place(partial.directory, paths.directory)
             hook("disk.named")
         except OSError as error:
             shutil.rmtree(partial.directory, ignore_errors=True)
             raise LocalError(f"{paths.directory}: {error.strerror}") from error
         return paths
+
+    def _place(self, made: Path, named: Path) -> None:
+        """Give a directory its name, also where another one has it, which is removed."""
+        if not named.exists():
+            made.rename(named)
+            sync_directory(self._disks)
+            return
+        fd = os.open(self._disks, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            native.rename(fd, made.name, fd, named.name, _EXCHANGE)
+        finally:
+            os.close(fd)
+        sync_directory(self._disks)
+        shutil.rmtree(made, ignore_errors=True)
 
     def end_of_disk(self, record: DiskRecord) -> LastEnd:
         """Return how tracking of this one disk ended: a start may have been cut short.
