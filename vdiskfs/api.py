@@ -25,7 +25,7 @@ from vdiskfs.errors import (
 )
 from vdiskfs.failoverapi import Failovers, failover_routes
 from vdiskfs.registry import address_of
-from vdiskfs.requests import Document, read_body, read_text, route
+from vdiskfs.requests import Document, read_body, read_count, read_text, route
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
         query = request.query_params
         return await control.points(
             request.path_params["name"], query.get("since", ""), query.get("until", ""),
-            _count(query.get("limit")),
+            read_count(query.get("limit")),
         )  # fmt: skip
 
     async def point(request: Request) -> Document:
@@ -168,14 +168,6 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/umount", route(unmount), methods=post),
         ]
     )
-
-
-def _count(text: str | None) -> int | None:
-    if text is None or text == "":
-        return None
-    if not text.isascii() or not text.isdigit():
-        raise UsageError(f"limit: {text!r} is not a number")
-    return int(text)
 
 
 class _Sparse(logging.Filter):

@@ -214,7 +214,9 @@ class Daemon:
         drills.resume()
         stopper = MachineStopper(host, site.state.path)
         own = OwnMachines(failovers, host.shutdown_s)
-        handovers = Handovers(site, protection, own, stopper, mountpoint)
+        handovers = Handovers(
+            site, protection, own, stopper=stopper, mountpoint=mountpoint, events=failovers.events
+        )
         protection.stop_machine = handovers.stop_machine
         nursery.start_soon(keep_running, "handing disks over", handovers.run)
         homecomings = Homecomings(failovers, site, protection, nursery, host=host, limiter=limiter)

@@ -20,6 +20,7 @@ from vdiskfs.catalog.records import Handover
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import ConflictError, StateError, VaultUnreachableError, VdiskfsError
+from vdiskfs.events import Events
 from vdiskfs.protection import Protection
 from vdiskfs.state import users_of
 from vdiskfs.stopping import MachineStopper
@@ -52,8 +53,9 @@ class Handovers:
     """Answers requests while its `run` runs. Trio thread only."""
 
     def __init__(
-        self, site: Site, protection: Protection, machines: OwnMachines, stopper: MachineStopper,
-        mountpoint: Path,
+        self, site: Site, protection: Protection, machines: OwnMachines, *,
+        stopper: MachineStopper,
+        mountpoint: Path, events: Events,
     ) -> None:  # fmt: skip
         """Prepare."""
         self._site = site
@@ -61,6 +63,7 @@ class Handovers:
         self._machines = machines
         self._stopper = stopper
         self._mountpoint = mountpoint
+        self._events = events
         self._under_way: set[str] = set()
 
     async def run(self) -> None:
@@ -84,12 +87,14 @@ class Handovers:
     async def _hand_over(self, disk: ProtectedDisk, asked: Handover) -> None:
         try:
             log.warning("disk %s: site %s asks for it", disk.name, asked.site)
+            self._events.tell("disk", disk.name, f"site {asked.site} asks for it")
             await self._let_go(disk, asked)
         except ConflictError as error:
             log.warning("disk %s: is kept: %s", disk.name, error)
             await self._keep(disk)
         except (VdiskfsError, OSError) as error:
             log.error("disk %s: cannot be handed over: %s", disk.name, error)
+            self._events.tell("disk", disk.name, f"cannot be handed over: {error}")
             await self._keep(disk)
             await self._tell(disk, asked, REFUSED, str(error))
         finally:
@@ -112,6 +117,7 @@ class Handovers:
         await self._tell(disk, asked, RELEASED, "")
         disk.health.displaced(f"handed over to site {asked.site} since {asked.asked}", handed=True)
         log.warning("disk %s: handed over to site %s", disk.name, asked.site)
+        self._events.tell("disk", disk.name, f"handed over to site {asked.site}")
 
     async def stop_machine(self, disk: ProtectedDisk, reason: str) -> None:
         """Stop the machine on a disk: a failover's, or the host's own as it has set.

@@ -91,3 +91,12 @@ def read_text(body: dict[str, Any], what: str, limit: int) -> str:
     if not isinstance(text, str) or len(text.encode(errors="replace")) > limit:
         raise UsageError(f"{what}: a text of at most {limit} bytes is needed")
     return text
+
+
+def read_count(text: str | None) -> int | None:
+    """Return the number that a text says, None where it says nothing."""
+    if text is None or text == "":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"limit: {text!r} is not a number")
+    return int(text)

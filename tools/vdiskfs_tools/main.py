@@ -76,6 +76,7 @@ for command in (
     relocate.reprotect,
     relocate.failback,
     relocate.job,
+    relocate.event,
     completion.completion,
 ):
     cli.add_command(command)

@@ -26,6 +26,7 @@ from vdiskfs.errors import (
     VaultUnreachableError,
     VdiskfsError,
 )
+from vdiskfs.events import Events
 from vdiskfs.failover.background import BackgroundHydration
 from vdiskfs.failover.bootblocks import read_boot, write_boot
 from vdiskfs.failover.copy import WritableCopy, make_files
@@ -98,6 +99,7 @@ class Failovers:
         self.find_log = find_log
         self.changing = trio.Lock()
         """Held while one is made, or changed."""
+        self.events = Events(state.path)
         self._host = host
         self._nursery = nursery
         self._shown_in = shown_in
@@ -195,6 +197,8 @@ class Failovers:
         """
         failover = await trio.to_thread.run_sync(self._make, record)
         self.enter(failover)
+        disks = ", ".join(one.disk for one in record.members)
+        self.events.tell("failover", record.name, f"{record.state}: {record.kind} of {disks}")
         return failover
 
     def _make(self, record: FailoverRecord) -> Failover:
@@ -288,7 +292,11 @@ class Failovers:
             record = replace(failover.record, **changes)  # type: ignore[arg-type]
             path, body = failover.directory / RECORD, record.to_body()
             await trio.to_thread.run_sync(write_record, path, body)
-            failover.record = record
+            before, failover.record = failover.record, record
+        if before.state is not record.state:
+            self.events.tell("failover", record.name, f"{before.state} -> {record.state}")
+        if record.health is not None and before.health != record.health:
+            self.events.tell("machine", record.name, record.health.detail)
 
     # ---- machines ----------------------------------------------------------------------
 
@@ -384,6 +392,7 @@ class Failovers:
         await self.discard_copies(failover)
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
+        self.events.tell("failover", failover.record.name, "removed")
 
     def _remove_files(self, failover: Failover) -> None:
         gone = self._root / f".{failover.record.id}.old"

@@ -85,8 +85,10 @@ class Runner:
                     if not self._failovers.has(key) or failover.job is None:
                         return  # it was the last step: nothing is left of it
                     await self._note(failover, done=(*failover.job.done, step))
+                    self._tell(failover, f"{step} done")
                     hook(f"job.{step}")
             await self._note(failover, ended_ns=time.time_ns())
+            self._tell(failover, "done")
             log.info("failover %s: %s is done", name, failover.job.kind if failover.job else "")
         except VdiskfsError as error:
             await self._failed(failover, error)
@@ -105,6 +107,7 @@ class Runner:
     async def _failed(self, failover: Failover, error: VdiskfsError) -> None:
         kind = failover.job.kind if failover.job is not None else "?"
         log.error("failover %s: %s stands still: %s", failover.record.name, kind, error)
+        self._tell(failover, f"stands still: {error}")
         try:
             await self._note(
                 failover, error=error.message, hint=error.hint or "", code=error.exit_code
@@ -114,3 +117,8 @@ class Runner:
             *others, job = failover.record.jobs
             job = replace(job, error=error.message, code=error.exit_code)
             failover.record = replace(failover.record, jobs=(*others, job))
+
+    def _tell(self, failover: Failover, text: str) -> None:
+        if failover.job is not None:
+            what = f"{failover.job.id} {failover.job.kind}: {text}"
+            self._failovers.events.tell("job", failover.record.name, what)
