@@ -103,6 +103,17 @@ class Control(Protocol):
     async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
         """Throw a test failover away."""
 
+    async def groups(self) -> Document:
+        """Return all consistency groups."""
+
+    async def group(self, name: str) -> Document:
+        """Return one group, with its newest points."""
+
+    async def change_group(
+        self, name: str, change: str, disks: list[str], *, dry_run: bool
+    ) -> Document:
+        """Create, add to, remove from or delete a group."""
+
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """Unmount; the daemon ends."""
 
@@ -159,9 +170,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
 
     async def create_points(request: Request) -> Document:
         body = await _body(request)
-        names = body.get("disks")
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise UsageError("disks: a list of names is needed")
+        names = _names(body)
         if body.get("consistency", "crash") != "crash":
             raise UsageError(
                 "application-consistent points are not offered by this version",
@@ -194,6 +203,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/disks/{name}/points/{point}", _route(point), methods=get),
             Route("/v1/points", _route(create_points), methods=post),
             *_failover_routes(control),
+            *_group_routes(control),
             Route("/v1/upgrade", _route(upgrade), methods=post),
             Route("/v1/umount", _route(unmount), methods=post),
         ]
@@ -229,6 +239,36 @@ def _failover_routes(control: Control) -> list[Route]:
         Route("/v1/failovers", _route(test_failover), methods=["POST"]),
         Route("/v1/failovers/{name}", _route(failover), methods=["GET"]),
         Route("/v1/failovers/{name}/cleanup", _route(cleanup), methods=["POST"]),
+    ]
+
+
+def _group_routes(control: Control) -> list[Route]:
+    async def groups(_: Request) -> Document:
+        return await control.groups()
+
+    async def group(request: Request) -> Document:
+        return await control.group(request.path_params["name"])
+
+    async def create(request: Request) -> Document:
+        body = await _body(request)
+        name = _text(body, "name", 240)
+        return await control.change_group(
+            name, "create", _names(body), dry_run=body.get("dry_run") is True
+        )
+
+    async def change(request: Request) -> Document:
+        body, act = await _body(request), request.path_params["change"]
+        if act not in ("add", "remove", "delete"):
+            raise NotFoundError(f"nothing called {act[:40]!r} is done to a group")
+        names = [] if act == "delete" else _names(body)
+        dry_run = body.get("dry_run") is True
+        return await control.change_group(request.path_params["name"], act, names, dry_run=dry_run)
+
+    return [
+        Route("/v1/groups", _route(groups), methods=["GET"]),
+        Route("/v1/groups", _route(create), methods=["POST"]),
+        Route("/v1/groups/{name}", _route(group), methods=["GET"]),
+        Route("/v1/groups/{name}/{change}", _route(change), methods=["POST"]),
     ]
 
 
@@ -275,6 +315,13 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise UsageError("the request is not a JSON object")
     return body
+
+
+def _names(body: dict[str, Any]) -> list[str]:
+    names = body.get("disks")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise UsageError("disks: a list of names is needed")
+    return names
 
 
 def _text(body: dict[str, Any], what: str, limit: int) -> str:

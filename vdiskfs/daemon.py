@@ -41,6 +41,7 @@ from vdiskfs.disk import Site
 from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
 from vdiskfs.failover import Failovers
 from vdiskfs.fdstore import FdStore, take_descriptors
+from vdiskfs.groups import Groups
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
 from vdiskfs.liveness import Liveness
@@ -139,16 +140,11 @@ class Daemon:
     ) -> None:  # fmt: skip
         options = self._settings.options
         images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
-        pace = Pace(
-            options.epoch_interval_s, options.spool_limit, options.compression_level,
-            options.resync_threshold / 100, Window.parse(options.resync_window),
-        )  # fmt: skip
-        site = Site(
-            self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
-            options.when_displaced, self._settings.force, self._settings.accept_rollback,
-        )  # fmt: skip
+        groups = Groups(vault, state.groups, options.epoch_interval_s)
+        site = self._site(core, vault, state, groups)
         async with trio.open_nursery() as nursery:
             protection = Protection(site, options.patterns, nursery)
+            groups.begin(protection.disks, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
             failovers = Failovers(
                 core, state, vault, browser.log, self._next_cookie,
@@ -168,9 +164,10 @@ class Daemon:
                     await protection.resume(namespace.disks)
                 else:
                     await protection.start(namespace.disks, protect=self._settings.protect)
-            heartbeat = Heartbeat(self._settings, site, protection.disks)
+            heartbeat = Heartbeat(self._settings, site, protection.disks, groups.learn)
             control = MountControl(
-                self._settings, protection, browser, failovers, self._unmount_for(protection),
+                self._settings, protection, browser, failovers,
+                self._unmount_for(protection, groups), groups=groups,
                 vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
                 counts=core.counts,
             )  # fmt: skip
@@ -185,7 +182,7 @@ class Daemon:
             self._settle(core, source, vault)
             ready.tell({"ok": True, "pid": os.getpid()})  # last: from here on a kill costs nothing
             await self._serving.ended.wait()
-            await self._finish(protection)
+            await self._finish(protection, groups)
             await self._serving.wait_answered()
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
@@ -195,6 +192,18 @@ class Daemon:
             core.stop()
             await images.aclose()
             await failovers.aclose()
+
+    def _site(self, core: native.Core, vault: Vault, state: StateDirectory, groups: Groups) -> Site:
+        options = self._settings.options
+        pace = Pace(
+            options.epoch_interval_s, options.spool_limit, options.compression_level,
+            options.resync_threshold / 100, Window.parse(options.resync_window),
+        )  # fmt: skip
+        return Site(
+            self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
+            options.when_displaced, self._settings.force, self._settings.accept_rollback,
+            groups.joint_of,
+        )  # fmt: skip
 
     @property
     def _is_over(self) -> bool:
@@ -261,11 +270,12 @@ class Daemon:
 
     # ---- the end -------------------------------------------------------------------------
 
-    def _unmount_for(self, protection: Protection) -> Unmounter:
+    def _unmount_for(self, protection: Protection, groups: Groups) -> Unmounter:
         async def unmount(*, drain: bool, lazy: bool) -> Mapping[str, object]:
             if drain:
                 for disk in protection.disks():
                     disk.replicator.check_not_paused()
+                await groups.seal_last()
                 for disk in protection.disks():
                     await disk.replicator.seal_if_changed()
                     await disk.replicator.wait_shipped()
@@ -276,11 +286,12 @@ class Daemon:
 
         return unmount
 
-    async def _finish(self, protection: Protection) -> None:
+    async def _finish(self, protection: Protection, groups: Groups) -> None:
         """Nobody writes any more: seal, capture, ship what can be shipped soon."""
         protection.closing = True
         limit = math.inf if self._drain else FINAL_SHIP_S
         with trio.move_on_after(limit):
+            await groups.seal_last()
             async with trio.open_nursery() as nursery:
                 for disk in protection.disks():
                     nursery.start_soon(_finish_disk, disk.replicator)

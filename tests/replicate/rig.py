@@ -192,7 +192,7 @@ class Rig:
         """Whether the vault holds all that was written, and nothing waits."""
         one = self.replicator
         counts = one.live.counts()
-        if one.hold().locked():
+        if not one.hold().value:
             return False  # what is sealed may be on its way into the spool
         waits = counts.changed or counts.suspect_pages or counts.frozen or one.suspects.needed
         return not waits and not len(one.spool) and self.health.level is Level.NORMAL

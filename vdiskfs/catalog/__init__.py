@@ -7,10 +7,13 @@ publish    segments, then the slot                      joins    joined deltas
 owners     who writes: claims, fences, generations, branches
 check      what is damaged, and whom it hurts
 points     Point, and the ways to name one              records, documents   JSON objects
+groups     consistency groups                       grouppoints   points that disks share
 """
 
 from vdiskfs.catalog.anchor import Anchor
 from vdiskfs.catalog.check import check
+from vdiskfs.catalog.grouppoints import group_points, shared_points
+from vdiskfs.catalog.groups import Group, group_members
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.log import DiskLog, Tip
 from vdiskfs.catalog.points import Point
@@ -24,6 +27,7 @@ __all__ = [
     "CheckReport",
     "DiskLog",
     "DiskRecord",
+    "Group",
     "IndexCache",
     "Owner",
     "Point",
@@ -32,4 +36,7 @@ __all__ = [
     "Tip",
     "Vault",
     "check",
+    "group_members",
+    "group_points",
+    "shared_points",
 ]

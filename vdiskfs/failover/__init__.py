@@ -3,6 +3,7 @@
 record     what is known of a failover, on this host
 states     which step follows which
 copy       one disk's writable copy: absent bytes come from the vault, written ones stay
+targets    which disks, at which points
 failovers  all of a mount's; documents: what scripts get of them
 """
 

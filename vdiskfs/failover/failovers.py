@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog import DiskLog, Point, Vault
+from vdiskfs.catalog import Vault
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.errors import (
@@ -36,7 +36,8 @@ from vdiskfs.failover.copy import WritableCopy, make_files
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.record import FailoverRecord, Member, check_name
 from vdiskfs.failover.states import Kind, State, Step, after
-from vdiskfs.machines import Machine, machine_of, parse_machine
+from vdiskfs.failover.targets import FindLog, TargetDisk, find_target
+from vdiskfs.machines import Machine, parse_machine
 from vdiskfs.point import PointReader
 from vdiskfs.state import StateDirectory, read_record, sync_directory, users_of, write_record
 from vdiskfs.tree import CopyRef, FailoverRef, plain_name
@@ -45,8 +46,6 @@ from vdiskfs.units import format_time
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
-
-FindLog = Callable[[str], Awaitable[DiskLog]]
 
 
 @dataclass(eq=False)
@@ -184,8 +183,8 @@ class Failovers:
         judged afterwards: see ``record.health``.
 
         Args:
-            disk: its name. With ``vm`` the other disks of its machine are copied, too: each
-                its newest point at or before the time that is meant.
+            disk: its name, or a group's: see `find_target`. With ``vm`` the other disks of
+                its machine are copied, too.
             spec: the point: an epoch, a time, ``latest`` and the like.
             name: of the failover; None: one is found.
             vm: start the machine that the vault has for the disk, if it has one.
@@ -264,23 +263,14 @@ class Failovers:
         self, disk: str, spec: str | int, name: str | None, *, vm: bool
     ) -> tuple[FailoverRecord, dict[str, PointReader]]:
         """Return the record, and the members' points, open, by disk id."""
-        machine = await machine_of(self._vault.store, disk) if vm else None
-        disks = [disk] if machine is None else [one.disk for one in machine.disks]
-        record = self._record(disk, name, machine)
+        target = await find_target(self._vault, self._find_log, disk, spec, time.time_ns(), vm=vm)
+        record = self._record(disk, name, target.machine)
         readers: dict[str, PointReader] = {}
         members: list[Member] = []
-        now_ns, instant_ns = time.time_ns(), 0
         try:
-            for one in sorted(disks, key=lambda each: each != disk):
-                points = await self._find_log(one)
-                # A time, or the latest, says the same of each disk; an epoch is the first one's.
-                if one == disk or isinstance(spec, str):
-                    point = await points.find(spec, now_ns)
-                    instant_ns = instant_ns or point.time_ns
-                else:
-                    point = await _at(points, instant_ns)
-                members.append(_member(one, points, point))
-                readers[points.record.id] = await points.open(point)
+            for one in target.disks:
+                members.append(_member(one, {member.file for member in members}))
+                readers[one.points.record.id] = await one.points.open(one.point)
         except BaseException:
             await _close(readers)
             raise
@@ -439,22 +429,15 @@ def _free_name(stem: str, taken: set[str]) -> str:
     return next(name for n in itertools.count(1) if (name := f"{stem}-{n}") not in taken)
 
 
-async def _at(points: DiskLog, time_ns: int) -> Point:
-    """Return the newest point at or before an instant."""
-    found = await points.points(None, time_ns, 1)
-    if not found:
-        raise NotFoundError(
-            f"disk {points.record.name} has no point at or before {format_time(time_ns)}",
-            hint="choose a later point, or --vm none",
-        )
-    return found[-1]
-
-
-def _member(disk: str, points: DiskLog, point: Point) -> Member:
+def _member(one: TargetDisk, taken: set[str]) -> Member:
+    points, point = one.points, one.point
     name = points.record.name
     # Those of a hostile vault may lead out of the directory.
     plain = plain_name(points.record.file.rpartition("/")[2]) or plain_name(f"{name}.img")
     file = "disk.img" if plain is None else os.fsdecode(plain)
+    if file in taken:
+        # Of several directories of the source: the ids differ.
+        file = f"{points.record.id}-{file}"[-255:]
     return Member(
-        disk, points.record.id, file, points.generation, point.epoch, point.time_ns, point.size
+        one.disk, points.record.id, file, points.generation, point.epoch, point.time_ns, point.size
     )
