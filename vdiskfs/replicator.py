@@ -66,7 +66,9 @@ class Pace:
 
 
 class Joint(Protocol):
-    """What seals a disk together with others."""
+    """What seals a disk together with others: a group, of this name."""
+
+    name: str
 
     def touched(self) -> None:
         """One of the disks has changed since its last seal, or can be sealed again."""
@@ -343,6 +345,12 @@ class Replicator:
         """Whether it can be sealed with others now: nothing stands still, nothing is suspect."""
         stands = self.ended or self.paused or self._is_full or self.suspects.needed
         return not stands and self.end.epoch > 0
+
+    @property
+    def group(self) -> str | None:
+        """The name of the group that the disk is sealed with, or None."""
+        joint = self._joint()
+        return None if joint is None else joint.name
 
     def hold(self) -> trio.Semaphore:
         """What a seal holds until it is captured; who needs several takes them by name."""
