@@ -137,12 +137,16 @@ class Groups:
         What is damaged there stays as it was here.
 
         Raises:
-            VaultUnreachableError, RefusedError: all stay as they were.
+            VaultUnreachableError, RefusedError, NotFoundError, WrongVaultError: the vault
+                does not answer, or is not there; all stay as they were.
         """
         async with self._learning:
             listed = await group_objects(self._vault.store)
             if listed == self._listed:
                 return
+            if set(self._groups) - set(map(group_named, listed)):
+                # An empty folder where the vault was mounted has no groups either.
+                await self._vault.check_identity()
             found = []
             for object_name in listed:
                 name = group_named(object_name)
@@ -224,6 +228,7 @@ class Groups:
             StateError: the name is a group's or a disk's, or a disk is in another group.
         """
         check_group_name(name)
+        await self._vault.check_identity()
         members = await self._named(disks)
         try:
             await self._vault.find_disk(name)
@@ -294,6 +299,7 @@ class Groups:
             NotFoundError: no such group.
         """
         group: Group | None
+        await self._vault.check_identity()
         try:
             group, _ = await read_group(self._vault.store, name)
         except FormatError:
@@ -305,6 +311,7 @@ class Groups:
 
     async def _change(self, name: str, change: Callable[[Group], Group], *, dry_run: bool) -> Group:
         store = self._vault.store
+        await self._vault.check_identity()
         if dry_run:
             group = change((await read_group(store, name))[0])
             check_free(await list_groups(store), group)
