@@ -70,7 +70,7 @@ class Groups:
         self._groups: dict[str, Group] = {}
         self._of_disk: dict[str, Group] = {}
         self._sealers: dict[str, GroupSealer] = {}
-        self._listed: dict[str, str] = {}
+        self._listed: dict[str, str] | None = None
         self._learning = trio.Lock()
         self._disks: Callable[[], Sequence[ProtectedDisk]] = list
         self._nursery: trio.Nursery | None = None

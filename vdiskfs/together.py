@@ -94,6 +94,7 @@ class GroupSealer:
         self._dirty = trio.Event()
         self._sealing = trio.Lock()
         self._due: dict[str, float] = {}
+        self._retry: dict[str, float] = {}
         self._slow: set[str] = set()
         self._nursery: trio.Nursery | None = None
 
@@ -137,20 +138,28 @@ class GroupSealer:
                 return math.inf  # it has not begun
             self._dirty = trio.Event()
             members = sorted(self._members(), key=lambda one: one.name)
-            now = trio.current_time()
-            chosen = [one for one in members if one.is_ready and (last or self._is_due(one, now))]
+            chosen = self._ready(members, last=last)
             if any(_is_changed(one) for one in chosen):
                 await self._seal(chosen)
             return self._look_again_s(members)
 
-    def _is_due(self, one: Replicator, now: float) -> bool:
-        return self._due.get(one.name, now) <= now
+    def _ready(self, members: Sequence[Replicator], *, last: bool) -> list[Replicator]:
+        """Return the disks that can be sealed now, and are due.
+
+        When that of the longest epochs is due all are: so the group has points as often as it.
+        """
+        now = trio.current_time()
+        ready = [one for one in members if one.is_ready and self._retry.get(one.name, now) <= now]
+        slowest = max(ready, key=lambda one: one.stride.interval_s, default=None)
+        if last or slowest is None or self._due.get(slowest.name, now) <= now:
+            return ready
+        return [one for one in ready if self._due.get(one.name, now) <= now]
 
     def _look_again_s(self, members: Sequence[Replicator]) -> float:
         """Return when to look again at disks that have changed and were left out."""
         now = trio.current_time()
         waits = [
-            max(self._due.get(one.name, 0) - now, 0) or LOOK_S
+            max(self._due.get(one.name, 0) - now, self._retry.get(one.name, 0) - now, 0) or LOOK_S
             for one in members
             if _is_changed(one) and not one.suspects.needed
         ]
@@ -236,6 +245,7 @@ class GroupSealer:
                 await one.seal_captured(flip)
                 one.stride.kept()
                 one.health.local_works()
+                self._retry.pop(one.name, None)
                 self._note_due(one)
             except EpochOutrunError as error:
                 one.stride.outrun()
@@ -250,7 +260,7 @@ class GroupSealer:
     def _failed(self, one: Replicator, error: Exception) -> None:
         # The local disk failed or is full: nothing is lost, the pages stay marked.
         one.health.local_failed(str(error))
-        self._due[one.name] = trio.current_time() + max(1.0, self._interval_s)
+        self._retry[one.name] = trio.current_time() + max(1.0, self._interval_s)
         one.look_again()
 
     def _note_due(self, one: Replicator) -> None:

@@ -270,3 +270,29 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
             assert site.json("group", *words, "--dry-run")["dry_run"] is True
         (row,) = site.json("group", "list")["groups"]
         assert [disk["disk"] for disk in row["disks"]] == names[:2]
+
+
+@pytest.mark.parametrize("step", ["group.written", "groups.noted", "group.deleted"])
+def test_a_daemon_killed_in_the_middle_of_a_change_leaves_it_whole(
+    tmp_path: Path, step: str
+) -> None:
+    """The command says that it was not answered; what the vault says counts with the successor."""
+    with MountedSite(
+        tmp_path, options=FAST, environ={"VDISKFS_CRASH": f"{step}:1"}
+    ) as site:  # fmt: skip
+        names = mounted(site, 2)
+        disks, before = set(names), site.pid
+        deleted = step == "group.deleted"
+        if deleted:
+            group(site, "create", "shop", *names)
+        words = ("delete", "shop") if deleted else ("create", "shop", *names)
+        assert "does not answer" in group(site, *words, code=1)
+        site.wait_successor(before, disks)
+        wanted = {None} if deleted else {"shop"}
+        site.wait("the change counts", lambda: {site.disk(n)["group"] for n in names} == wanted)
+        again = group(site, *words, code=3 if deleted else 4)
+        assert "group" in again
+        if not deleted:
+            with Chain([site.image(name) for name in names]):
+                wait_points(site, names, 2)
+            assert check_instants(site.vault, names).points

@@ -203,6 +203,26 @@ async def test_one_that_is_outrun_gets_longer_epochs_and_the_others_do_not(
         await b.check()
 
 
+async def test_two_that_are_outrun_have_points_together_as_often_as_the_slower(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site_of(tmp_path, "abc") as site:
+        a, b, c = site.rigs
+        outrun(b, 2, monkeypatch)
+        outrun(c, 4, monkeypatch)
+        for rig in (b, c):  # changes go on outrunning: epochs get no shorter
+            monkeypatch.setattr(rig.replicator.stride, "kept", lambda: None)
+        for seed in range(100):
+            await site.write(a, b, c, seed=seed)
+            await trio.sleep(1)
+        await site.settle(a, b, c)
+        assert (b.replicator.stride.interval_s, c.replicator.stride.interval_s) == (4, 16)
+        shared = await site.shared(a, b, c)
+        assert [one[2] for one in shared] == [one[0] for one in await site.shared(c)][1:]
+        assert len(shared) > 3
+        assert len(await site.shared(a, b)) > 15
+
+
 async def test_one_that_is_captured_for_long_is_waited_for_once(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
