@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ async def test_a_damaged_note_is_not_believed(
     if how == "torn":
         path.write_bytes(path.read_bytes()[:-20])
     else:
-        changed = {
+        changed: dict[str, dict[str, Any]] = {
             "format": {"format": 9},
             "group": {"groups": [{"name": 3}]},
             "type": {"groups": 3},
