@@ -363,19 +363,14 @@ class Replicator:
             EpochGivenUpError: the epoch could not be kept.
         """
         make_writer = partial(self._make_writer, self.spool.directory, inside=True)
-        parts = list(self.pass_.parts)
+        # Looked up here, not in the thread: while a delta is shipped it would be the one before.
+        end, parts = self.end, list(self.pass_.parts)
+        capture = partial(
+            self.live.capture, flip.seal, end, make_writer, label, parts,
+            captured=self.pass_.drop, group_id=flip.group_id,
+        )  # fmt: skip
         try:
-            spooled = await trio.to_thread.run_sync(
-                lambda: self.live.capture(
-                    flip.seal,
-                    self.end,
-                    make_writer,
-                    label,
-                    parts,
-                    captured=self.pass_.drop,
-                    group_id=flip.group_id,
-                )
-            )
+            spooled = await trio.to_thread.run_sync(capture)
         except EpochGivenUpError:
             self.touched()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -21,8 +22,9 @@ from vdiskfs.catalog import Vault, group_points, shared_points
 from vdiskfs.delta.layout import NO_ID
 from vdiskfs.errors import StateError
 from vdiskfs.health import Level
-from vdiskfs.image import EpochOutrunError
+from vdiskfs.image import ChainEnd, EpochOutrunError
 from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.spool import Spool
 from vdiskfs.store.retry import RetryingStore
 from vdiskfs.together import PATIENCE_S, GroupSealer, seal_together
 from vdiskfs.units import NS, PAGE_SIZE
@@ -344,3 +346,23 @@ async def test_a_point_by_hand_of_one_disk_is_no_group_point(
         assert (spooled.head.group_id, spooled.head.label) == (NO_ID, "by hand")
         await site.settle(a, b)
         assert await site.shared(a, b) == []
+
+
+async def test_what_a_delta_follows_is_looked_up_where_it_cannot_move(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread it could be read while a delta leaves the spool, and be the one before."""
+    end, seen = Spool.end.fget, []  # type: ignore[attr-defined]
+
+    def watched(spool: Spool) -> ChainEnd:
+        seen.append(threading.current_thread() is threading.main_thread())
+        found: ChainEnd = end(spool)
+        return found
+
+    async with site_of(tmp_path, "ab") as site:
+        monkeypatch.setattr(Spool, "end", property(watched))
+        for seed in range(3):
+            await site.write(*site.rigs, seed=seed)
+            await site.settle(*site.rigs)
+        assert len(seen) > 3
+        assert all(seen)
