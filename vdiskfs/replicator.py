@@ -413,17 +413,6 @@ class Replicator:
         self.suspects.stop()
         self._announce()
 
-    def check_known(self) -> None:
-        """Raise StateError if it has no point to give: it is paused, or pages are suspect."""
-        self.check_not_paused()
-        first = self.end.epoch == 0
-        if first or self.suspects.needed:
-            what = "first replication" if first else "resynchronization"
-            raise StateError(
-                f"disk {self.name}: the {what} is not finished",
-                hint="wait for it: vdiskfs status --watch",
-            )
-
     def check_not_paused(self) -> None:
         """Raise StateError if replication is paused: what is asked for would wait for ever."""
         if self.paused:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 
 import trio
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0
 """Seconds that a group waits for a disk that is still being captured, before it goes on without."""
+
+CAPTURES = max(2, os.cpu_count() or 1)
+"""Disks of a group that are captured at once: more would only take the processors from guests."""
 
 AGAIN_S = 5.0
 """Seconds before a task that failed is begun again."""
@@ -45,19 +49,19 @@ async def seal_together(replicators: Sequence[Replicator], label: str = "") -> l
     try:
         for one in ordered:
             # Asked before it is held, too: a pass holds it for as long as it takes.
-            one.check_known()
+            _check_known(one)
             await one.hold().acquire()
             held.append(one)
-            one.check_known()
-            if one.ended:
-                raise StateError(f"disk {one.name}: its protection ends")
+            _check_known(one)
         flips = await flip_held(ordered)
         spooled: dict[str, Spooled] = {}
         failed: list[EpochGivenUpError] = []
+        limiter = trio.CapacityLimiter(CAPTURES)
 
         async def capture(one: Replicator, flip: Flip) -> None:
             try:
-                spooled[one.name] = await one.seal_captured(flip, label)
+                async with limiter:
+                    spooled[one.name] = await one.seal_captured(flip, label)
             except EpochGivenUpError as error:
                 failed.append(error)
 
@@ -72,6 +76,20 @@ async def seal_together(replicators: Sequence[Replicator], label: str = "") -> l
     finally:
         for one in held:
             one.hold().release()
+
+
+def _check_known(one: Replicator) -> None:
+    """Raise StateError if a disk has no point to give: it is paused, or pages are suspect."""
+    if one.ended:
+        raise StateError(f"disk {one.name}: its protection ends")
+    one.check_not_paused()
+    first = one.end.epoch == 0
+    if first or one.suspects.needed:
+        what = "first replication" if first else "resynchronization"
+        raise StateError(
+            f"disk {one.name}: the {what} is not finished",
+            hint="wait for it: vdiskfs status --watch",
+        )
 
 
 class GroupSealer:
@@ -96,6 +114,7 @@ class GroupSealer:
         self._due: dict[str, float] = {}
         self._retry: dict[str, float] = {}
         self._slow: set[str] = set()
+        self._captures = trio.CapacityLimiter(CAPTURES)
         self._nursery: trio.Nursery | None = None
 
     def touched(self) -> None:
@@ -242,7 +261,8 @@ class GroupSealer:
     async def _capture(self, one: Replicator, flip: Flip) -> None:
         with trio.CancelScope(shield=True):
             try:
-                await one.seal_captured(flip)
+                async with self._captures:
+                    await one.seal_captured(flip)
                 one.stride.kept()
                 one.health.local_works()
                 self._retry.pop(one.name, None)

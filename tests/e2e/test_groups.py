@@ -235,6 +235,25 @@ def test_a_group_is_failed_over_at_one_instant(tmp_path: Path) -> None:
             site.json("failover", "cleanup", row["name"])
 
 
+def test_images_of_one_name_are_told_apart_in_a_failover(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        for directory in ("a", "b"):
+            (site.source / directory).mkdir()
+            (site.source / directory / "same.img").write_bytes(directory.encode() * MIB)
+        site.init().mount()
+        names = [row["name"] for row in site.json("disk", "list")["disks"]]
+        assert len(names) == 2
+        for name in names:
+            site.wait_shipped(name)
+        group(site, "create", "shop", *names)
+        site.json("point", "create", "shop", "--wait")
+        rows = site.json("failover", "test", "shop", "--name", "t1")["disks"]
+        contents = {Path(row["path"]).read_bytes()[:1] for row in rows}
+        assert contents == {b"a", b"b"}
+        assert len(list((site.mountpoint / "failovers" / "t1").iterdir())) >= 2
+        site.json("failover", "cleanup", "t1")
+
+
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
     with MountedSite(tmp_path, options=SLOW) as site:
         names = mounted(site, 3)
