@@ -17,12 +17,14 @@ The modules, from the top
     takeover      a connection, from one daemon to the next
     browse        recovery points as the tree shows them
     monitor       the documents of status
+    groups        consistency groups: who is sealed with whom    groupview  their documents
     heartbeat     the site is alive, and the vault is the same
     protection    which files are disks
     plaintree     the names of a mount that is served plainly
     untracked     images that nobody tracks
     enrolment     a file becomes a disk, or is refused
     disk          one protected disk, from start to stop
+    together      several disks, sealed at one instant
     tree          the names of the mount
     replicator    when to seal, when a pass runs, what is given back
     suspects      which pages the vault may lack    shipping  the spool into the vault
@@ -62,7 +64,7 @@ The way of one write
     epoch; under the lock of its chunks it copies pages that are frozen and not yet preserved,
     marks its pages, writes, and answers. The first mark of an epoch is an event:
     ``replicator.Replicator.touched`` wakes the sealing task. An epoch interval later
-    ``replicator.seal_together`` seals (``native.seal``, in C ``vdf_seal_images``): later
+    ``replicator.flip_held`` seals (``native.seal``, in C ``vdf_seal_images``): later
     tickets belong to the next epoch. ``image.LiveImage.capture`` reads the frozen pages
     (``native.PageReader.next``, in C ``vdf_capture_next``), ``delta.DeltaWriter.add`` compresses
     them, ``delta.DeltaWriter.finish`` makes the delta durable in the spool, and only then

@@ -20,12 +20,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-from vdiskfs.errors import (
-    UsageError,
-)
+from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.failoverapi import Failovers, failover_routes
 from vdiskfs.registry import address_of
-from vdiskfs.requests import Document, read_body, read_count, read_text, route
+from vdiskfs.requests import Document, read_body, read_count, read_names, read_text, route
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +70,17 @@ class Control(Protocol):
     @property
     def failovers(self) -> Failovers:
         """What concerns failovers."""
+
+    async def groups(self) -> Document:
+        """Return all consistency groups."""
+
+    async def group(self, name: str) -> Document:
+        """Return one group, with its newest points."""
+
+    async def change_group(
+        self, name: str, change: str, disks: list[str], *, dry_run: bool
+    ) -> Document:
+        """Create, add to, remove from or delete a group."""
 
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """Unmount; the daemon ends."""
@@ -129,9 +138,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
 
     async def create_points(request: Request) -> Document:
         body = await read_body(request)
-        names = body.get("disks")
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise UsageError("disks: a list of names is needed")
+        names = read_names(body)
         if body.get("consistency", "crash") != "crash":
             raise UsageError(
                 "application-consistent points are not offered by this version",
@@ -164,10 +171,41 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/disks/{name}/points/{point}", route(point), methods=get),
             Route("/v1/points", route(create_points), methods=post),
             *failover_routes(lambda: control.failovers),
+            *_group_routes(control),
             Route("/v1/upgrade", route(upgrade), methods=post),
             Route("/v1/umount", route(unmount), methods=post),
         ]
     )
+
+
+def _group_routes(control: Control) -> list[Route]:
+    async def groups(_: Request) -> Document:
+        return await control.groups()
+
+    async def group(request: Request) -> Document:
+        return await control.group(request.path_params["name"])
+
+    async def create(request: Request) -> Document:
+        body = await read_body(request)
+        name = read_text(body, "name", 240)
+        return await control.change_group(
+            name, "create", read_names(body), dry_run=body.get("dry_run") is True
+        )
+
+    async def change(request: Request) -> Document:
+        body, act = await read_body(request), request.path_params["change"]
+        if act not in ("add", "remove", "delete"):
+            raise NotFoundError(f"nothing called {act[:40]!r} is done to a group")
+        names = [] if act == "delete" else read_names(body)
+        dry_run = body.get("dry_run") is True
+        return await control.change_group(request.path_params["name"], act, names, dry_run=dry_run)
+
+    return [
+        Route("/v1/groups", route(groups), methods=["GET"]),
+        Route("/v1/groups", route(create), methods=["POST"]),
+        Route("/v1/groups/{name}", route(group), methods=["GET"]),
+        Route("/v1/groups/{name}/{change}", route(change), methods=["POST"]),
+    ]
 
 
 class _Sparse(logging.Filter):

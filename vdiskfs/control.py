@@ -12,16 +12,23 @@ from dataclasses import asdict
 import trio
 
 from vdiskfs.browse import Browser, point_document
+from vdiskfs.catalog import Group, shared_points
 from vdiskfs.config import MountSettings
-from vdiskfs.errors import UsageError
+from vdiskfs.disk import ProtectedDisk
+from vdiskfs.errors import NotFoundError, StateError, UsageError, VdiskfsError
 from vdiskfs.failovercontrol import FailoverControl, point_spec
+from vdiskfs.groups import Groups
+from vdiskfs.groupview import group_document, group_point_document
 from vdiskfs.monitor import disk_details, disk_document, status_document
 from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
-from vdiskfs.replicator import seal_together
+from vdiskfs.together import seal_together
 from vdiskfs.units import format_time, parse_time
 
 Document = Mapping[str, object]
+
+_SHOWN_POINTS = 5
+"""The newest points of a group that are shown with it."""
 
 
 class MountControl:
@@ -29,7 +36,7 @@ class MountControl:
 
     def __init__(
         self, settings: MountSettings, protection: Protection, browser: Browser,
-        failovers: FailoverControl, unmount: Callable[..., Awaitable[Document]], *,
+        failovers: FailoverControl, unmount: Callable[..., Awaitable[Document]], *, groups: Groups,
         vault_error: Callable[[], str | None], hand_over: Callable[[], Awaitable[Document]],
         counts: Callable[[], CoreCounts],
     ) -> None:  # fmt: skip
@@ -38,6 +45,7 @@ class MountControl:
         self._protection = protection
         self._browser = browser
         self.failovers = failovers
+        self._groups = groups
         self._unmount = unmount
         self._vault_error = vault_error
         self._hand_over = hand_over
@@ -108,11 +116,16 @@ class MountControl:
         return disk_details(disk, self._settings.options.epoch_interval_s)
 
     async def points(self, name: str, since: str, until: str, limit: int | None) -> Document:
-        """Return a disk's points, newest last."""
+        """Return a disk's points, or a group's, newest last."""
         now = time.time_ns()
-        points = await (await self._browser.log(name)).points(
-            _time("since", since, now), _time("until", until, now), limit
-        )
+        since_ns, until_ns = _time("since", since, now), _time("until", until, now)
+        try:
+            points = await (await self._browser.log(name)).points(since_ns, until_ns, limit)
+        except NotFoundError:
+            group = self._groups.known(name)
+            if group is None:
+                raise
+            return {"points": await self._group_points(group, since_ns, until_ns, limit)}
         return {"points": [point_document(name, point) for point in points]}
 
     async def point(self, name: str, point: str) -> Document:
@@ -127,8 +140,9 @@ class MountControl:
             }  # fmt: skip
 
     async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
-        """Seal disks at one instant."""
-        disks = [self._protection.find(name) for name in dict.fromkeys(names)]
+        """Seal disks, or all of a group, at one instant."""
+        found = {one.disk_id: one for name in names for one in self._meant(name)}
+        disks = list(found.values())
         sealed = await seal_together([disk.replicator for disk in disks], label)
         if wait:
             async with trio.open_nursery() as nursery:
@@ -144,6 +158,71 @@ class MountControl:
                 "stored": disk.replicator.stored.epoch >= head.to_epoch,
             })  # fmt: skip
         return {"points": rows}
+
+    def _meant(self, name: str) -> list[ProtectedDisk]:
+        """Return the disk of a name, or all disks of the group."""
+        group = self._groups.known(name)
+        try:
+            return [self._protection.find(name)]
+        except NotFoundError:
+            if group is None:
+                raise
+        here = self._groups.members(group)
+        absent = group.ids - {disk.disk_id for disk in here}
+        for member in group.disks:
+            if member.id in absent:
+                raise StateError(
+                    f"group {name}: disk {member.name} is not protected here",
+                    hint=f"vdiskfs group show {name}",
+                )
+        return here
+
+    # ---- groups ------------------------------------------------------------------------
+
+    async def groups(self) -> Document:
+        """Return all groups of the vault; as they were known last while it is away."""
+        error = await self._groups.try_learn()
+        rows = [group_document(one, self._groups.members(one)) for one in self._groups.all()]
+        return {"groups": rows, "vault_error": None if error is None else str(error)}
+
+    async def group(self, name: str) -> Document:
+        """Return one group, with its newest points where the vault answers."""
+        error = await self._groups.try_learn()
+        group = self._groups.find(name)
+        points = None
+        if error is None:
+            try:
+                points = await self._group_points(group, None, None, _SHOWN_POINTS)
+            except VdiskfsError as failure:
+                error = failure
+        return {
+            **group_document(group, self._groups.members(group)),
+            "points": points,
+            "vault_error": None if error is None else str(error),
+        }
+
+    async def change_group(
+        self, name: str, change: str, disks: list[str], *, dry_run: bool
+    ) -> Document:
+        """Create, extend, shrink or delete a group."""
+        if change == "delete":
+            gone = await self._groups.delete(name, dry_run=dry_run)
+            document: Document = {"name": name, "id": None if gone is None else gone.id}
+        else:
+            acts = {"create": self._groups.create, "add": self._groups.add,
+                    "remove": self._groups.remove}  # fmt: skip
+            group = await acts[change](name, disks, dry_run=dry_run)
+            document = group_document(group, self._groups.members(group))
+        return {**document, "dry_run": True} if dry_run else document
+
+    async def _group_points(
+        self, group: Group, since_ns: int | None, until_ns: int | None, limit: int | None
+    ) -> list[dict[str, object]]:
+        names = sorted(disk.name for disk in group.disks)
+        found = await shared_points(
+            self._browser.log, names, since_ns=since_ns, until_ns=until_ns, limit=limit
+        )
+        return [group_point_document(group.name, names, points) for points in found]
 
     # ---- the mount ---------------------------------------------------------------------
 

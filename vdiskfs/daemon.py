@@ -41,6 +41,7 @@ from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
 from vdiskfs.failover import Drills, Failovers, Homecomings, OwnMachines, Relocations
 from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.fdstore import FdStore, take_descriptors
+from vdiskfs.groups import Groups
 from vdiskfs.handovers import Handovers
 from vdiskfs.health import State
 from vdiskfs.heartbeat import Heartbeat
@@ -143,16 +144,11 @@ class Daemon:
     ) -> None:  # fmt: skip
         options = self._settings.options
         images = PointImages(core, state.cache, options.cache_limit, self._next_cookie)
-        pace = Pace(
-            options.epoch_interval_s, options.spool_limit, options.compression_level,
-            options.resync_threshold / 100, Window.parse(options.resync_window),
-        )  # fmt: skip
-        site = Site(
-            self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
-            options.when_displaced, self._settings.force, self._settings.accept_rollback,
-        )  # fmt: skip
+        groups = Groups(vault, state.groups, options.epoch_interval_s)
+        site = self._site(core, vault, state, groups)
         async with trio.open_nursery() as nursery:
             protection = Protection(site, options.patterns, nursery)
+            groups.begin(protection.disks, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
             failovers = Failovers(
                 core, state, vault, browser.log, self._next_cookie,
@@ -171,10 +167,10 @@ class Daemon:
             nursery.start_soon(self._watch_core, core, protection, pools, namespace.nodes, nursery)
             if namespace.disks is not None:
                 await self._start(protection, namespace.disks, resumed=resumed)
-            heartbeat = Heartbeat(self._settings, site, protection.disks)
+            heartbeat = Heartbeat(self._settings, site, protection.disks, groups.learn)
             control = MountControl(
                 self._settings, protection, browser, failover_control,
-                self._unmount_for(protection),
+                self._unmount_for(protection, groups), groups=groups,
                 vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
                 counts=core.counts,
             )  # fmt: skip
@@ -189,7 +185,7 @@ class Daemon:
             self._settle(core, source, vault)
             ready.tell({"ok": True, "pid": os.getpid()})  # last: from here on a kill costs nothing
             await self._serving.ended.wait()
-            await self._finish(protection)
+            await self._finish(protection, groups)
             await self._serving.wait_answered()
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
@@ -239,6 +235,18 @@ class Daemon:
         """Start the disks of which guests go on already; then bring others home."""
         await protection.start(files, protect=self._settings.protect, patient=True)
         homecomings.resume()
+
+    def _site(self, core: native.Core, vault: Vault, state: StateDirectory, groups: Groups) -> Site:
+        options = self._settings.options
+        pace = Pace(
+            options.epoch_interval_s, options.spool_limit, options.compression_level,
+            options.resync_threshold / 100, Window.parse(options.resync_window),
+        )  # fmt: skip
+        return Site(
+            self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
+            options.when_displaced, self._settings.force, self._settings.accept_rollback,
+            groups.joint_of,
+        )  # fmt: skip
 
     @property
     def _is_over(self) -> bool:
@@ -305,13 +313,14 @@ class Daemon:
 
     # ---- the end -------------------------------------------------------------------------
 
-    def _unmount_for(self, protection: Protection) -> Unmounter:
+    def _unmount_for(self, protection: Protection, groups: Groups) -> Unmounter:
         async def unmount(*, drain: bool, lazy: bool) -> Mapping[str, object]:
             if drain:
                 disks = [one for one in protection.disks()
                          if one.health.shown_as is not State.FAILED_OVER]  # fmt: skip
                 for disk in disks:
                     disk.replicator.check_not_paused()
+                await groups.seal_last()
                 for disk in disks:
                     await disk.replicator.seal_if_changed()
                     await disk.replicator.wait_shipped()
@@ -322,11 +331,12 @@ class Daemon:
 
         return unmount
 
-    async def _finish(self, protection: Protection) -> None:
+    async def _finish(self, protection: Protection, groups: Groups) -> None:
         """Nobody writes any more: seal, capture, ship what can be shipped soon."""
         protection.closing = True
         limit = math.inf if self._drain else FINAL_SHIP_S
         with trio.move_on_after(limit):
+            await groups.seal_last()
             async with trio.open_nursery() as nursery:
                 for disk in protection.disks():
                     nursery.start_soon(_finish_disk, disk.replicator)

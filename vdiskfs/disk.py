@@ -26,12 +26,13 @@ from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
 from vdiskfs.errors import DamagedError, LocalError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
+from vdiskfs.leftovers import spool_end
 from vdiskfs.liveness import Liveness
 from vdiskfs.ownernote import Displaced, Remembered, Start
 from vdiskfs.ownership import DiskLine
 from vdiskfs.point.fetch import first_error
 from vdiskfs.recovery import clear_track, doubted, recover_track
-from vdiskfs.replicator import Pace, Replicator, spool_end
+from vdiskfs.replicator import Joint, Pace, Replicator
 from vdiskfs.state import DISK_END, DiskPaths, DistrustNote, FileStamp, LastEnd, StateDirectory
 from vdiskfs.state import DiskRecord as LocalRecord
 from vdiskfs.tree import Access
@@ -56,6 +57,8 @@ class Site:
     when_displaced: str = "read-only"
     force: bool = False
     accept_rollback: bool = False
+    joint_of: Callable[[str], Joint | None] = lambda _: None
+    """What seals a disk (by its id) together with the others of its group."""
 
 
 class DiskFile(Protocol):
@@ -174,7 +177,7 @@ class ProtectedDisk:
         replicator = Replicator(
             name=self.name, live=live, line=self.line, end=end, directory=paths.directory,
             make_writer=self._make_writer, pace=self.site.pace, health=self.health,
-            published=self._note_published,
+            published=self._note_published, joint=lambda: self.site.joint_of(self.disk_id),
         )  # fmt: skip
         if not trusted:
             await trio.to_thread.run_sync(self._distrust, replicator, track)
@@ -345,6 +348,7 @@ class ProtectedDisk:
         self.scope.cancel()
         if self._replicator is None:
             return
+        await self._replicator.finish()
         live = self._replicator.live
         try:
             if clean:

@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -32,14 +32,23 @@ class Heartbeat:
     """Beats while its `run` runs. ``vault_error`` says why the last beat failed, or None."""
 
     def __init__(
-        self, settings: MountSettings, site: Site, disks: Callable[[], Sequence[ProtectedDisk]]
-    ) -> None:
-        """Prepare; ``disks`` gives those protected here."""
+        self, settings: MountSettings, site: Site, disks: Callable[[], Sequence[ProtectedDisk]],
+        learn: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        """Prepare.
+
+        Args:
+            settings: the mount's.
+            site: what its disks share.
+            disks: gives those protected here.
+            learn: reads what others may have changed in the vault.
+        """
         self.vault_error: str | None = None
         self._settings = settings
         self._site = site
         self._vault = site.vault
         self._disks = disks
+        self._learn = learn
         self._started = format_time(time.time_ns())
         self._process = own_process()
 
@@ -55,6 +64,7 @@ class Heartbeat:
             if await self._vault.write_site(self._record(), self._look):
                 for disk in self._disks():
                     await disk.line.look()
+            await self._learn()
         except VdiskfsError as error:
             if self.vault_error is None:
                 log.warning("the vault does not answer: %s", error)

@@ -17,6 +17,7 @@ from vdiskfs import native
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.delta.entries import Extents, extents_of_pages
+from vdiskfs.delta.layout import NO_ID
 from vdiskfs.errors import DamagedError, LocalError
 from vdiskfs.state import DiskPaths, TrackSums
 from vdiskfs.units import PAGE_SIZE
@@ -114,7 +115,7 @@ class LiveImage:
     def capture(
         self, seal: native.Seal, end: ChainEnd, make_writer: Callable[[], DeltaWriter],
         label: str = "", stored: Sequence[Spooled] = (), *,
-        captured: Callable[[], None] = lambda: None,
+        captured: Callable[[], None] = lambda: None, group_id: str = NO_ID,
     ) -> Spooled:  # fmt: skip
         """Write the sealed epoch as one delta and forget what was frozen for it.
 
@@ -125,6 +126,7 @@ class LiveImage:
             label: the point's label.
             stored: parts of a pass; what the epoch itself changed wins over them.
             captured: called when the delta is durable; ``stored`` must be gone on its return.
+            group_id: of a seal of several disks; each of their deltas says it.
 
         The delta is durable on return. On any error the epoch is given up: its pages count
         to the running epoch, and nothing is left in the spool.
@@ -138,7 +140,7 @@ class LiveImage:
         writer: DeltaWriter | None = None
         try:
             writer = make_writer()
-            spooled = self._write(seal, end, writer, label, stored)
+            spooled = self._write(seal, end, writer, label, stored, group_id=group_id)
         except BaseException as error:
             try:
                 if writer is not None:
@@ -158,7 +160,7 @@ class LiveImage:
 
     def _write(
         self, seal: native.Seal, end: ChainEnd, writer: DeltaWriter, label: str,
-        stored: Sequence[Spooled],
+        stored: Sequence[Spooled], *, group_id: str,
     ) -> Spooled:  # fmt: skip
         reader = native.PageReader(self.image)
         while (batch := reader.next()) is not None:
@@ -178,6 +180,7 @@ class LiveImage:
                 from_digest=end.digest,
                 flags=Flags.LABELLED if label else Flags(0),
                 label=label,
+                group_id=group_id,
             )
         )
 

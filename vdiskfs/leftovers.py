@@ -19,6 +19,7 @@ from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, open_spooled
 from vdiskfs.delta.rehead import rehead
 from vdiskfs.errors import FormatError
+from vdiskfs.image import ChainEnd
 from vdiskfs.ownernote import Remembered
 from vdiskfs.state import sync_directory
 from vdiskfs.store import Store
@@ -38,6 +39,13 @@ def spooled_deltas(spool: Path) -> list[Spooled]:
         except FormatError:
             break
     return found
+
+
+def spool_end(spool: Path, end: ChainEnd | None) -> ChainEnd | None:
+    """Return the newest epoch that the spool holds, ``end`` if that is newer; in a thread."""
+    found = spooled_deltas(spool)
+    newest = ChainEnd.of(found[-1].head) if found else None
+    return end if newest is None or (end is not None and end.epoch >= newest.epoch) else newest
 
 
 def _after(spooled: Spooled) -> Remembered:

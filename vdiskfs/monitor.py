@@ -42,8 +42,8 @@ def plain_document(
 ) -> dict[str, object]:
     """Return the document of ``vdiskfs status --json`` while a mount is served plainly."""
     row: dict[str, object] = dict.fromkeys((
-        "shipped_lag_s", "proven_point_age_s", "dirty_bytes", "spooled_bytes", "points_waiting",
-        "progress",
+        "group", "shipped_lag_s", "proven_point_age_s", "dirty_bytes", "spooled_bytes",
+        "points_waiting", "progress",
     ))  # fmt: skip
     again = round(again_s, 1)
     return {
@@ -88,6 +88,7 @@ def disk_document(disk: ProtectedDisk) -> dict[str, object]:
         "size": disk.image.size(),
         "state": str(health.shown_state),
         "health": str(health.level),
+        "group": replicator.group,
         "generation": replicator.end.generation,
         "epoch": stored.epoch,
         "shipped_lag_s": round(replicator.lag_s(), 3),

@@ -226,6 +226,20 @@ class PlainControl:
         """Cannot be asked now."""
         raise _refused()
 
+    async def groups(self) -> Document:
+        """Refuse."""
+        raise _refused()
+
+    async def group(self, name: str) -> Document:
+        """Refuse."""
+        raise _refused()
+
+    async def change_group(
+        self, name: str, change: str, disks: list[str], *, dry_run: bool
+    ) -> Document:
+        """Refuse."""
+        raise _refused()
+
 
 def _refused() -> StateError:
     return StateError(

@@ -6,10 +6,10 @@ first. *Shipping* (`vdiskfs.shipping`) publishes the spool in order. Sealing nev
 the vault: what cannot be shipped stays in the spool, and when that is full the epochs merge
 by themselves, because nothing is sealed. *Bounding* looks whether even that grows beyond a
 part of the disk: then the spool is given back, and the disk is resynchronized later
-(`vdiskfs.resync`). An idle disk costs nothing.
+(`vdiskfs.resync`). An idle disk costs nothing. A disk of a consistency group is sealed by
+`vdiskfs.together` while it can be; what remains here then is the pass.
 
-What waits, and how long until the next try, is `vdiskfs.health`'s; that a point exists is
-the catalog's.
+What waits, and until when, is `vdiskfs.health`'s; that a point exists is the catalog's.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from __future__ import annotations
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
 from vdiskfs import native
 from vdiskfs.catalog import DiskLog
 from vdiskfs.delta import Spooled
+from vdiskfs.delta.layout import NO_ID
 from vdiskfs.errors import LocalError, PassStoppedError, StateError
 from vdiskfs.health import Health, State
 from vdiskfs.image import ChainEnd, EpochGivenUpError, EpochOutrunError, LiveImage
-from vdiskfs.leftovers import spooled_deltas
 from vdiskfs.ownership import DiskLine
 from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.shipping import Shipper
@@ -62,13 +64,30 @@ class Pace:
     resync_window: Window | None = None
 
 
+class Joint(Protocol):
+    """What seals a disk together with others: a group, of this name."""
+
+    name: str
+
+    def touched(self) -> None:
+        """One of the disks has changed since its last seal, or can be sealed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """The end of one disk's epoch. Disks that were sealed together have the same ``group_id``."""
+
+    seal: native.Seal
+    group_id: str = NO_ID
+
+
 class Replicator:
     """Replicates one disk as long as its `run` runs."""
 
     def __init__(
         self, *, name: str, live: LiveImage, line: DiskLine, end: ChainEnd, directory: Path,
         make_writer: MakeWriter, pace: Pace, health: Health,
-        published: Callable[[Spooled], None],
+        published: Callable[[Spooled], None], joint: Callable[[], Joint | None] = lambda: None,
     ) -> None:  # fmt: skip
         """Prepare; no task runs yet.
 
@@ -82,6 +101,7 @@ class Replicator:
             pace: how often, how much.
             health: is told of errors, and waits for the next try.
             published: is told of each delta that the vault holds, before it leaves the spool.
+            joint: what seals the disk together with others now, or None.
         """
         self.name = name
         self.live = live
@@ -104,10 +124,13 @@ class Replicator:
         self._paused = directory / "paused"
         self._make_writer = make_writer
         self._dirty = trio.Event()
-        self._sealing = trio.Lock()
+        self._joint = joint
+        # A seal of several disks is taken by one task and each capture ended by another: no Lock.
+        self._sealing = trio.Semaphore(1, max_value=1)
         self._moved = trio.Event()
         self._dirty_since_ns: int | None = None
         self.paused = False
+        self.ended = False
 
     @property
     def pass_(self) -> SuspectPass:
@@ -153,11 +176,13 @@ class Replicator:
         if self._dirty_since_ns is None:
             self._dirty_since_ns = time.monotonic_ns()
         self._dirty.set()
+        if (joint := self._joint()) is not None:
+            joint.touched()
 
     async def run(self) -> None:
         """Seal and ship until cancelled. What an earlier run was stopped in is begun again."""
         if self.suspects.needed or self.live.counts().changed:
-            self._dirty.set()
+            self.touched()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._seal_loop)
             nursery.start_soon(self._bound_loop)
@@ -222,8 +247,10 @@ class Replicator:
         if self.paused:
             return math.inf
         if not self.suspects.needed:
+            if self._joint() is not None and self.end.epoch:
+                return math.inf  # it is sealed with others, not here
             # A spool that is full takes nothing more: the epochs merge.
-            return LOOK_S if self.spool.bytes >= self.pace.spool_limit else None
+            return LOOK_S if self._is_full else None
         if self.suspects.is_first:
             return LOOK_S if len(self.spool) else None
         wait_s = self.resync.wait_s()
@@ -234,6 +261,10 @@ class Replicator:
             return None
         self.health.resync_required(self.suspects.reason)
         return min(wait_s, LOOK_S) if len(self.spool) else wait_s
+
+    @property
+    def _is_full(self) -> bool:
+        return self.spool.bytes >= self.pace.spool_limit
 
     def _is_too_much(self) -> bool:
         """Whether what waits for a vault that is away is beyond the threshold."""
@@ -268,6 +299,7 @@ class Replicator:
                 self.health.resync_required(reason)
                 await trio.to_thread.run_sync(remove_newest_first, taken)
             self._dirty.set()
+            self._announce()
 
     async def seal_if_changed(self, *, by_itself: bool = False) -> None:
         """Run the pass where pages are suspect, then seal and capture what changed.
@@ -279,37 +311,69 @@ class Replicator:
             PassStoppedError: the pass was stopped, or its window closed; nothing was sealed.
         """
         async with self._sealing:
-            if self._dirty.is_set():  # else the loop waits for this very one
-                self._dirty = trio.Event()
-            await trio.to_thread.run_sync(self.suspects.mend_marks)
-            if not self.suspects.needed and self.dirty_bytes() > self.spool.room(
-                self.pace.spool_limit
-            ):
-                # More than the spool takes goes the way of a pass: parts that leave one by one.
-                await self.suspects.take_changed()
+            if self.ended:
+                return
+            await self.begin_seal()
             bounded = by_itself and not self.suspects.is_first
             await self.suspects.run(self.resync.left_s() if bounded else math.inf)
             if self.live.counts().changed or self.pass_.parts or self.end.epoch == 0:
-                await seal_together([self], locked=True)
+                [flip] = await flip_held([self])
+                # Once sealed, it must be captured or given up, whatever comes.
+                with trio.CancelScope(shield=True):
+                    await self.seal_captured(flip)
             elif self.health.state is not State.PROTECTED:
                 # The pass found what the vault holds: its newest point is this disk.
                 self.health.pass_finished()
             await self.suspects.settle()
             self.health.local_works()
 
-    def hold(self) -> trio.Lock:
-        """The lock that a seal needs; `seal_together` takes several in the order of names."""
+    async def begin_seal(self) -> None:
+        """Begin what ends in a seal, if no page is suspect afterwards; `hold` is held.
+
+        Raises:
+            LocalError, OSError: the local disk refused.
+        """
+        if self._dirty.is_set():  # else the loop waits for this very one
+            self._dirty = trio.Event()
+        await trio.to_thread.run_sync(self.suspects.mend_marks)
+        if not self.suspects.needed and self.dirty_bytes() > self.spool.room(self.pace.spool_limit):
+            # More than the spool takes goes the way of a pass: parts that leave one by one.
+            await self.suspects.take_changed()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be sealed with others now: nothing stands still, nothing is suspect."""
+        stands = self.ended or self.paused or self._is_full or self.suspects.needed
+        return not stands and self.end.epoch > 0
+
+    @property
+    def group(self) -> str | None:
+        """The name of the group that the disk is sealed with, or None."""
+        joint = self._joint()
+        return None if joint is None else joint.name
+
+    def hold(self) -> trio.Semaphore:
+        """What a seal holds until it is captured; who needs several takes them by name."""
         return self._sealing
 
-    async def seal_captured(self, seal: native.Seal, label: str) -> Spooled:
-        """Capture what `seal_together` has sealed, into the spool."""
+    async def seal_captured(self, flip: Flip, label: str = "") -> Spooled:
+        """Capture what `flip_held` has sealed, into the spool. Do not cancel it: shield it.
+
+        Raises:
+            EpochGivenUpError: the epoch could not be kept.
+        """
         make_writer = partial(self._make_writer, self.spool.directory, inside=True)
-        parts = list(self.pass_.parts)
-        spooled = await trio.to_thread.run_sync(
-            lambda: self.live.capture(
-                seal, self.end, make_writer, label, parts, captured=self.pass_.drop
-            )
-        )
+        # Looked up here, not in the thread: while a delta is shipped it would be the one before.
+        end, parts = self.end, list(self.pass_.parts)
+        capture = partial(
+            self.live.capture, flip.seal, end, make_writer, label, parts,
+            captured=self.pass_.drop, group_id=flip.group_id,
+        )  # fmt: skip
+        try:
+            spooled = await trio.to_thread.run_sync(capture)
+        except EpochGivenUpError:
+            self.touched()
+            raise
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
         self.health.pass_finished()
         self.spool.add(spooled)
@@ -321,6 +385,17 @@ class Replicator:
         """Something has changed that tasks wait for: they look again."""
         self._moved.set()
         self._moved = trio.Event()
+
+    def look_again(self) -> None:
+        """Who seals it, or whether it can be sealed, has changed. From the trio thread."""
+        if not self.ended and (self.suspects.needed or self.live.counts().changed):
+            self.touched()
+        self._announce()
+
+    async def finish(self) -> None:
+        """Let nothing be sealed any more, by whomever; a seal that is under way is waited for."""
+        async with self._sealing:
+            self.ended = True
 
     async def wait_shipped(self) -> None:
         """Wait until the spool is empty."""
@@ -352,7 +427,7 @@ class Replicator:
         await trio.to_thread.run_sync(sync_directory, self._paused.parent)
         self.paused = False
         self.shipper.go()
-        self._announce()
+        self.look_again()
 
     async def start_resync(self, *, now: bool) -> None:
         """Compare the disk with the vault: what is marked already, or else all of it.
@@ -405,65 +480,21 @@ class Replicator:
         return (counts.dirty_pages + counts.frozen_pages) * PAGE_SIZE
 
 
-def spool_end(spool: Path, end: ChainEnd | None) -> ChainEnd | None:
-    """Return the newest epoch that the spool holds, ``end`` if that is newer; in a thread."""
-    found = spooled_deltas(spool)
-    newest = ChainEnd.of(found[-1].head) if found else None
-    return end if newest is None or (end is not None and end.epoch >= newest.epoch) else newest
+async def flip_held(ordered: Sequence[Replicator]) -> list[Flip]:
+    """End the running epoch of disks, whose `hold` is held, at one instant.
 
-
-async def seal_together(
-    replicators: Sequence[Replicator], label: str = "", *, locked: bool = False
-) -> list[Spooled]:
-    """Seal disks at one instant and capture each into its spool.
-
-    Nothing waits for the vault. The points exist locally on return.
+    Each must be captured then, or given up. Points of several get one time of their own.
 
     Raises:
-        StateError: a disk has suspect pages; it has no point to give before they are known.
-        EpochGivenUpError: one of the disks could not keep its epoch.
+        OSError: one of them cannot be sealed; none is.
     """
-    ordered = sorted(replicators, key=lambda one: one.name)
-    held: list[trio.Lock] = []
-    try:
-        for one in () if locked else ordered:
-            # Asked before the lock, too: a pass holds it for as long as it takes.
-            _check_known(one)
-            await one.hold().acquire()
-            held.append(one.hold())
-            _check_known(one)
-        for one in ordered:
-            if one.suspects.pass_.parts and (size := one.live.image.size()) < one.end.size:
-                one.live.mark_end(size)
-        images = [one.live.image for one in ordered]
-        seals = await trio.to_thread.run_sync(native.seal, images)
-        spooled: list[Spooled] = []
-        failed: EpochGivenUpError | None = None
-        # Once sealed, each must be captured or given up, whatever comes.
-        with trio.CancelScope(shield=True):
-            for one, seal in zip(ordered, seals, strict=True):
-                try:
-                    spooled.append(await one.seal_captured(seal, label))
-                except EpochGivenUpError as error:
-                    failed = error
-                    one.touched()
-        if failed is not None:
-            raise failed
-        return spooled
-    finally:
-        for lock in held:
-            lock.release()
-
-
-def _check_known(one: Replicator) -> None:
-    one.check_not_paused()
-    if one.end.epoch == 0:
-        raise StateError(
-            f"disk {one.name}: the first replication is not finished",
-            hint="wait for it: vdiskfs status --watch",
-        )
-    if one.suspects.needed:
-        raise StateError(
-            f"disk {one.name}: a resynchronization is not finished",
-            hint="wait for it: vdiskfs status --watch",
-        )
+    for one in ordered:
+        if one.suspects.pass_.parts and (size := one.live.image.size()) < one.end.size:
+            one.live.mark_end(size)
+    images = [one.live.image for one in ordered]
+    seals = await trio.to_thread.run_sync(native.seal, images)
+    if len(seals) == 1:
+        return [Flip(seals[0])]
+    time_ns = max(seals[0].time_ns, *(one.end.time_ns + 1 for one in ordered))
+    group_id = uuid.uuid4().hex
+    return [Flip(replace(seal, time_ns=time_ns), group_id) for seal in seals]

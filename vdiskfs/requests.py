@@ -100,3 +100,11 @@ def read_count(text: str | None) -> int | None:
     if not text.isascii() or not text.isdigit():
         raise UsageError(f"limit: {text!r} is not a number")
     return int(text)
+
+
+def read_names(body: dict[str, Any]) -> list[str]:
+    """Return the names of disks that a body brings: one at least."""
+    names = body.get("disks")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise UsageError("disks: a list of names is needed")
+    return names

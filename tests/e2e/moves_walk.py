@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.gauges import write_at
-from tests.e2e.mounted import CommandError, MountedSite
+from tests.e2e.mounted import MountedSite
 from tests.e2e.mounted_walk import deaths
 from vdiskfs.machines import Hooks, Machine, MachineDisk
 

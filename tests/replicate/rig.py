@@ -30,7 +30,7 @@ from vdiskfs.errors import NotFoundError
 from vdiskfs.health import Health, Level
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.ownership import DiskLine
-from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.replicator import Joint, Pace, Replicator
 from vdiskfs.store import Store
 from vdiskfs.store.retry import RetryingStore
 from vdiskfs.units import PAGE_SIZE
@@ -54,13 +54,16 @@ class Rig:
 
     def __init__(
         self, root: Path, size: int, *, store: Store | None = None, pace: Pace | None = None,
+        name: str = "web01",
     ) -> None:  # fmt: skip
         self.root = root
         self.memory = MemoryStore()
         self.store: Store = store or RetryingStore(self.memory)
         self.pace = pace or Pace(1.0, 64 << 20, 1)
-        self.file = root / "web01.img"
-        self.directory = root / "disk"
+        self.name = name
+        self.joint: Joint | None = None
+        self.file = root / f"{name}.img"
+        self.directory = root / ("disk" if name == "web01" else name)
         self.directory.mkdir(exist_ok=True)
         if not self.file.exists():
             self.file.write_bytes(b"")
@@ -105,9 +108,9 @@ class Rig:
             vault = await Vault.init(self.store)
         self.vault = vault
         try:
-            self._disk_id = (await vault.find_disk("web01")).id
+            self._disk_id = (await vault.find_disk(self.name)).id
         except NotFoundError:
-            made = await vault.create_disk("web01", file="web01.img", size=0, site="site")
+            made = await vault.create_disk(self.name, file=f"{self.name}.img", size=0, site="site")
             self._disk_id = made.id
         points = vault.log(await vault.disk(self._disk_id))
         tip = await points.tip()
@@ -124,9 +127,9 @@ class Rig:
             track.set_epoch(end.epoch + 1, end.size)
         live = LiveImage(self._image, track)
         self._replicator = Replicator(
-            name="web01", live=live, line=cast("DiskLine", Line(points)), end=end, directory=self.directory,
-            make_writer=self._make_writer, pace=self.pace, health=Health("web01"),
-            published=self._note,
+            name=self.name, live=live, line=cast("DiskLine", Line(points)), end=end, directory=self.directory,
+            make_writer=self._make_writer, pace=self.pace, health=Health(self.name),
+            published=self._note, joint=lambda: self.joint,
         )  # fmt: skip
         if new:
             self._replicator.suspects.distrust()
@@ -192,7 +195,7 @@ class Rig:
         """Whether the vault holds all that was written, and nothing waits."""
         one = self.replicator
         counts = one.live.counts()
-        if one.hold().locked():
+        if not one.hold().value:
             return False  # what is sealed may be on its way into the spool
         waits = counts.changed or counts.suspect_pages or counts.frozen or one.suspects.needed
         return not waits and not len(one.spool) and self.health.level is Level.NORMAL

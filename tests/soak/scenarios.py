@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.e2e.grouppoints import group_round
 from tests.e2e.guest_log import guest_log_round
 from tests.e2e.kills import kill_guest_round, kill_round
 from tests.e2e.power import KINDS, power_loss_round
@@ -72,5 +73,6 @@ SCENARIOS = {
     "power": Scenario(power_losses, 4),
     "replay": Scenario(replays, 1),
     "race": Scenario(races, 1),
+    "group": Scenario(group_round, 1),
     "outage": Scenario(outages, 2),
 }

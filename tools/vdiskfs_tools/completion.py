@@ -1,4 +1,4 @@
-"""``vdiskfs completion``, and what completes the names of disks, points and machines."""
+"""``vdiskfs completion``, and what completes the names of disks, groups, points, machines."""
 
 # ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
 
@@ -47,6 +47,19 @@ def complete_failovers(ctx: click.Context, _param: click.Parameter, incomplete: 
     """Return the names of the mount's failovers that begin so."""
     names = _names(call_of(ctx), "failovers")
     return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_groups(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the vault's groups that begin so."""
+    names = _names(call_of(ctx), "groups")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_disks_and_groups(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[str]:
+    """Return the names of disks and of groups that begin so."""
+    return [*complete_disks(ctx, param, incomplete), *complete_groups(ctx, param, incomplete)]
 
 
 def complete_machines(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

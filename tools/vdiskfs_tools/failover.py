@@ -11,7 +11,7 @@ import click
 
 from vdiskfs.errors import DamagedError
 from vdiskfs_tools.call import Call, Group, dry_run_option
-from vdiskfs_tools.completion import complete_disks, complete_failovers
+from vdiskfs_tools.completion import complete_disks_and_groups, complete_failovers
 from vdiskfs_tools.mounts import find_mount
 from vdiskfs_tools.names import parse_disk, parse_point
 from vdiskfs_tools.output import format_bytes
@@ -25,7 +25,7 @@ def failover() -> None:
 
 
 @failover.command("test")
-@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@click.argument("name", metavar="DISK|GROUP", shell_complete=complete_disks_and_groups)
 @click.option(
     "--point", default="latest", metavar="POINT", help="latest, -15m, a time, or #123, an epoch."
 )

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import UsageError
+from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs_tools import restore
 from vdiskfs_tools.call import Call, Group, dry_run_option
-from vdiskfs_tools.completion import complete_disks, complete_points
+from vdiskfs_tools.completion import complete_disks_and_groups, complete_points
 from vdiskfs_tools.mounts import find_mount
 from vdiskfs_tools.names import PointName, iso_time, parse_disk, parse_point, parse_time_range
 from vdiskfs_tools.output import counted, format_bytes
@@ -27,7 +27,7 @@ def point() -> None:
 
 
 @point.command("list")
-@click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@click.argument("name", metavar="DISK|GROUP", shell_complete=complete_disks_and_groups)
 @click.option("--since", metavar="TIME", help="Not older: 2026-11-21T01:40:05Z, -15m.")
 @click.option("--until", metavar="TIME", help="Not newer.")
 @click.option("--limit", metavar="N", type=click.IntRange(1, 1 << 31), help="The newest N only.")
@@ -36,6 +36,8 @@ def list_points(
     call: Call, *, name: str, since: str | None, until: str | None, limit: int | None
 ) -> None:
     """List the recovery points of a disk, the newest last.
+
+    Of a group: the instants of which all its disks have a point.
 
     Example:
         vdiskfs point list web01 --since -2h
@@ -56,6 +58,9 @@ def list_points(
     if not points:
         call.out.say(f"{name}: no points")
         return
+    if "group" in points[0]:
+        _show_group_points(call, points)
+        return
     header = (">EPOCH", "TIME", "CONSISTENCY", "PROOF", ">CHANGED", ">STORED", "LABEL")
     keys = ("epoch", "time", "consistency", "proof")
     rows = [
@@ -71,7 +76,10 @@ def list_points(
 
 
 @point.command("create")
-@click.argument("names", metavar="DISK...", nargs=-1, required=True, shell_complete=complete_disks)
+@click.argument(
+    "names", metavar="DISK|GROUP...", nargs=-1, required=True,
+    shell_complete=complete_disks_and_groups,
+)  # fmt: skip
 @click.option("--label", metavar="TEXT", help="A text that the point carries; 120 bytes at most.")
 @click.option("--consistency", type=click.Choice(["crash"]), default="crash", help="What it holds.")
 @click.option("--wait", is_flag=True, help="Come back when the vault has it.")
@@ -86,7 +94,7 @@ def create(
     wait: bool,
     dry_run: bool,
 ) -> None:
-    """Make a recovery point now: of several disks, at one instant.
+    """Make a recovery point now: of several disks, or all of a group, at one instant.
 
     Example:
         vdiskfs point create web01 db01 --label "before the upgrade" --wait
@@ -99,7 +107,7 @@ def create(
     with _client(call) as client:
         if dry_run:
             for name in names:
-                client.get("disks", name)
+                _look_up(client, name)
             document: dict[str, Any] = {"dry_run": True, **body}
         else:
             with call.out.waiting("waiting for the vault" if wait else "making a point"):
@@ -160,6 +168,30 @@ def diff(call: Call, *, first: str, second: str) -> None:
 point.add_command(restore.restore)
 
 
+def _show_group_points(call: Call, points: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            item["time"], item["consistency"], item["proof"], len(item["disks"]),
+            format_bytes(item["changed_bytes"]), format_bytes(item["stored_bytes"]),
+            item["label"] or "",
+        ]
+        for item in points
+    ]  # fmt: skip
+    header = ("TIME", "CONSISTENCY", "PROOF", ">DISKS", ">CHANGED", ">STORED", "LABEL")
+    call.out.table(header, rows)
+
+
+def _look_up(client: Any, name: str) -> None:
+    """Ask for a disk, or else a group."""
+    try:
+        client.get("disks", name)
+    except NotFoundError as error:
+        try:
+            client.get("groups", name)
+        except NotFoundError:
+            raise error from None
+
+
 def _client(call: Call) -> Any:
     from vdiskfs_tools.client import Client
 
@@ -169,10 +201,16 @@ def _client(call: Call) -> Any:
 def _vault_points(
     call: Call, name: str, since_ns: int | None, until_ns: int | None, limit: int | None
 ) -> list[dict[str, Any]]:
-    from vdiskfs_tools.vaults import point_document, with_vault
+    from vdiskfs_tools.vaults import group_points_of, point_document, with_vault
 
     async def work(vault: Any) -> list[dict[str, Any]]:
-        log = await vault.find_log(name)
+        try:
+            log = await vault.find_log(name)
+        except NotFoundError:
+            found = await group_points_of(vault, name, since_ns, until_ns, limit)
+            if found is None:
+                raise
+            return found
         return [point_document(name, item) for item in await log.points(since_ns, until_ns, limit)]
 
     return with_vault(call, work)

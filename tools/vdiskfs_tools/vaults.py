@@ -14,9 +14,18 @@ from typing import Any, TypeVar
 
 import trio
 
-from vdiskfs.catalog import CheckReport, DiskLog, DiskRecord, Point, Vault
+from vdiskfs.catalog import (
+    CheckReport,
+    DiskLog,
+    DiskRecord,
+    Point,
+    Vault,
+    group_members,
+    shared_points,
+)
 from vdiskfs.config import load_config, vault_environ
 from vdiskfs.errors import AlreadyExistsError, NotFoundError, VaultUnreachableError
+from vdiskfs.groupview import group_point_document
 from vdiskfs.store import Store, open_store
 from vdiskfs_tools.call import Call
 from vdiskfs_tools.failures import first_error
@@ -166,3 +175,17 @@ def check_document(report: CheckReport) -> dict[str, Any]:
     ]
     facts = {key: getattr(report, key) for key in (*counts, *unused)}
     return {"ok": report.ok, **facts, "problems": problems}
+
+
+async def group_points_of(
+    vault: Vault, name: str, since_ns: int | None, until_ns: int | None, limit: int | None
+) -> list[dict[str, Any]] | None:
+    """Return a group's points as ``--json`` prints them; None: there is no group of that name."""
+    try:
+        names = await group_members(vault, name)
+    except NotFoundError:
+        return None
+    found = await shared_points(
+        vault.find_log, names, since_ns=since_ns, until_ns=until_ns, limit=limit
+    )
+    return [group_point_document(name, names, points) for points in found]

@@ -8,11 +8,14 @@ owners     who writes: claims, fences, generations, branches
 check      what is damaged, and whom it hurts
 differences  where two points of a disk differ, in whichever lines
 points     Point, and the ways to name one              records, documents   JSON objects
+groups     consistency groups                       grouppoints   points that disks share
 """
 
 from vdiskfs.catalog.anchor import Anchor
 from vdiskfs.catalog.check import check
 from vdiskfs.catalog.differences import Differences, open_differences
+from vdiskfs.catalog.grouppoints import group_points, shared_points
+from vdiskfs.catalog.groups import Group, group_members
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.log import DiskLog, Tip
 from vdiskfs.catalog.points import Point
@@ -27,6 +30,7 @@ __all__ = [
     "Differences",
     "DiskLog",
     "DiskRecord",
+    "Group",
     "IndexCache",
     "Owner",
     "Point",
@@ -35,5 +39,8 @@ __all__ = [
     "Tip",
     "Vault",
     "check",
+    "group_members",
+    "group_points",
     "open_differences",
+    "shared_points",
 ]

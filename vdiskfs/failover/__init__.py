@@ -4,8 +4,9 @@ record      what is known of a failover, on this host
 states      which step follows which           jobs      steps done once, over crashes
 copy        one disk's writable copy: absent bytes come from the vault, written ones stay
 taken       a disk that was failed over for good, over its copy (copyfile)
-failovers   all of a mount's; documents: what scripts get of them; choose: of which disks
+failovers   all of a mount's; documents: what scripts get of them; choose, targets: of which disks
 drills      test failovers                     machine, bootblocks   what runs on them
+free        may a disk be failed over here
 relocation  failovers for good                 asking    the other site is asked first
 homecoming  failback                           ownmachines  what runs here, when it is asked for
 """

@@ -7,55 +7,56 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import trio
 
-from vdiskfs.catalog import DiskLog, DiskRecord, Point
-from vdiskfs.errors import AlreadyExistsError, NotFoundError
-from vdiskfs.failover.failovers import Failovers, FindLog
+from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
+from vdiskfs.errors import AlreadyExistsError
+from vdiskfs.failover.failovers import Failovers
 from vdiskfs.failover.record import FailoverRecord, Member, check_name
 from vdiskfs.failover.states import Kind, State
-from vdiskfs.machines import Machine, machine_of
+from vdiskfs.failover.targets import FindLog, Target, find_points, find_target
+from vdiskfs.machines import Machine
 from vdiskfs.point import PointReader
 from vdiskfs.tree import plain_name
-from vdiskfs.units import format_time
 
 _FIRST_STATE = {Kind.TEST: State.TEST_FAILOVER, Kind.FAILBACK: State.FAILING_BACK}
 _SUFFIX = {Kind.TEST: "test", Kind.FAILBACK: "failback"}
 
 
 async def new_record(
-    failovers: Failovers, disk: str, name: str | None, kind: Kind, *, vm: bool
-) -> tuple[FailoverRecord, list[str]]:
-    """Return the record of a failover without members yet, and the names of its disks.
+    failovers: Failovers, target: str, name: str | None, kind: Kind, *, vm: bool
+) -> tuple[FailoverRecord, Target]:
+    """Return the record of a failover without members yet, and what it is of.
 
     Args:
         failovers: those there are.
-        disk: its name. With ``vm`` the other disks of its machine belong to it, too.
+        target: a disk's name, or a group's. With ``vm`` the other disks of its machine belong to
+            it, too.
         name: of the failover; None: one is found.
         kind: why it is made.
-        vm: start the machine that the vault has for the disk, if it has one.
+        vm: start the machine that the vault has for it, if it has one.
 
     Raises:
+        NotFoundError: no such disk or group.
         UsageError, AlreadyExistsError: the name is none, or taken.
     """
-    machine = await machine_of(failovers.vault.store, disk) if vm else None
-    disks = [disk] if machine is None else [one.disk for one in machine.disks]
-    record = _record(failovers, disk, name, machine, kind)
-    return record, sorted(disks, key=lambda each: each != disk)
+    found = await find_target(failovers.vault, failovers.find_log, target, vm=vm)
+    record = _record(failovers, target, name, found.machine, kind)
+    return replace(record, group=found.group), found
 
 
 async def choose(
-    find_log: FindLog, disks: Iterable[str], spec: str | int
+    vault: Vault, find_log: FindLog, target: Target, spec: str | int
 ) -> tuple[tuple[Member, ...], dict[str, PointReader]]:
     """Return the members of a failover, and their points, open, by disk id.
 
     Args:
+        vault: where groups are kept.
         find_log: gives the points of a disk.
-        disks: their names; a time, or the latest, says the same of each, an epoch is that of the
-            first one, and of the others the newest point at or before its time is meant.
+        target: its disks: see `targets.find_points`.
         spec: the point.
 
     Raises:
@@ -63,17 +64,10 @@ async def choose(
     """
     readers: dict[str, PointReader] = {}
     members: list[Member] = []
-    now_ns, instant_ns = time.time_ns(), 0
     try:
-        for one in disks:
-            points = await find_log(one)
-            if not members or isinstance(spec, str):
-                point = await points.find(spec, now_ns)
-                instant_ns = instant_ns or point.time_ns
-            else:
-                point = await _at(points, instant_ns)
-            member = member_of(one, points, point)
-            reader = await points.open(point)
+        for one in await find_points(vault, find_log, target, spec, time.time_ns()):
+            member = member_of(one.disk, one.points, one.point)
+            reader = await one.points.open(one.point)
             readers[member.disk_id] = reader
             members.append(replace(member, digest=reader.digest.hex()))
     except BaseException:
@@ -123,17 +117,6 @@ def _free_name(stem: str, taken: set[str]) -> str:
     stem = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem)[:56]
     stem = stem.lstrip("-") or "failover"
     return next(name for n in itertools.count(1) if (name := f"{stem}-{n}") not in taken)
-
-
-async def _at(points: DiskLog, time_ns: int) -> Point:
-    """Return the newest point at or before an instant."""
-    found = await points.points(None, time_ns, 1)
-    if not found:
-        raise NotFoundError(
-            f"disk {points.record.name} has no point at or before {format_time(time_ns)}",
-            hint="choose a later point, or --vm none",
-        )
-    return found[-1]
 
 
 def with_tokens(members: Sequence[Member], records: Sequence[DiskRecord]) -> tuple[Member, ...]:

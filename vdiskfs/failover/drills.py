@@ -59,8 +59,8 @@ class Drills:
         judged afterwards: see ``record.health``.
 
         Args:
-            disk: its name. With ``vm`` the other disks of its machine are copied, too: each
-                its newest point at or before the time that is meant.
+            disk: its name, or a group's: see `targets.find_points`. With ``vm`` the other disks
+                of its machine are copied, too.
             spec: the point: an epoch, a time, ``latest`` and the like.
             name: of the failover; None: one is found.
             vm: start the machine that the vault has for the disk, if it has one.
@@ -95,8 +95,9 @@ class Drills:
         self, disk: str, spec: str | int, name: str | None, *, vm: bool
     ) -> tuple[FailoverRecord, dict[str, PointReader]]:
         """Return the record, and the members' points, open, by disk id."""
-        record, disks = await new_record(self._failovers, disk, name, Kind.TEST, vm=vm)
-        members, readers = await choose(self._failovers.find_log, disks, spec)
+        record, target = await new_record(self._failovers, disk, name, Kind.TEST, vm=vm)
+        owned = self._failovers
+        members, readers = await choose(owned.vault, owned.find_log, target, spec)
         return replace(record, members=members), readers
 
     # ---- the end -----------------------------------------------------------------------

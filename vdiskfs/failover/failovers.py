@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog import DiskLog, Vault
+from vdiskfs.catalog import Vault
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.errors import (
@@ -32,8 +32,9 @@ from vdiskfs.failover.bootblocks import read_boot, write_boot
 from vdiskfs.failover.copy import WritableCopy, make_files
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.record import FailoverRecord, Job, Member
-from vdiskfs.failover.states import Kind, State
+from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.failover.taken import TakenDisk
+from vdiskfs.failover.targets import FindLog, Target
 from vdiskfs.machines import Attach, parse_machine
 from vdiskfs.point import PointReader
 from vdiskfs.state import StateDirectory, read_record, sync_directory, users_of, write_record
@@ -42,8 +43,6 @@ from vdiskfs.tree import CopyRef, FailoverRef
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
-
-FindLog = Callable[[str], Awaitable[DiskLog]]
 
 
 @dataclass(eq=False)
@@ -66,9 +65,18 @@ class Failover:
         return any(copy.users for copy in self.copies.values())
 
     @property
+    def target(self) -> Target:
+        """What it is of; several disks of which each has a point at the time that is meant."""
+        return Target(tuple(one.disk for one in self.record.members), None, self.record.group)
+
+    @property
     def job(self) -> Job | None:
         """The newest of its jobs."""
         return self.record.jobs[-1] if self.record.jobs else None
+
+    def is_at(self, kind: Step) -> bool:
+        """Say whether the newest job is of a kind, and has not ended: it is to go on."""
+        return self.job is not None and self.job.kind is kind and not self.job.ended_ns
 
     def has_done(self, step: str) -> bool:
         """Say whether the newest job has come past a step."""

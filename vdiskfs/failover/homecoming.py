@@ -119,12 +119,13 @@ class Homecomings:
         async with self._failovers.changing:
             failover = self._of_disk(disk)
             if failover is not None:
-                after(failover.record.name, failover.record.state, Step.FAILBACK)
+                if not failover.is_at(Step.FAILBACK):
+                    after(failover.record.name, failover.record.state, Step.FAILBACK)
                 if not dry_run:
                     await self._go(failover, Step.FAILBACK)
                 return failover.record
-            record, disks = await new_record(self._failovers, disk, None, Kind.FAILBACK, vm=vm)
-            members = [await self._member(one, full=full, create=create) for one in disks]
+            record, target = await new_record(self._failovers, disk, None, Kind.FAILBACK, vm=vm)
+            members = [await self._member(one, full=full, create=create) for one in target.names]
             record = replace(record, members=tuple(members))
             if dry_run:
                 return record
@@ -140,10 +141,12 @@ class Homecomings:
         """
         async with self._failovers.changing:
             failover = self.of_disk(disk)
-            state = after(failover.record.name, failover.record.state, Step.COMPLETE)
+            goes_on, state = failover.is_at(Step.COMPLETE), State.COMPLETING
+            if not goes_on:
+                state = after(failover.record.name, failover.record.state, Step.COMPLETE)
             if dry_run:
                 return failover.record
-            if failover.record.state is not state:
+            if not goes_on and failover.record.state is not state:
                 await self._stop_following(failover)
                 jobs = begin(failover, Step.COMPLETE)
                 await self._failovers.write(failover, state=state, jobs=jobs)

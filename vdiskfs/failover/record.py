@@ -78,7 +78,8 @@ class FailoverRecord:
     ``created_ns`` is when it was asked for. ``machine`` is the definition (TOML) of the machine
     on it, None: none was started. ``health`` is None while that is being judged. ``jobs`` are
     the newest that were asked for, the last one is the newest. ``rollback_ns``: when it is rolled
-    back by itself unless it is committed; 0: never.
+    back by itself unless it is committed; 0: never. ``group`` is the consistency group that was
+    named; None: a disk was.
     """
 
     id: str
@@ -92,6 +93,7 @@ class FailoverRecord:
     health: Health | None = None
     jobs: tuple[Job, ...] = ()
     rollback_ns: int = 0
+    group: str | None = None
 
     def to_body(self) -> dict[str, Any]:
         """Return what `from_body` reads."""
@@ -120,7 +122,7 @@ class FailoverRecord:
                 int(body["created_ns"]), tuple(Member(**one) for one in body["members"]),
                 str(body["notes"]), body["machine"],
                 None if health is None else Health(**health), tuple(jobs),
-                int(body.get("rollback_ns", 0)),
+                int(body.get("rollback_ns", 0)), body.get("group"),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where}: not the record of a failover: {error!r}") from None

@@ -21,16 +21,18 @@ from vdiskfs.catalog.records import Moved
 from vdiskfs.catalog.vault import now_text
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
-from vdiskfs.disk import Site
+from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.background import BackgroundHydration
 from vdiskfs.failover.choose import choose, close, new_record, with_tokens
-from vdiskfs.failover.failovers import Failover, Failovers, FindLog
+from vdiskfs.failover.failovers import Failover, Failovers
+from vdiskfs.failover.free import check_free
 from vdiskfs.failover.jobs import Act, Runner, begin
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.failover.taken import TakenDisk
+from vdiskfs.failover.targets import FindLog
 from vdiskfs.machines import Mapped
 from vdiskfs.protection import Protection
 from vdiskfs.ratelimit import RateLimiter
@@ -41,6 +43,9 @@ log = logging.getLogger(__name__)
 SETTLED = (State.FAILED_OVER, State.COMMITTED, State.REPROTECTING, State.FAILBACK_READY,
            State.HANDED_OVER)  # fmt: skip
 """States in which a failover's disks are this site's, and its copies are written to."""
+
+LOOK_S = 0.2
+"""Seconds between two looks whether a disk is started."""
 
 SIDE = (Kind.TEST, Kind.FAILBACK)
 """Kinds that others deal with."""
@@ -169,7 +174,8 @@ class Relocations:
             if record.kind in SIDE or record.state is State.HANDED_OVER:
                 continue
             if disk in (one.disk for one in record.members):
-                if record.kind is kind and record.state is State.STARTING:
+                begun = record.state is State.STARTING or failover.is_at(Step.START)
+                if record.kind is kind and begun:
                     return failover
                 after(record.name, record.state, Step.START)
                 raise StateError(
@@ -181,12 +187,12 @@ class Relocations:
     async def _plan(
         self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool
     ) -> FailoverRecord:
-        record, disks = await new_record(self._failovers, disk, name, kind, vm=vm)
-        found = [await self._check(one) for one in disks]
+        record, target = await new_record(self._failovers, disk, name, kind, vm=vm)
+        found = [await check_free(self._site, self._protection, one) for one in target.names]
         if kind is Kind.PLANNED:
             members = tuple(self._asking.member(one) for one in found)
         else:
-            members, readers = await choose(self._find_log(found), disks, spec)
+            members, readers = await choose(self._site.vault, self._find_log(found), target, spec)
             await close(readers)
         return replace(record, members=with_tokens(members, found))
 
@@ -200,41 +206,6 @@ class Relocations:
 
         return find
 
-    async def _check(self, disk: str) -> DiskRecord:
-        """Return the disk's record, if it may be failed over to this site.
-
-        Raises:
-            StateError: it may not.
-        """
-        record = await self._site.vault.find_disk(disk)
-        here = [one for one in self._protection.disks() if one.disk_id == record.id]
-        if here and here[0].line.handed and here[0] in self._protection.adopted:
-            raise StateError(
-                f"disk {disk}: an old copy of it is here: {here[0].file.path}",
-                hint="vdiskfs failover cleanup it",
-            )
-        if here and here[0].line.displaced is None:
-            raise StateError(
-                f"disk {disk}: is in use at this very site",
-                hint="a failover is started at the other site; to look at a point here: "
-                "vdiskfs failover test",
-            )
-        if here:
-            raise StateError(
-                f"disk {disk}: has its home at this site, and was failed over from it",
-                hint=f"vdiskfs failback start {disk}",
-            )
-        moved = record.moved
-        if moved is not None and moved.state != State.FAILBACK_READY:
-            raise StateError(
-                f"disk {disk}: is failed over to site {moved.site} since {moved.since}, state "
-                f"{moved.state}",
-                hint="commit and reprotect it there, or roll it back there",
-            )
-        if record.retired:
-            raise StateError(f"disk {disk}: was retired {record.retired}", hint="restore a point")
-        return record
-
     # ---- what may follow -----------------------------------------------------------------
 
     async def change_point(self, name: str, spec: str | int, *, dry_run: bool) -> FailoverRecord:
@@ -247,13 +218,13 @@ class Relocations:
         """
         async with self._failovers.changing:
             failover = self._failovers.find(name)
-            state = after(name, failover.record.state, Step.CHANGE_POINT)
-            if failover.record.state is State.CHANGING_POINT:
+            if failover.is_at(Step.CHANGE_POINT):
                 await self._restart(failover, Step.CHANGE_POINT)
                 return failover.record
+            state = after(name, failover.record.state, Step.CHANGE_POINT)
             records = [await self._site.vault.disk(one.disk_id) for one in failover.record.members]
             members, readers = await choose(
-                self._find_source_log(records), [one.disk for one in failover.record.members], spec
+                self._site.vault, self._find_source_log(records), failover.target, spec
             )
             await close(readers)
             members = with_tokens(members, records)
@@ -340,9 +311,11 @@ class Relocations:
         """
         async with self._failovers.changing:
             failover = self.of_disk(disk)
-            state = after(failover.record.name, failover.record.state, Step.REPROTECT)
+            goes_on, state = failover.is_at(Step.REPROTECT), State.REPROTECTING
+            if not goes_on:
+                state = after(failover.record.name, failover.record.state, Step.REPROTECT)
             if not dry_run:
-                if failover.record.state is not state:
+                if not goes_on and failover.record.state is not state:
                     jobs = begin(failover, Step.REPROTECT)
                     await self._failovers.write(failover, state=state, jobs=jobs)
                     hook("failover.reprotecting")
@@ -456,19 +429,25 @@ class Relocations:
                 await vault.touch_site(record.owner.site, record.owner.writer)
 
     async def _replicate(self, failover: Failover) -> None:
-        for disk in failover.taken.values():
-            if disk.disk is None:
-                raise StateError(f"disk {disk.member.disk}: is not started yet: its vault is away")
-            await disk.disk.replicator.resume()
-            disk.disk.health.shown_as = None
-            disk.disk.replicator.touched()
+        for taken in failover.taken.values():
+            disk = await self._started(failover, taken)
+            await disk.replicator.resume()
+            disk.health.shown_as = None
+            disk.replicator.touched()
+
+    async def _started(self, failover: Failover, taken: TakenDisk) -> ProtectedDisk:
+        """Return a disk once it is started: after a restart the vault has to answer first."""
+        while taken.disk is None:
+            failover.says = f"disk {taken.member.disk} waits for the vault"
+            await trio.sleep(LOOK_S)
+        failover.says = None
+        return taken.disk
 
     async def _wait_shipped(self, failover: Failover) -> None:
-        for disk in failover.taken.values():
-            if disk.disk is None:
-                raise StateError(f"disk {disk.member.disk}: is not started yet: its vault is away")
-            await disk.disk.replicator.seal_if_changed()
-            await disk.disk.replicator.wait_shipped()
+        for taken in failover.taken.values():
+            disk = await self._started(failover, taken)
+            await disk.replicator.seal_if_changed()
+            await disk.replicator.wait_shipped()
         await self._tell(failover, State.FAILBACK_READY)
         await self._failovers.write(failover, state=State.FAILBACK_READY)
         hook("failover.protected")

@@ -6,6 +6,7 @@
                           which mount of the file system it used
     clean                 what it is renamed to by an orderly end; removed at start
     site.json             what the vault was last told of this site
+    groups.json           the consistency groups that the vault told of last
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
     failovers/<id>/       record.json, and a copy of each disk: see vdiskfs.failover
@@ -225,6 +226,11 @@ class StateDirectory:
     def boot_id(self) -> str:
         """What tells this run of the host, and this mounting of the directory, from others."""
         return self._boot_id
+
+    @property
+    def groups(self) -> Path:
+        """What the vault said last of consistency groups."""
+        return self.path / "groups.json"
 
     @property
     def control(self) -> Path:

@@ -1,0 +1,45 @@
+"""Whether a disk may be failed over to this site."""
+
+from __future__ import annotations
+
+from vdiskfs.catalog import DiskRecord
+from vdiskfs.disk import Site
+from vdiskfs.errors import StateError
+from vdiskfs.failover.states import State
+from vdiskfs.protection import Protection
+
+
+async def check_free(site: Site, protection: Protection, disk: str) -> DiskRecord:
+    """Return the disk's record, if it may be failed over to this site.
+
+    Raises:
+        StateError: it may not.
+    """
+    record = await site.vault.find_disk(disk)
+    here = [one for one in protection.disks() if one.disk_id == record.id]
+    if here and here[0].line.handed and here[0] in protection.adopted:
+        raise StateError(
+            f"disk {disk}: an old copy of it is here: {here[0].file.path}",
+            hint="vdiskfs failover cleanup it",
+        )
+    if here and here[0].line.displaced is None:
+        raise StateError(
+            f"disk {disk}: is in use at this very site",
+            hint="a failover is started at the other site; to look at a point here: "
+            "vdiskfs failover test",
+        )
+    if here:
+        raise StateError(
+            f"disk {disk}: has its home at this site, and was failed over from it",
+            hint=f"vdiskfs failback start {disk}",
+        )
+    moved = record.moved
+    if moved is not None and moved.state != State.FAILBACK_READY:
+        raise StateError(
+            f"disk {disk}: is failed over to site {moved.site} since {moved.since}, state "
+            f"{moved.state}",
+            hint="commit and reprotect it there, or roll it back there",
+        )
+    if record.retired:
+        raise StateError(f"disk {disk}: was retired {record.retired}", hint="restore a point")
+    return record
