@@ -119,7 +119,7 @@ class Round:
             found = [one for one in self._all(site) if one["name"] == name]
             if not found or found[0]["state"] != state:
                 return False
-            return found[0]["job"]["state"] == "done"
+            return bool(found[0]["job"]["state"] == "done")
 
         self._again(site, lambda: site.json(*command), is_there)
         shown: dict[str, Any] = {}

@@ -142,3 +142,43 @@ def test_an_image_that_is_not_to_be_believed_or_is_gone_is_brought_whole(
     away.json("failover", "cleanup", name)
 
 
+def test_a_group_goes_away_and_comes_home_at_one_instant(tmp_path: Path) -> None:
+    sites = Sites(tmp_path)
+    home, away = sites.home, sites.away
+    names = ("db01", "log01")
+    with home, away:
+        for name in names:
+            home.add_image(name, MIB, os.urandom(MIB))
+        home.init().mount()
+        for name in names:
+            home.wait_shipped(name)
+        home.json("group", "create", "shop", *names)
+        for number in range(5):
+            for name in names:
+                write_at(home.image(name), 0, f"{number}".encode())
+        for name in names:
+            home.wait_shipped(name)
+        away.mount(recovery=True)
+        found = away.json("failover", "start", "shop", "--unplanned")
+        first, second = (Path(row["path"]) for row in found["disks"])
+        # What was written first is never behind.
+        assert first.read_bytes()[:1] >= second.read_bytes()[:1]
+        assert len({row["point_time"] for row in found["disks"]}) == 1
+        away.json("failover", "rollback", found["name"])
+        for name in names:
+            home.wait("home is back", lambda name=name: home.disk(name)["state"] == "Protected")  # type: ignore[misc]
+        found = away.json("failover", "start", "shop")
+        assert found["kind"] == "planned"
+        away.json("failover", "commit", found["name"])
+        copies = [Path(row["path"]) for row in found["disks"]]
+        for copy in copies:
+            write_at(copy, 4096, b"away")
+        away.json("reprotect", "shop")
+        contents = [copy.read_bytes() for copy in copies]
+        home.json("failback", "start", "shop")
+        assert home.json("failback", "complete", "shop")["state"] == "FailbackUncommitted"
+        home.json("failback", "commit", "shop")
+        for name, content in zip(names, contents, strict=True):
+            assert home.image(name).read_bytes() == content
+            home.wait_shipped(name)
+        away.json("failover", "cleanup", found["name"])

@@ -189,7 +189,7 @@ class Homecomings:
     def _of_disk(self, disk: str) -> Failover | None:
         for failover in self._failovers.all():
             record = failover.record
-            names = (record.name, *(one.disk for one in record.members))
+            names = (record.name, record.group, *(one.disk for one in record.members))
             open_ = record.kind is Kind.FAILBACK and record.state is not State.FAILED_BACK
             if open_ and disk in names:
                 return failover

@@ -160,7 +160,8 @@ class Relocations:
                 if rollback_s:
                     record = replace(record, rollback_ns=time.time_ns() + int(rollback_s * NS))
                 failover = await self._failovers.make(record)
-            await self._restart(failover, Step.START)
+            if failover.record.state is State.STARTING or failover.is_at(Step.START):
+                await self._restart(failover, Step.START)
         return failover
 
     def _begun(self, disk: str, kind: Kind) -> Failover | None:
@@ -173,8 +174,10 @@ class Relocations:
             record = failover.record
             if record.kind in SIDE or record.state is State.HANDED_OVER:
                 continue
-            if disk in (one.disk for one in record.members):
+            if disk in (record.group, *(one.disk for one in record.members)):
                 begun = record.state is State.STARTING or failover.is_at(Step.START)
+                # Of a planned one there is nothing that could be meant otherwise.
+                begun = begun or (kind is Kind.PLANNED and record.state is State.FAILED_OVER)
                 if record.kind is kind and begun:
                     return failover
                 after(record.name, record.state, Step.START)
