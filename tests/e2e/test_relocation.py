@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ DISK = "web01"
 class Sites:
     """Home, where the disk is at first, and a recovery site without a source."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, home_options: str = "") -> None:
         vault = f"file://{root}/vault"
-        self.home = MountedSite(root, vault=vault, name="home", options=FAST)
+        self.home = MountedSite(root, vault=vault, name="home", options=FAST + home_options)
         self.away = MountedSite(root, vault=vault, name="away", options=FAST)
         self.contents: dict[int, bytes] = {}
 
@@ -217,3 +218,50 @@ def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites:
     home.wait_shipped(DISK)
     assert home.point(DISK).read_bytes() == live.read_bytes()
     assert vault_record(sites)["branches"] == {}
+
+
+def test_the_host_stops_its_machine_when_it_is_asked_or_displaced(tmp_path: Path) -> None:
+    told, script = tmp_path / "told", tmp_path / "stop"
+    script.write_text(
+        f'#!/bin/sh\necho "$VDISKFS_REASON $VDISKFS_DISK $VDISKFS_IMAGE" >> {told}\n'
+        f"kill $(cat {tmp_path}/pid)\n"
+    )
+    script.chmod(0o755)
+    sites = Sites(
+        tmp_path,
+        f'when_displaced = "stop-machine"\n[machines]\nstop_command = ["{script}"]\n',
+    )
+    home, away = sites.home, sites.away
+    with home, away:
+        sites.begin()
+        live = home.image(DISK)
+        for reason, extra in (("handover", ()), ("displaced", ("--unplanned",))):
+            machine = subprocess.Popen(["tail", "-f", live], stdout=subprocess.DEVNULL)
+            (tmp_path / "pid").write_text(str(machine.pid))
+            name = sites.start(*extra)["name"]
+            assert machine.wait(60) != 0
+            home.wait("it is away", lambda: refuses_writes(live))
+            assert told.read_text().splitlines()[-1] == f"{reason} {DISK} {live}"
+            away.json("failover", "rollback", name)
+            home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+            assert not refuses_writes(live)
+
+
+def test_a_failover_that_nobody_commits_rolls_itself_back_and_events_tell_it(
+    sites: Sites,
+) -> None:
+    home, away = sites.home, sites.away
+    document = sites.start("--unplanned", "--rollback-after", "2")
+    name, job = document["name"], document["job"]["id"]
+    assert document["rolled_back"] is not None
+    assert document["job"]["steps"] == ["copies", "taken", "machine", "over"]
+    away.wait("it is rolled back", lambda: away.json("failover", "list")["failovers"] == [])
+    home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+    told = [
+        f"{one['kind']} {one['text']}"
+        for one in away.json("event", "list", "--since", "-10m")["events"]
+        if one["subject"] == name
+    ]
+    for text in ("failover Starting -> FailedOver", "failover FailedOver -> RollingBack",
+                 f"job {job} start: taken done", "failover removed"):  # fmt: skip
+        assert text in told, told

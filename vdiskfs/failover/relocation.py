@@ -332,10 +332,9 @@ class Relocations:
             StateError: there is none.
         """
         for failover in self._failovers.all():
-            if failover.record.kind not in SIDE and disk in (
-                failover.record.name,
-                *(one.disk for one in failover.record.members),
-            ):
+            record = failover.record
+            names = (record.name, record.group, *(one.disk for one in record.members))
+            if record.kind not in SIDE and disk in names:
                 return failover
         raise StateError(f"disk {disk}: is not failed over to this site",
                          hint="vdiskfs failover list")  # fmt: skip
