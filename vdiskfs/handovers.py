@@ -187,7 +187,7 @@ class Handovers:
         except (VdiskfsError, OSError) as error:
             log.error("disk %s: %s", disk.name, error)
             return
-        if disk.line.displaced is None:
+        if disk.line.displaced is None and not disk.line.handed:
             disk.refuse_writes(False)
 
     async def _tell(self, disk: ProtectedDisk, asked: Handover, step: str, said: str) -> None:

@@ -11,6 +11,9 @@ from vdiskfs.catalog.documents import FORMAT, decode_document, encode_document, 
 from vdiskfs.delta.layout import is_id
 from vdiskfs.errors import FormatError
 
+ASKED, STOPPING, RELEASED, REFUSED = "asked", "stopping", "released", "refused"
+"""The steps of a handover."""
+
 _SAFE = re.compile(r"[a-z0-9_-]")
 _BRANCH = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -57,7 +60,7 @@ class Handover:
     site: str
     writer: str
     asked: str
-    step: str = "asked"
+    step: str = ASKED
     said: str = ""
 
 
