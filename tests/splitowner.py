@@ -61,6 +61,9 @@ class Machines:
         if site.race.rng.random() < 0.3:
             await site.look()  # the heartbeat's
 
+    async def kept(self, _: str) -> None:
+        self._site.note_kept()
+
     def check_may_go(self, _: str) -> None:
         if self._site.move is not None:
             after("web01", self._site.move.state, Step.HANDOVER)

@@ -120,12 +120,9 @@ class Site(Host):
     async def act(self, action: Callable[[], Any]) -> None:
         try:
             await super().act(action)
-        except StateError as error:
+        except StateError:
+            # Who has asked for it sees why, and asks again, or for something else.
             self.race.counts["stood still"] += 1
-            self.told(error)
-
-    def told(self, error: StateError) -> None:
-        """A job stands still; nothing is to be done."""
 
     # ---- a disk ----------------------------------------------------------------------------
 
@@ -136,6 +133,7 @@ class Site(Host):
             return
         line.on_displaced, line.on_returned = self.displaced, self.returned
         self.refusing = False
+        self.note_kept()
         if line.displaced is not None:
             self.displaced(line.displaced)
             self.refusing = self.refusing or self.move is not None
@@ -148,8 +146,14 @@ class Site(Host):
     def returned(self) -> None:
         self.race.counts["came back"] += 1
         self.refusing = False
-        if self.move is not None and self.move.state is State.HANDED_OVER:
-            self.move.state = State.FAILBACK_READY
+        self.note_kept()
+
+    def note_kept(self) -> None:
+        """As `ownmachines.note_kept`."""
+        line, move = self.line, self.move
+        ours = line is not None and line.displaced is None and not line.handed
+        if ours and move is not None and move.state is State.HANDED_OVER:
+            move.state = State.FAILBACK_READY
 
     async def write(self) -> None:
         if self.refusing:
@@ -188,6 +192,11 @@ class Site(Host):
         if handovers._is_for_us(disk, asked):
             self.race.counts["handing over"] += 1
             await handovers._hand_over(disk, asked)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it knows that another site has the disk."""
+        return self.line is not None and self.line.displaced is not None
 
     @property
     def state(self) -> SimpleNamespace:
@@ -288,6 +297,9 @@ class Site(Host):
         if move.job is Step.START and move.kind is Kind.PLANNED:
             steps = ("asked", "released", *steps)
         failover = SimpleNamespace(record=move, says=None)
+        if move.kind is Kind.FAILBACK and await self.is_overtaken(failover):
+            self.race.counts["failback begun anew"] += 1
+            move.done = set()
         for step in steps:
             if step not in move.done:
                 await getattr(self, f"step_{step}")(move, failover)
@@ -341,6 +353,11 @@ class Site(Host):
             return Homecomings._fork(cast("Any", fake), cast("Any", SimpleNamespace(record=move)),
                                      member, record)  # fmt: skip
         return Relocations._fork(cast("Any", fake), cast("Any", move), member, record)
+
+    async def is_overtaken(self, failover: Any) -> bool:
+        site = SimpleNamespace(name=self.name, vault=self.vault())
+        fake = SimpleNamespace(_site=site, _fork=lambda _, *rest: self.fork(failover.record, *rest))
+        return await Homecomings._is_overtaken(cast("Any", fake), failover)
 
     def prepare(self, member: Member) -> None:
         """As `TakenDisk` and `Homecomings` do."""

@@ -139,11 +139,10 @@ async def test_a_disk_is_given_back_to_an_owner_that_started_anew_meanwhile(
         wanted = Claim("b", b.writer, "9" * 32, ())
         await fork_off(vault, record, fork, wanted, log=vault.log, scratch=tmp_path / "scratch")
         await a.look()
-        assert a.line is not None
-        assert a.line.displaced is not None
+        assert a.refuses
         await give_back(vault, race.disk_id, MOVE, vault.log)
         await a.look()
-        assert a.line.displaced is None
+        assert not a.refuses
         await add_points(a, 1)
         await verify(race)
 
@@ -176,8 +175,7 @@ async def test_what_is_captured_of_a_released_disk_does_not_pass_its_fence(
         # Nobody takes it after all: it goes on there, with what was captured.
         await withdraw(vault, race.disk_id, MOVE)
         await a.look()
-        assert a.line is not None
-        assert a.line.displaced is None
+        assert not a.refuses
         assert race.seen().branches == {}
         await add_points(a, 1)
         await verify(race)

@@ -151,8 +151,21 @@ class Homecomings:
                 jobs = begin(failover, Step.COMPLETE)
                 await self._failovers.write(failover, state=state, jobs=jobs)
                 hook("failback.completing")
+            elif not self._runner.is_running(failover) and await self._is_overtaken(failover):
+                *others, job = failover.record.jobs
+                await self._failovers.write(failover, jobs=(*others, replace(job, done=())))
             await self._go(failover, Step.COMPLETE)
         return failover.record
+
+    async def _is_overtaken(self, failover: Failover) -> bool:
+        """Say whether a disk went on elsewhere since it was released: it is asked for anew."""
+        for member in failover.record.members:
+            record = await self._site.vault.disk(member.disk_id)
+            if record.generation != member.current and not (
+                is_forked(record, self._fork(failover, member, record))
+            ):
+                return True
+        return False
 
     async def commit(self, disk: str, *, dry_run: bool) -> FailoverRecord:
         """Make it final: the copy at the other site is not needed any more.
