@@ -21,6 +21,7 @@ from vdiskfs.catalog.records import Handover
 from vdiskfs.errors import ConflictError
 from vdiskfs.failover.choose import with_tokens
 from vdiskfs.failover.states import Kind, State, Step
+from vdiskfs.ownernote import read_note, write_note
 from vdiskfs.state import LastEnd
 
 MOVE = "f" * 32
@@ -139,10 +140,10 @@ async def test_a_disk_is_given_back_to_an_owner_that_started_anew_meanwhile(
         wanted = Claim("b", b.writer, "9" * 32, ())
         await fork_off(vault, record, fork, wanted, log=vault.log, scratch=tmp_path / "scratch")
         await a.look()
-        assert a.refuses
+        assert a.refuses()
         await give_back(vault, race.disk_id, MOVE, vault.log)
         await a.look()
-        assert not a.refuses
+        assert not a.refuses()
         await add_points(a, 1)
         await verify(race)
 
@@ -175,7 +176,7 @@ async def test_what_is_captured_of_a_released_disk_does_not_pass_its_fence(
         # Nobody takes it after all: it goes on there, with what was captured.
         await withdraw(vault, race.disk_id, MOVE)
         await a.look()
-        assert not a.refuses
+        assert not a.refuses()
         assert race.seen().branches == {}
         await add_points(a, 1)
         await verify(race)
@@ -216,3 +217,18 @@ async def test_what_was_promised_of_an_ended_generation_is_void(tmp_path: Path) 
         claim = Claim("a", a.writer, "9" * 32, ())
         await take_over(vault, record, claim, vault.log, tmp_path / "scratch")
         assert race.seen().handover is None
+
+
+async def test_an_older_state_of_a_released_disk_that_is_given_back_goes_on(tmp_path: Path) -> None:
+    """It does not know the start to which it is given back, only that it had released it."""
+    with silence():
+        race, a, b, vault = await two_sites(tmp_path)
+        await released(race, a, vault)
+        await fail_over(b, vault)
+        a.leave(LastEnd.CLEAN)
+        write_note(a.directory, replace(read_note(a.directory), start="7" * 32, pending=""))
+        await give_back(vault, race.disk_id, MOVE, vault.log)
+        await a.start()
+        assert not a.refuses()
+        await add_points(a, 1)
+        await verify(race)

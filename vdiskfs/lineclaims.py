@@ -103,7 +103,7 @@ class LineClaims:
 
     def _is_away(self, record: DiskRecord) -> bool:
         """Say whether a disk that was released is still another site's, or promised to it."""
-        if not self._claim(record).is_of(record.owner):
+        if record.owner is not None and record.owner.writer != self._writer:
             return True
         asked = record.handover
         return asked is not None and asked.id == self._note.handed and asked.step != REFUSED

@@ -110,7 +110,7 @@ class Drills:
         """
         failover = self._failovers.find(name)
         after(name, failover.record.state, Step.CLEANUP)
-        _check_gone(failover)
+        check_gone(failover)
         if failover.machine is None or await failover.machine.state() == "down":
             await self._failovers.check_unused(failover)
         return failover.record
@@ -127,7 +127,7 @@ class Drills:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.CLEANUP)
-            _check_gone(failover)
+            check_gone(failover)
             if failover.record.kind is Kind.FAILBACK:
                 await self._check_down(failover)
             elif failover.machine is not None:
@@ -149,7 +149,7 @@ class Drills:
             )
 
 
-def _check_gone(failover: Failover) -> None:
+def check_gone(failover: Failover) -> None:
     """Check that no disk is thrown away that is this site's: it may not have been taken."""
     for taken in failover.taken.values():
         if taken.is_ours:

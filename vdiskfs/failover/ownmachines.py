@@ -84,4 +84,4 @@ async def note_kept(failovers: Failovers, failover: Failover) -> None:
     ):
         await failovers.write(failover, state=State.FAILBACK_READY)
         hook("failover.kept")
-        log.warning("failover %s: was not taken: it goes on here", failover.record.name)
+        log.info("failover %s: was not taken: it goes on here", failover.record.name)
