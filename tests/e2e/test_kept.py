@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,19 @@ def test_a_copy_that_was_released_and_not_taken_is_not_tidied_up(
         away, "failover", "cleanup", name
     )
     assert away.point(DISK).read_bytes() == sites.copy.read_bytes()
+
+
+def test_a_disk_that_was_handed_over_takes_no_writes_behind_a_restart_without_the_vault(
+    sites: Sites,
+) -> None:
+    home, live = sites.home, sites.home.image(DISK)
+    sites.start()
+    home.wait("home knows", lambda: home.disk(DISK)["state"] == "HandedOver")
+    vault = home.state.parent.parent / "vault"
+    away = vault.with_name("away-for-now")
+    vault.rename(away)
+    os.kill(home.pid, signal.SIGKILL)
+    assert refuses_writes(live)  # its successor answers
+    away.rename(vault)
+    home.wait("home knows again", lambda: home.disk(DISK)["state"] == "HandedOver")
+    assert refuses_writes(live)

@@ -196,6 +196,8 @@ def decode_disk(data: bytes, disk_id: str, *, where: str) -> DiskRecord:
     )
     if not set(record.branches) <= set(record.parents) - {record.generation}:
         raise FormatError("a branch is no generation beside the main line", where=where)
+    if record.moved is not None and record.moved.generation not in record.parents:
+        raise FormatError("a move is from no generation", where=where)
     if record.id != disk_id or record.generation not in record.parents:
         raise FormatError("the document of another disk, or it contradicts itself", where=where)
     return record

@@ -303,14 +303,18 @@ class Homecomings:
                 return
 
     async def _park(self, failover: Failover) -> None:
+        # Again: since it was done the host may have died, with what no image had durably.
+        await self._ship_own(failover)
         for member in failover.record.members:
             notes = self._notes(failover, member)
             known = not member.full and member.epoch > 0
             place = (member.generation, member.epoch) if known else None
-            if not (notes / "home.json").exists():
-                await trio.to_thread.run_sync(prepare_home, notes, member.disk_id, place)
             disk = self._here(member.disk_id)
+            if disk is not None or not (notes / "home.json").exists():
+                await trio.to_thread.run_sync(prepare_home, notes, member.disk_id, place)
             if disk is not None:
+                # Nobody writes to it any more; what is parked is believed.
+                await trio.to_thread.run_sync(disk.image.sync_internal)
                 paths = self._site.state.disk(member.disk_id)
                 paths.parked.touch(mode=0o600)
                 await trio.to_thread.run_sync(sync_directory, paths.directory)
