@@ -193,6 +193,7 @@ class Site(Host):
             cast("Any", SimpleNamespace(vault=self.vault(), state=self.state)),
             cast("Any", SimpleNamespace(adopted=())), Machines(self, asked.id),
             cast("Any", SimpleNamespace(stop=self.stop_machine)), Path("/nowhere"),
+            cast("Any", SimpleNamespace(tell=lambda *_: None)),
         )  # fmt: skip
         disk = cast("Any", Disk(self))
         if handovers._is_for_us(disk, asked):

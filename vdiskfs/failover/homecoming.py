@@ -161,9 +161,8 @@ class Homecomings:
         """Say whether a disk went on elsewhere since it was released: it is asked for anew."""
         for member in failover.record.members:
             record = await self._site.vault.disk(member.disk_id)
-            if record.generation != member.current and not (
-                is_forked(record, self._fork(failover, member, record))
-            ):
+            taken = is_forked(record, self._fork(failover, member, record))
+            if record.generation != member.current and not taken:
                 return True
         return False
 
