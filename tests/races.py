@@ -204,19 +204,21 @@ class Host:
         except VaultUnreachableError:
             self.race.counts["vault away"] += 1
 
+    def vault(self) -> Vault:
+        return Vault(cast("Any", HostStore(self.race, self)), self.race.vault_id, "")
+
     # ---- what a host does --------------------------------------------------------------
 
-    async def start(self, *, force: bool = False) -> None:
+    async def start(self, *, force: bool = False, fork: moves.Fork | None = None) -> None:
         local, spool = self.local, self.directory / "spool"
         newest = max((one.head.to_epoch for one in spooled_deltas(spool)), default=0)
-        vault = Vault(cast("Any", HostStore(self.race, self)), self.race.vault_id, "")
         line = DiskLine(
-            vault=vault, name="web01", disk_id=self.race.disk_id, directory=self.directory,
+            vault=self.vault(), name="web01", disk_id=self.race.disk_id, directory=self.directory,
             site=self.name, writer=self.writer, liveness=Guess(self.race, self),
             sleep=self.patience,
         )  # fmt: skip
         try:
-            end, known = await line.start(local.last, Start(self.last_end, force))
+            end, known = await line.start(local.last, Start(self.last_end, force, fork=fork))
         except StateError as error:
             if "the vault lacks" in str(error):
                 raise
@@ -437,7 +439,7 @@ async def _play(race: Race) -> None:
     await verify(race)
 
 
-async def _inline(function: Callable[..., Any], *args: Any, **_: Any) -> Any:
+async def inline(function: Callable[..., Any], *args: Any, **_: Any) -> Any:
     return function(*args)
 
 
@@ -469,7 +471,7 @@ def race_round(seed: int) -> Counter[str]:
             mock.patch.object(moves, "hook", race.hook),
             mock.patch.object(leftovers, "hook", race.hook),
             # In threads the order of steps would be the machine's.
-            mock.patch.object(trio.to_thread, "run_sync", _inline),
+            mock.patch.object(trio.to_thread, "run_sync", inline),
         ):
             try:
                 # Also the order in which trio wakes tasks follows the seed.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +20,9 @@ from vdiskfs.failover.bootblocks import (
     read_boot,
     write_boot,
 )
-from vdiskfs.failover.failovers import apart
+from vdiskfs.failover.drills import check_gone
+from vdiskfs.failover.failovers import Failovers, apart
+from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import check_name
 from vdiskfs.failover.states import TABLE
 from vdiskfs.units import CHUNK_SIZE
@@ -108,3 +111,42 @@ async def test_what_is_kept_in_the_vault_is_added_to_and_damage_is_no_obstacle(
     assert await read_boot(store, "a") == [(4, 1)]
     store.away = True
     assert await read_boot(store, "a") == []
+
+
+class Refusing:
+    """Stand in for a copy's image."""
+
+    cookie = 1
+    refuses = False
+
+    def refuse_writes(self, refuse: bool) -> None:
+        self.refuses = refuse
+
+
+@pytest.mark.parametrize("kind", [Kind.TEST, Kind.PLANNED, Kind.UNPLANNED])
+def test_a_copy_that_is_to_replicate_takes_no_writes_before_it_is_tracked(kind: Kind) -> None:
+    """What a job that stands still, or a crash, leaves shown is written to by nobody."""
+    record = replace(RECORD, kind=kind)
+    copy = SimpleNamespace(image=Refusing())
+    failover = SimpleNamespace(record=record, copies={"1": copy})
+    Failovers.enter(cast("Any", SimpleNamespace(_by_id={}, _by_cookie={})), cast("Any", failover))
+    assert copy.image.refuses == (kind is not Kind.TEST)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+async def test_a_released_disk_that_is_kept_is_not_tidied_up(ours: bool) -> None:
+    record = replace(RECORD, kind=Kind.PLANNED, state=State.HANDED_OVER)
+    taken = SimpleNamespace(is_ours=ours, member=record.members[0])
+    failover = cast("Any", SimpleNamespace(record=record, taken={"1": taken}))
+    written: list[State] = []
+
+    async def write(_: object, *, state: State) -> None:
+        written.append(state)
+
+    if ours:
+        with pytest.raises(StateError, match="is this site's"):
+            check_gone(failover)
+    else:
+        check_gone(failover)
+    await note_kept(cast("Any", SimpleNamespace(write=write)), failover)
+    assert written == ([State.FAILBACK_READY] if ours else [])

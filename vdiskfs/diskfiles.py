@@ -108,14 +108,12 @@ class DiskFiles:
 
     async def image_for(self, file: SourceFile, *, writable: bool) -> native.Image:
         """Return the disk's image, or a plain one."""
-        disk = self._disks.get(file)
-        if disk is not None:
-            if disk.refuses and writable:
+        disk, early = self._disks.get(file), self._early.get(file)
+        image = disk.image if disk is not None else early[0] if early is not None else None
+        if image is not None:
+            if image.refuses and writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), file.path)
-            return disk.image
-        early = self._early.get(file)
-        if early is not None:
-            return early[0]
+            return image
         return self._plain.image_for(file, writable=writable)
 
     async def created(self, file: SourceFile) -> None:

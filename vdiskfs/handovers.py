@@ -45,6 +45,9 @@ class OwnMachines(Protocol):
     async def handed(self, disk_id: str) -> None:
         """The disk of a failover was released: it goes home."""
 
+    async def kept(self, disk_id: str) -> None:
+        """The disk of a failover is not let go after all."""
+
     def check_may_go(self, disk_id: str) -> None:
         """Raise StateError if a failover that has the disk is not replicated."""
 
@@ -184,10 +187,11 @@ class Handovers:
         """Go on as before."""
         try:
             await disk.line.keep()
+            await self._machines.kept(disk.disk_id)
         except (VdiskfsError, OSError) as error:
             log.error("disk %s: %s", disk.name, error)
             return
-        if disk.line.displaced is None:
+        if disk.line.displaced is None and not disk.line.handed:
             disk.refuse_writes(False)
 
     async def _tell(self, disk: ProtectedDisk, asked: Handover, step: str, said: str) -> None:

@@ -15,7 +15,7 @@ import trio
 
 from vdiskfs.catalog import DiskLog, DiskRecord, IndexCache, Vault
 from vdiskfs.catalog.owners import Claim, claim
-from vdiskfs.catalog.records import Handover
+from vdiskfs.catalog.records import REFUSED, Handover
 from vdiskfs.crash import hook
 from vdiskfs.image import ChainEnd
 from vdiskfs.ownernote import Displaced, Note, place_of, write_note
@@ -100,3 +100,18 @@ class LineClaims:
         if owner is None or owner.writer != self._writer:
             return owner is None
         return owner.start in (self._note.start, self._note.pending)
+
+    def _is_away(self, record: DiskRecord) -> bool:
+        """Say whether a disk that was released is still another site's, or promised to it."""
+        if record.owner is not None and record.owner.writer != self._writer:
+            return True
+        asked = record.handover
+        return asked is not None and asked.id == self._note.handed and asked.step != REFUSED
+
+    def _is_promised(self, record: DiskRecord) -> bool:
+        """Say whether the disk was released here to a site that asks for it still."""
+        return self._note.handed != "" and self._is_away(record)
+
+    def _is_returned(self, record: DiskRecord) -> bool:
+        """Say whether the branch that is written here is the main line now."""
+        return record.generation == self._note.line and self._claim(record).is_of(record.owner)

@@ -24,7 +24,7 @@ from pathlib import Path
 import trio
 
 from vdiskfs.catalog import Branch, DiskLog, DiskRecord, Owner, Tip, Vault
-from vdiskfs.catalog.moves import Fork, fork_off, is_forked
+from vdiskfs.catalog.moves import Fork, catch_up, fork_off, is_forked
 from vdiskfs.catalog.owners import add_branch, fence, next_generation, take_over
 from vdiskfs.catalog.publish import is_stored
 from vdiskfs.catalog.vault import now_text
@@ -116,7 +116,8 @@ class DiskLine(LineClaims):
         )
         # Programs may have the image open still, or it was failed over: what was written
         # here goes on, in a branch.
-        if displaced and (survived or record.moved is not None) and not how.force:
+        moved = record.moved is not None and owner is not None and owner.writer != self._writer
+        if displaced and (survived or moved) and not how.force:
             return await self._go_on_displaced(record, last)
         if owner is not None and owner.writer != self._writer:
             if not how.force:
@@ -313,7 +314,8 @@ class DiskLine(LineClaims):
     async def _left_behind(self) -> None:
         """The slot that we need is taken: find out by whom, and where we go on."""
         record = await self._vault.disk(self._disk_id)
-        if await self._is_unfinished(record):
+        # Invariant: the fence of a release is not passed as long as the disk is promised.
+        if not self._is_promised(record) and await self._is_unfinished(record):
             # A takeover is under way, or died half-way: it gets a moment to finish.
             await self._sleep(PATIENCE_S)
             record = await self._vault.disk(self._disk_id)
@@ -367,15 +369,10 @@ class DiskLine(LineClaims):
                 raise ConflictError(f"disk {self.name}: another writer has added to its line")
 
     async def keep(self) -> None:
-        """Take `release` back where it was not carried out."""
+        """Take `release` back, unless the disk is another site's by now."""
         async with self._turn:
-            await self._write(handed="")
-
-    def _is_away(self, record: DiskRecord) -> bool:
-        """Say whether a disk that was released is still another site's, or promised to it."""
-        if not self._claim(record).is_of(record.owner):
-            return True
-        return record.handover is not None and record.handover.id == self._note.handed
+            if self._note.handed and self._is_mine(await self._vault.disk(self._disk_id)):
+                await self._write(handed="")
 
     async def _stay_away(self, record: DiskRecord, last: Remembered) -> tuple[ChainEnd, bool]:
         """Go on as who has released the disk: nothing is written here."""
@@ -398,13 +395,14 @@ class DiskLine(LineClaims):
         self.displaced = Displaced(by, since, "")
         self.on_displaced(self.displaced)
 
-    def _is_returned(self, record: DiskRecord) -> bool:
-        """Say whether the branch that is written here is the main line now."""
-        return record.generation == self._note.line and self._claim(record).is_of(record.owner)
-
     async def _come_back(self, record: DiskRecord) -> None:
         """The disk is ours again: go on, if its line holds what we have."""
         tip = await self._log(record).tip()
+        if tip.digest != self._end.digest and self._note.line in record.branches:
+            # Written here while the disk was promised: it goes on from the tip, or it does not.
+            with contextlib.suppress(ConflictError):
+                record = await catch_up(self._vault, record, self._note.line, tip.epoch)
+                tip = await self._log(record).tip()
         if tip.digest != self._end.digest:
             log.error("disk %s: was given back at another point than it is here: mount it anew",
                       self.name)  # fmt: skip

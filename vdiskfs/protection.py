@@ -21,7 +21,7 @@ from vdiskfs.diskfiles import DiskFiles, source_file, writable_again
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.image import end_image
-from vdiskfs.ownernote import Start
+from vdiskfs.ownernote import Start, read_note
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Disks, SourceFile
 
@@ -89,6 +89,9 @@ class Protection(DiskFiles):
         image = self._plain.open(file, writable=True)
         try:
             paths = self._site.state.disk(record.disk_id)
+            note = read_note(paths.directory)
+            on = self._site.when_displaced == "keep"
+            image.refuse_writes(note.handed != "" or (note.line > 0 and not on))
             image.set_track(native.Track(paths.track, image.size()))
             native.begin_intent(image)
         except BaseException:
@@ -214,7 +217,8 @@ class Protection(DiskFiles):
         self._plain.refused.discard(file)
         image = self._writable_image(file)
         disk = ProtectedDisk(self._site, file, record, image, image.track)
-        disk.refuse_writes(refused)  # while it is parked still
+        was_refused = image.refuses  # another site had it, as `resume` knew
+        disk.refuse_writes(refused or was_refused)  # while it is parked still
         self._disks[file] = disk
         self._by_cookie[image.cookie] = disk
         disk.on_displaced = self._later_read_only
@@ -224,6 +228,8 @@ class Protection(DiskFiles):
         except BaseException:
             self._forget(disk)
             raise
+        if was_refused and not refused and disk.line.displaced is None:
+            disk.refuse_writes(False)
         return disk
 
     def _later_read_only(self, disk: ProtectedDisk) -> None:
@@ -332,7 +338,8 @@ class Protection(DiskFiles):
             raise
         if self._parked.pop(record.disk_id, None) is not None:
             file.drop()
-        disk.refuse_writes(False)
+        if disk.line.displaced is None:
+            disk.refuse_writes(False)
         return disk
 
     # ---- what the user asks ----------------------------------------------------------------

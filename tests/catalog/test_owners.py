@@ -90,7 +90,7 @@ async def test_a_writer_that_is_faster_than_the_fence_is_fenced_at_its_next_slot
         assert await content_at(test.fresh_log(), 3) == test.model.states[3]
 
 
-async def test_of_two_takeovers_at_once_each_has_a_generation_of_its_own() -> None:
+async def test_of_two_takeovers_at_once_the_later_one_has_to_be_decided_anew() -> None:
     async with bench() as test:
         await test.publish()
         record = await owned(test)
@@ -99,8 +99,10 @@ async def test_of_two_takeovers_at_once_each_has_a_generation_of_its_own() -> No
         assert (second.generation, second.parents[2]) == (2, (1, 1))
         with pytest.raises(ConflictError):
             await next_generation(test.vault, record, tip, claims(A, "a2"))
+        with pytest.raises(ConflictError):
+            await take_over(test.vault, record, claims(A, "a2"), test.vault.log, test.scratch)
         third, at = await take_over(
-            test.vault, record, claims(A, "a2"), test.vault.log, test.scratch
+            test.vault, second, claims(A, "a2"), test.vault.log, test.scratch
         )
         assert (third.generation, third.parents[3], at.epoch) == (3, (2, 1), 1)
         assert third.owner is not None

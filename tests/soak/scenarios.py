@@ -19,6 +19,7 @@ from tests.e2e.power import KINDS, power_loss_round
 from tests.e2e.replays import replay_round
 from tests.races import race_round
 from tests.replicate.outages import outage_round
+from tests.splitbrain import split_round
 
 Counts = Mapping[str, int | list[float]]
 POWER = ("copy", "copy", "copy", "shutdown", "copy", "shutdown", "copy", "ahead")
@@ -60,6 +61,16 @@ def races(directory: Path, seed: int) -> Counts:
     return {("races" if key == "rounds" else key): total[key] for key in wanted} | {"violations": 0}
 
 
+def split_brains(directory: Path, seed: int) -> Counts:
+    """Play failovers between sites that do not see each other: the seeds from ``seed`` on."""
+    assert directory.is_dir()
+    total: Counter[str] = Counter()
+    for one in range(seed, seed + RACES):
+        total += split_round(one)
+    wanted = ("generations", "branches", "points", "shipped")
+    return {key: total[key] for key in wanted} | {"split-brains": RACES, "violations": 0}
+
+
 def outages(directory: Path, seed: int) -> Counts:
     """Live through a day of a bad vault, by a clock that is not the host's."""
     assert directory.is_dir()
@@ -74,5 +85,6 @@ SCENARIOS = {
     "replay": Scenario(replays, 1),
     "race": Scenario(races, 1),
     "group": Scenario(group_round, 1),
+    "split-brain": Scenario(split_brains, 1),
     "outage": Scenario(outages, 2),
 }

@@ -12,12 +12,24 @@ from pathlib import Path
 
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.owners import Claim, fence
-from vdiskfs.catalog.records import Branch, DiskRecord, Handover, Moved
+from vdiskfs.catalog.records import (
+    ASKED,
+    REFUSED,
+    RELEASED,
+    STOPPING,
+    Branch,
+    DiskRecord,
+    Handover,
+    Moved,
+)
 from vdiskfs.catalog.vault import Vault, now_text
 from vdiskfs.crash import hook
 from vdiskfs.errors import ConflictError, NotFoundError, StateError
 
-ASKED, STOPPING, RELEASED, REFUSED = "asked", "stopping", "released", "refused"
+__all__ = [
+    "ASKED", "REFUSED", "RELEASED", "STOPPING", "Fork", "answer", "ask_for", "catch_up",
+    "fork_off", "give_back", "is_forked", "note_move", "withdraw",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +77,12 @@ async def fork_off(
             raise _overtaken(found)
         number = found.next_generation
         branches = dict(found.branches)
-        owner = found.owner
-        if tip.epoch > max(fork.epoch, found.base(found.generation)) and owner is not None:
+        owner, moved = found.owner, fork.moved
+        if owner is not None and moved.generation == found.generation:
+            # It may have started anew since the point was chosen: given back, it is to know it.
+            moved = replace(moved, source=owner)
+        place = (fork.generation, fork.epoch)
+        if owner is not None and not _is_on_the_way(found, tip.epoch, place):
             name = f"{owner.site}-{found.generation}"
             branches[found.generation] = Branch(
                 _branch_name(name), owner.site, owner.writer, fork.moved.token, now_text()
@@ -74,12 +90,21 @@ async def fork_off(
         return replace(
             found, generation=number, site=wanted.site, owner=wanted.owner(found.owner),
             parents={**found.parents, number: (fork.generation, fork.epoch)},
-            branches=branches, handover=None, moved=fork.moved,
+            branches=branches, handover=None, moved=moved,
         )  # fmt: skip
 
     taken = await vault.update_disk(record.id, change)
     hook("failover.taken")
     return taken
+
+
+def _is_on_the_way(record: DiskRecord, tip: int, place: tuple[int, int]) -> bool:
+    """Say whether the newest epoch of the current generation is on the line to a place, too."""
+    line, epoch = record.generation, tip
+    while (parent := record.parents.get(line)) is not None and epoch == parent[1]:
+        line = parent[0]  # nothing was added since it began
+    ends = dict([*record.lineage(place[0]), place])
+    return epoch <= ends.get(line, 0)
 
 
 async def give_back(
@@ -116,6 +141,30 @@ async def give_back(
     given = await vault.update_disk(disk_id, change)
     hook("failover.returned")
     return given
+
+
+async def catch_up(vault: Vault, record: DiskRecord, number: int, tip: int) -> DiskRecord:
+    """Make a branch of the owner that goes on from the tip of the main line the main line.
+
+    Raises:
+        ConflictError: it does not, or the disk has moved on.
+    """
+
+    def change(found: DiskRecord) -> DiskRecord:
+        if found.generation == number:
+            return found  # an earlier try landed, its answer was lost
+        parent = found.parents.get(number)
+        ours = number in found.branches and found.owner == record.owner
+        if not ours or found.generation != record.generation or parent is None:
+            raise ConflictError(f"disk {found.name}: has moved on meanwhile")
+        if not _is_on_the_way(found, tip, parent):
+            raise ConflictError(f"disk {found.name}: branch {number} is not from its tip")
+        branches = {key: one for key, one in found.branches.items() if key != number}
+        return replace(found, generation=number, branches=branches)
+
+    caught = await vault.update_disk(record.id, change)
+    hook("handover.returned")
+    return caught
 
 
 async def note_move(vault: Vault, disk_id: str, failover_id: str, state: str | None) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from vdiskfs.catalog.log import DiskLog, Tip
-from vdiskfs.catalog.records import Branch, DiskRecord, Owner
+from vdiskfs.catalog.records import RELEASED, Branch, DiskRecord, Owner
 from vdiskfs.catalog.vault import Vault, now_text
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaWriter, EpochFacts, Flags, Spooled, delta_metadata
@@ -96,6 +96,9 @@ async def fence(log: DiskLog, writer: str, scratch: Path) -> Tip:
 async def next_generation(vault: Vault, record: DiskRecord, tip: Tip, wanted: Claim) -> DiskRecord:
     """Start the generation after a fenced one, owned by the writer that asks.
 
+    What another site was promised of the ended one is void, and a failover from which it is
+    taken cannot be rolled back.
+
     Raises:
         ConflictError: somebody else has started one.
     """
@@ -106,9 +109,13 @@ async def next_generation(vault: Vault, record: DiskRecord, tip: Tip, wanted: Cl
         if found.generation != record.generation:
             raise ConflictError(f"disk {found.name}: another site is starting a generation")
         number = found.next_generation
+        other = found.owner is not None and found.owner.writer != wanted.writer
+        released = found.handover is not None and found.handover.step == RELEASED
         return replace(
             found, generation=number, site=wanted.site, owner=wanted.owner(found.owner),
             parents={**found.parents, number: (tip.generation, tip.epoch)},
+            handover=None if other or released else found.handover,
+            moved=None if other else found.moved,
         )  # fmt: skip
 
     taken = await vault.update_disk(record.id, change)
@@ -125,7 +132,8 @@ async def take_over(
     ``scratch`` is as for `fence`.
 
     Raises:
-        ConflictError: others take it over all the time.
+        ConflictError: it has another owner than when that was decided, or a new generation
+            all the time.
         DamagedError: the newest delta is damaged.
     """
     for _ in range(_TRIES):
@@ -133,7 +141,9 @@ async def take_over(
         try:
             return await next_generation(vault, record, tip, wanted), tip
         except ConflictError:
-            record = await vault.disk(record.id)
+            owner, record = record.owner, await vault.disk(record.id)
+            if record.owner != owner:
+                raise
     raise ConflictError(f"disk {record.name}: others take it over all the time")
 
 

@@ -11,6 +11,9 @@ from vdiskfs.catalog.documents import FORMAT, decode_document, encode_document, 
 from vdiskfs.delta.layout import is_id
 from vdiskfs.errors import FormatError
 
+ASKED, STOPPING, RELEASED, REFUSED = "asked", "stopping", "released", "refused"
+"""The steps of a handover."""
+
 _SAFE = re.compile(r"[a-z0-9_-]")
 _BRANCH = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -57,7 +60,7 @@ class Handover:
     site: str
     writer: str
     asked: str
-    step: str = "asked"
+    step: str = ASKED
     said: str = ""
 
 
@@ -193,6 +196,8 @@ def decode_disk(data: bytes, disk_id: str, *, where: str) -> DiskRecord:
     )
     if not set(record.branches) <= set(record.parents) - {record.generation}:
         raise FormatError("a branch is no generation beside the main line", where=where)
+    if record.moved is not None and record.moved.generation not in record.parents:
+        raise FormatError("a move is from no generation", where=where)
     if record.id != disk_id or record.generation not in record.parents:
         raise FormatError("the document of another disk, or it contradicts itself", where=where)
     return record

@@ -315,7 +315,12 @@ def _name_object(name: str) -> str:
 
 def _site_object(site: str, writer: str) -> str:
     # Two mounts of one host may have one name: each has its own sign of life.
-    return f"sites/{safe_name(site)}.{writer}.json" if writer else f"sites/{safe_name(site)}.json"
+    # A writer that another one has noted may be anything.
+    return (
+        f"sites/{safe_name(site)}.{safe_name(writer)}.json"
+        if writer
+        else f"sites/{safe_name(site)}.json"
+    )
 
 
 def now_text() -> str:

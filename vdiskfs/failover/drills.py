@@ -11,7 +11,7 @@ from dataclasses import replace
 import trio
 
 from vdiskfs.crash import hook
-from vdiskfs.errors import BusyError
+from vdiskfs.errors import BusyError, StateError
 from vdiskfs.failover.choose import choose, close, new_record
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.record import FailoverRecord
@@ -110,6 +110,7 @@ class Drills:
         """
         failover = self._failovers.find(name)
         after(name, failover.record.state, Step.CLEANUP)
+        check_gone(failover)
         if failover.machine is None or await failover.machine.state() == "down":
             await self._failovers.check_unused(failover)
         return failover.record
@@ -126,6 +127,7 @@ class Drills:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.CLEANUP)
+            check_gone(failover)
             if failover.record.kind is Kind.FAILBACK:
                 await self._check_down(failover)
             elif failover.machine is not None:
@@ -144,4 +146,14 @@ class Drills:
             raise BusyError(
                 f"failover {failover.record.name}: its machine {machine.machine.name} runs",
                 hint="stop it first, or leave the record where it is",
+            )
+
+
+def check_gone(failover: Failover) -> None:
+    """Check that no disk is thrown away that is this site's: it may not have been taken."""
+    for taken in failover.taken.values():
+        if taken.is_ours:
+            raise StateError(
+                f"failover {failover.record.name}: disk {taken.member.disk} is this site's",
+                hint="it was not taken, or was given back: vdiskfs disk list",
             )

@@ -279,6 +279,9 @@ class Failovers:
         self._by_id[failover.record.id] = failover
         for copy in failover.copies.values():
             self._by_cookie[copy.image.cookie] = copy
+            if failover.record.kind is not Kind.TEST:
+                # Invariant: nobody writes to a copy that is to replicate before it is tracked.
+                copy.image.refuse_writes(True)
 
     async def _read(self, member: Member) -> PointReader:
         """Open the point that a copy began with."""

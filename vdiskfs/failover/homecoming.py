@@ -151,8 +151,20 @@ class Homecomings:
                 jobs = begin(failover, Step.COMPLETE)
                 await self._failovers.write(failover, state=state, jobs=jobs)
                 hook("failback.completing")
+            elif not self._runner.is_running(failover) and await self._is_overtaken(failover):
+                *others, job = failover.record.jobs
+                await self._failovers.write(failover, jobs=(*others, replace(job, done=())))
             await self._go(failover, Step.COMPLETE)
         return failover.record
+
+    async def _is_overtaken(self, failover: Failover) -> bool:
+        """Say whether a disk went on elsewhere since it was released: it is asked for anew."""
+        for member in failover.record.members:
+            record = await self._site.vault.disk(member.disk_id)
+            taken = is_forked(record, self._fork(failover, member, record))
+            if record.generation != member.current and not taken:
+                return True
+        return False
 
     async def commit(self, disk: str, *, dry_run: bool) -> FailoverRecord:
         """Make it final: the copy at the other site is not needed any more.
@@ -290,14 +302,18 @@ class Homecomings:
                 return
 
     async def _park(self, failover: Failover) -> None:
+        # Again: since it was done the host may have died, with what no image had durably.
+        await self._ship_own(failover)
         for member in failover.record.members:
             notes = self._notes(failover, member)
             known = not member.full and member.epoch > 0
             place = (member.generation, member.epoch) if known else None
-            if not (notes / "home.json").exists():
-                await trio.to_thread.run_sync(prepare_home, notes, member.disk_id, place)
             disk = self._here(member.disk_id)
+            if disk is not None or not (notes / "home.json").exists():
+                await trio.to_thread.run_sync(prepare_home, notes, member.disk_id, place)
             if disk is not None:
+                # Nobody writes to it any more; what is parked is believed.
+                await trio.to_thread.run_sync(disk.image.sync_internal)
                 paths = self._site.state.disk(member.disk_id)
                 paths.parked.touch(mode=0o600)
                 await trio.to_thread.run_sync(sync_directory, paths.directory)

@@ -66,3 +66,22 @@ class OwnMachines:
         if all(disk is not None and disk.line.handed for disk in disks):
             await self._failovers.write(failover, state=State.HANDED_OVER)
             hook("failover.handed")
+
+    async def kept(self, disk_id: str) -> None:
+        """The disk of a failover was not taken after all, or given back: it goes on here."""
+        failover = self._having(disk_id)
+        if failover is not None:
+            await note_kept(self._failovers, failover)
+
+
+async def note_kept(failovers: Failovers, failover: Failover) -> None:
+    """Note that a failover whose disks were released has one that is this site's again.
+
+    Otherwise it would be tidied up as one that has ended, with all that is written to it.
+    """
+    if failover.record.state is State.HANDED_OVER and any(
+        one.is_ours for one in failover.taken.values()
+    ):
+        await failovers.write(failover, state=State.FAILBACK_READY)
+        hook("failover.kept")
+        log.info("failover %s: was not taken: it goes on here", failover.record.name)

@@ -29,6 +29,7 @@ from vdiskfs.failover.choose import choose, close, new_record, with_tokens
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.free import check_free
 from vdiskfs.failover.jobs import Act, Runner, begin
+from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.failover.taken import TakenDisk
@@ -115,6 +116,10 @@ class Relocations:
             )
             for disk_id, copy in failover.copies.items()
         }  # fmt: skip
+        for disk in failover.taken.values():
+            disk.on_ours = partial(
+                self._failovers.start_apart, failover, note_kept, self._failovers, failover
+            )
 
     # ---- start ---------------------------------------------------------------------------
 

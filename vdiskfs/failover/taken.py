@@ -9,6 +9,7 @@ until the vault answers, and guests do not wait for it. Trio thread only.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -17,6 +18,7 @@ from vdiskfs import native
 from vdiskfs.catalog.moves import Fork, is_forked
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.diskfiles import writable_again
 from vdiskfs.errors import DamagedError, VdiskfsError
 from vdiskfs.failover.copy import WritableCopy
 from vdiskfs.failover.copyfile import CopyFile
@@ -58,6 +60,16 @@ class TakenDisk:
         self._track: native.Track | None = None
         self._early: LastEnd | None = None
         self._scope = trio.CancelScope()
+        self.on_ours: Callable[[], None] = lambda: None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is known that no other site has the disk."""
+        return (
+            self.disk is not None
+            and self.disk.line.displaced is None
+            and (not self.disk.line.handed)
+        )
 
     @property
     def member(self) -> Member:
@@ -110,6 +122,7 @@ class TakenDisk:
     async def _start(self, record: DiskRecord, how: Start) -> None:
         disk = ProtectedDisk(self._site, self._file, record, self.copy.image, self._track)
         self._protection.adopt(disk)
+        disk.on_returned = self._returned
         try:
             await disk.start(how)
         except BaseException:
@@ -123,6 +136,12 @@ class TakenDisk:
             self.copy.image.refuse_writes(False)
         self.disk = disk
         self._nursery.start_soon(disk.run)
+        if self.is_ours:
+            self.on_ours()
+
+    def _returned(self, disk: ProtectedDisk) -> None:
+        writable_again(disk)
+        self.on_ours()
 
     # ---- after a restart -----------------------------------------------------------------
 
