@@ -75,12 +75,14 @@ def _depends(package: str) -> list[str]:
 
 
 def initramfs(
-    script: str, target: Path, programs: Sequence[Path] = (), drivers: Sequence[str] = ()
-) -> None:
+    script: str, target: Path, programs: Sequence[Path] = (), drivers: Sequence[str] = (),
+    libraries: Sequence[Path] = (),
+) -> None:  # fmt: skip
     """Write an initramfs whose init loads the drivers, runs the script and turns off.
 
-    The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``. The programs,
-    linked statically, lie in /bin under their own names; ``drivers`` are loaded beyond the usual.
+    The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``. The programs lie
+    in /bin under their own names, the libraries of those that are not linked statically where
+    they lie here; ``drivers`` are loaded beyond the usual.
     """
     busybox = shutil.which("busybox")
     if busybox is None:
@@ -96,6 +98,11 @@ def initramfs(
         archive.add("bin/busybox", Path(busybox).read_bytes(), stat.S_IFREG | 0o755)
         for program in programs:
             archive.add(f"bin/{program.name}", program.read_bytes(), stat.S_IFREG | 0o755)
+        above = {parent for path in libraries for parent in path.parents}
+        for parent in sorted(above - {Path("/"), Path("/bin")}):
+            archive.add(str(parent)[1:], b"", stat.S_IFDIR | 0o755)
+        for path in libraries:
+            archive.add(str(path)[1:], path.read_bytes(), stat.S_IFREG | 0o755)
         for applet in _APPLETS:
             archive.add(f"bin/{applet}", b"busybox", stat.S_IFLNK | 0o777)
         for name, data in modules:
