@@ -76,20 +76,21 @@ def _depends(package: str) -> list[str]:
 
 def initramfs(
     script: str, target: Path, programs: Sequence[Path] = (), drivers: Sequence[str] = (),
-    libraries: Sequence[Path] = (),
+    libraries: Sequence[Path] = (), *, switch_root: bool = False,
 ) -> None:  # fmt: skip
     """Write an initramfs whose init loads the drivers, runs the script and turns off.
 
     The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``. The programs lie
     in /bin under their own names, the libraries of those that are not linked statically where
-    they lie here; ``drivers`` are loaded beyond the usual.
+    they lie here; ``drivers`` are loaded beyond the usual. With ``switch_root`` the script mounts
+    another root at /mnt, whose init goes on.
     """
     busybox = shutil.which("busybox")
     if busybox is None:
         raise GuestFilesError("no busybox on this host: apt-get install busybox-static")
     modules = list(_modules((*_MODULES, *drivers)))
     load = "".join(f"insmod /modules/{name}\n" for name, _ in modules)
-    init = _INIT.replace("@LOAD@", load)
+    init = _INIT.replace("@LOAD@", load).replace("@END@", _SWITCH if switch_root else _END)
     with gzip.open(target, "wb", compresslevel=1) as file:
         archive = _Archive(file)
         for directory in ("bin", "dev", "proc", "sys", "mnt", "tmp", "modules"):
@@ -120,8 +121,12 @@ mount -t sysfs sys /sys
 @LOAD@
 echo "GUEST READY"
 sh /script
-echo "GUEST EXIT $?"
+@END@"""
+_END = """echo "GUEST EXIT $?"
 poweroff -f
+"""
+_SWITCH = """umount /proc /sys
+exec switch_root /mnt /sbin/init
 """
 
 

@@ -21,12 +21,10 @@ from typing import Any, Self
 from tests.e2e.guest import Disk, block_options
 from tests.e2e.loopdev import run_tool
 from tests.e2e.mounted import MountedSite
-from tests.e2e.shop import APPEND, UP, Console, Found, make_boot, make_disk, read_database
+from tests.e2e.shop import APPEND, UP, Console, Found, Shop
 from vdiskfs.machines import DirectBoot, HealthCheck, Machine, MachineDisk
 
 DISK = "web01"
-LIMIT_S = 150.0  # software emulation on a busy machine; some 10 s on an idle one
-MEMORY = 256 << 20
 FAST = "epoch_interval_s = 0.2\nheartbeat_s = 1\n"
 STOP = """#!{python}
 import json, os, socket, sys
@@ -47,18 +45,19 @@ while qmp.recv(4096):
 class OwnMachine:
     """The QEMU that the user runs at home: its console and its QMP socket are files."""
 
-    def __init__(self, directory: Path, image: Path, boot: Path) -> None:
+    def __init__(self, directory: Path, image: Path, boot: Path, memory: int) -> None:
         directory.mkdir()
         self.socket = directory / "qmp"
         self.console = Console(directory / "serial.log")
         self._image = image
         self._boot = boot
+        self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; it runs until `kill`, or until its guest turns it off."""
         words = ["qemu-system-x86_64", "-accel", "tcg", "-machine", "q35", "-cpu", "max"]
-        words += ["-smp", "1", "-m", str(MEMORY >> 20), "-nodefaults", "-no-user-config"]
+        words += ["-smp", "1", "-m", str(self._memory >> 20), "-nodefaults", "-no-user-config"]
         words += ["-no-reboot", "-display", "none", "-nic", "none", "-device", "virtio-rng-pci"]
         words += ["-serial", f"file:{self.console.path}"]
         words += ["-qmp", f"unix:{self.socket},server=on,wait=off"]
@@ -85,6 +84,7 @@ class Watch:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._told: dict[Path, list[tuple[float, int]]] = {}
+        self._sizes: dict[Path, int] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journey-watch")
 
@@ -95,6 +95,10 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def has_seen(self, console: Console) -> bool:
+        """Whether a row of this console was noted."""
+        return bool(self._told.get(console.path))
 
     def down_s(self, before: Console, after: Console) -> float:
         """Return the seconds from the last row of one console to the first of the other."""
@@ -109,6 +113,10 @@ class Watch:
                     self._look(path)
 
     def _look(self, path: Path) -> None:
+        size = path.stat().st_size
+        if self._sizes.get(path) == size:
+            return
+        self._sizes[path] = size
         told = self._told.setdefault(path, [])
         last = Console(path).last("ROW")
         if last and (not told or told[-1][1] != last):
@@ -118,36 +126,39 @@ class Watch:
 class Journey:
     """Home with the shop's disk, and a recovery site without a source."""
 
-    def __init__(self, root: Path, *, vault: str | None = None, away_options: str = "") -> None:
+    def __init__(
+        self, root: Path, shop: Shop, *, vault: str | None = None, away_options: str = ""
+    ) -> None:
         """Lay it out; the vault is a folder of the root's unless one is given."""
         self.root = root
+        self.shop = shop
         boot, own = root / "boot", root / "own"
-        make_boot(boot)
+        shop.make_boot(boot)
         log, stop = root / "stopped", root / "stop"
         stop.write_text(STOP.format(python=sys.executable, log=log, socket=own / "qmp"))
         stop.chmod(0o755)
         log.touch()
         self.stop_log = log
         vault = vault or f"file://{root}/vault"
-        machines = f'[machines]\nboot_directory = "{boot}"\nshutdown_s = {LIMIT_S}\n'
+        machines = f'[machines]\nboot_directory = "{boot}"\nshutdown_s = {shop.limit_s}\n'
         at_home = f'{FAST}{machines}stop_command = ["{stop}"]\n'
         self.home = MountedSite(root, vault=vault, name="home", options=at_home)
         self.away = MountedSite(
             root, vault=vault, name="away", options=FAST + away_options + machines
         )
-        self.own = OwnMachine(own, self.home.image(DISK), boot)
+        self.own = OwnMachine(own, self.home.image(DISK), boot, shop.memory)
         self.watch = Watch(root)
         self.downtimes: dict[str, float] = {}
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[Self]:
         """Mount both sites, and have the shop open at home."""
-        make_disk(self.home.source / f"{DISK}.img")
+        self.shop.make_disk(self.home.source / f"{DISK}.img")
         definition = self.root / "shop.toml"
         definition.write_text(Machine(
-            "shop", MEMORY, (MachineDisk(DISK),), accel="tcg",
+            "shop", self.shop.memory, (MachineDisk(DISK),), accel="tcg",
             boot=DirectBoot("vmlinuz", "initrd", APPEND),
-            health=HealthCheck("serial", LIMIT_S, text=UP),
+            health=HealthCheck("serial", self.shop.limit_s, text=UP),
         ).to_toml())  # fmt: skip
         with self.home, self.away, self.watch, contextlib.ExitStack() as ends:
             self.home.init().mount().wait_shipped(DISK)
@@ -164,7 +175,7 @@ class Journey:
     def wait(self, what: str, console: Console, is_true: Any) -> None:
         """Wait until it is true of a console, which is shown where it never is."""
         try:
-            self.home.wait(what, is_true, LIMIT_S)
+            self.home.wait(what, is_true, self.shop.limit_s)
         except TimeoutError as error:
             raise AssertionError(f"{what}:\n{console.text}") from error
 
@@ -218,7 +229,7 @@ class Journey:
 
     def read(self, image: Path) -> Found:
         """Judge the database of an image that nobody writes to."""
-        return read_database(image, self.root)
+        return self.shop.read(image, self.root)
 
     def arrived(self, what: str, before: Console, document: dict[str, Any]) -> Console:
         """The shop goes on where it was closed: nothing is lost. Return its new console."""
@@ -230,8 +241,13 @@ class Journey:
         assert document["health"]["healthy"], document
         console.found().all_up_to(closed)
         self.sell(console)
-        self.downtimes[what] = round(self.watch.down_s(before, console), 1)
+        self.measure(what, before, console)
         return console
+
+    def measure(self, what: str, before: Console, after: Console) -> None:
+        """Note how long nothing was sold."""
+        self.wait("it is noted", after, lambda: self.watch.has_seen(after))
+        self.downtimes[what] = round(self.watch.down_s(before, after), 1)
 
     def lose_home(self) -> None:
         """The power fails at home: the machine and the daemon are gone, and nobody restarts them."""
@@ -248,9 +264,7 @@ class Journey:
         """Judge the disk's branches."""
         site = self.home
         names = [one["name"] for one in site.json("disk", "branches", DISK)["branches"]]
-        return [
-            self.read(site.point(f"{DISK}@{name}").with_name(f"{DISK}.img")) for name in names
-        ]
+        return [self.read(site.point(f"{DISK}@{name}").with_name(f"{DISK}.img")) for name in names]
 
     def reprotect(self, name: str, console: Console) -> None:
         """Make the failover final, and replicate from away while the shop sells."""
@@ -289,3 +303,36 @@ class Journey:
         assert last == console.last("ROW")
         self.read(self.home.image(DISK)).all_up_to(last)
         assert self.home.point(DISK).read_bytes() == self.home.image(DISK).read_bytes()
+
+
+def there_and_back(directory: Path, shop: Shop) -> dict[str, float]:
+    """Test a shop elsewhere, move it there as planned, and bring it home; judge each stage.
+
+    Args:
+        directory: an empty one.
+        shop: the guest.
+
+    Returns:
+        Seconds from the last row to the next one, by what was done.
+
+    Raises:
+        AssertionError: rows or errors are not what is promised.
+    """
+    with Journey(directory, shop).begun() as journey:
+        away, own = journey.away, journey.own
+        point = journey.point(journey.home, own.console)
+        journey.sell(own.console)
+        journey.check_test(*point)
+        # The test was nobody's business: the shop at home goes on.
+        journey.sell(own.console)
+        document = away.json("failover", "start", DISK)
+        assert (document["kind"], document["state"]) == ("planned", "FailedOver")
+        own.wait_ended()
+        stopped = f"{DISK} handover {journey.home.image(DISK)}"
+        assert journey.stop_log.read_text().split("\n")[0] == stopped
+        console = journey.arrived("planned failover", own.console, document)
+        journey.reprotect(document["name"], console)
+        back = journey.come_home(console)
+        away.json("failover", "cleanup", document["name"])
+        journey.close(back)
+        return journey.downtimes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.journey import DISK, Journey
-from tests.e2e.shop import PIECES, UP, Console
+from tests.e2e.shop import PIECES, UP, Console, Shop
 from tests.e2e.stoppable import stoppable_folder
 
 # Most of the ballast is still in the vault when the guest reads it.
@@ -74,11 +74,12 @@ class Cuts:
         time.sleep(self._seconds)
 
 
-def outlive(directory: Path, cut_s: float) -> dict[str, float]:
+def outlive(directory: Path, shop: Shop, cut_s: float) -> dict[str, float]:
     """Lose home, go on away from a chosen point through cuts of the vault, and come home.
 
     Args:
         directory: an empty one.
+        shop: the guest.
         cut_s: seconds that each cut of the vault lasts beyond its first effect.
 
     Returns:
@@ -89,7 +90,9 @@ def outlive(directory: Path, cut_s: float) -> dict[str, float]:
     """
     with (
         stoppable_folder(directory / "nas") as (folder, signal_server),
-        Journey(directory, vault=f"file://{folder}/vault", away_options=SLOW).begun() as journey,
+        Journey(
+            directory, shop, vault=f"file://{folder}/vault", away_options=SLOW
+        ).begun() as journey,
     ):
         home, away, own = journey.home, journey.away, journey.own
         cuts = Cuts(journey, signal_server, cut_s)
@@ -107,7 +110,7 @@ def outlive(directory: Path, cut_s: float) -> dict[str, float]:
         console = cuts.in_boot(document)
         assert console.found().all_up_to(rows) < own.console.last("ROW")
         cuts.in_run(document, console)
-        journey.downtimes["unplanned failover"] = round(journey.watch.down_s(own.console, console))
+        journey.measure("unplanned failover", own.console, console)
         journey.reprotect(name, console)
         cuts.while_replicated(console)
         journey.mount_home()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.journey import DISK, Journey
+from tests.e2e.journey import there_and_back
 from tests.e2e.outliving import outlive
+from tests.e2e.shop import Shop
 
 pytestmark = [
     pytest.mark.e2e, pytest.mark.root, pytest.mark.guest, pytest.mark.slow,
@@ -25,28 +26,12 @@ def test_a_shop_is_tested_moved_and_brought_home_and_no_sale_is_lost(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     """At each stage its database is sound, and has exactly the rows that are promised."""
-    with Journey(tmp_path).begun() as journey:
-        away, own = journey.away, journey.own
-        point = journey.point(journey.home, own.console)
-        journey.sell(own.console)
-        journey.check_test(*point)
-        # The test was nobody's business: the shop at home goes on.
-        journey.sell(own.console)
-        document = away.json("failover", "start", DISK)
-        assert (document["kind"], document["state"]) == ("planned", "FailedOver")
-        own.wait_ended()
-        stopped = f"{DISK} handover {journey.home.image(DISK)}"
-        assert journey.stop_log.read_text().split("\n")[0] == stopped
-        console = journey.arrived("planned failover", own.console, document)
-        journey.reprotect(document["name"], console)
-        back = journey.come_home(console)
-        away.json("failover", "cleanup", document["name"])
-        journey.close(back)
-        tell(f"down, in seconds, of which a boot under emulation is most: {journey.downtimes}")
+    tell(f"down, in seconds, mostly of an emulated boot: {there_and_back(tmp_path, Shop())}")
 
 
 def test_a_shop_outlives_its_home_and_a_vault_that_is_cut_off(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     """It has exactly the rows of the point that was chosen; what home had beyond is a branch."""
-    tell(f"down, in seconds, with a cut of {CUT_S} s in mid-boot: {outlive(tmp_path, CUT_S)}")
+    down = outlive(tmp_path, Shop(), CUT_S)
+    tell(f"down, in seconds, with a cut of {CUT_S} s and more in mid-boot: {down}")
