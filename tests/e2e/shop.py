@@ -36,9 +36,9 @@ UP = "SERVICE IS UP"
 APPEND = "console=ttyS0 panic=-1 loglevel=5 mitigations=off printk.devkmsg=on"
 DRIVERS = ("button", "evdev")
 _WRONG = re.compile(
-    r"^.*(?:FAILED|I/O error|EXT4-fs (?:\(vda2\): )?(?:error|warning)|EXT4-fs error|JBD2.*error|"
-    r"Aborting journal|Remounting|blocked for more than|Kernel panic|Call Trace|BUG:).*$",
-    re.MULTILINE | re.IGNORECASE,
+    r"^.*(?:FAILED|I/O error|EXT4-fs (?:\S+ )?(?:error|warning)|JBD2.*[Ee]rror|Aborting journal|"
+    r"Remounting filesystem|blocked for more than|Kernel panic|Call Trace|BUG:).*$",
+    re.MULTILINE,
 )
 
 SAY = """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import uuid
 from pathlib import Path
 
 from tests.e2e.guest_files import CACHE, GuestFilesError, initramfs, kernel
@@ -47,12 +48,16 @@ class DebianShop(Shop):
         """See `Shop`."""
         directory.mkdir(mode=0o755)
         shutil.copyfile(kernel(), directory / "vmlinuz")
-        initramfs(SAY + FIND_ROOT, directory / "initrd", drivers=DRIVERS, switch_root=True)
+        initramfs(
+            SAY + FIND_ROOT, directory / "initrd", drivers=(*DRIVERS, "autofs4"), switch_root=True
+        )
 
     def fill(self, directory: Path) -> None:
         """See `Shop`."""
         run_tool(["tar", "-xpf", fetch_root(), "-C", directory, "--numeric-owner"])
         directory.chmod(0o755)
+        # Without one it would ask, at its first start, what only a person can say.
+        (directory / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
         make_ballast(directory / "srv")
         program = directory / "usr/local/sbin/shop"
         script = SAY + "home=/srv run=/run\n" + sell() + 'say "SHOP CLOSED after $last"\n'
