@@ -190,6 +190,8 @@ def _judge(path: Path) -> Found:
     try:
         check = "; ".join(row[0] for row in database.execute("PRAGMA integrity_check"))
         numbers = dict(database.execute("SELECT number, what FROM sale"))
+    except sqlite3.DatabaseError as error:
+        return Found(str(error), 0, 0, 0, 0)
     finally:
         database.close()
     wrong = sum(what != chr(65 + number % 26) * 700 for number, what in numbers.items())
