@@ -52,7 +52,8 @@ class Cuts:
             read = console.last("PIECE")
             self._last()
             journey.sell(console)
-            assert console.last("PIECE") == read < PIECES
+            # What waits may be its kernel, which reads ahead.
+            assert console.last("PIECE") <= read + 2 < PIECES
         finally:
             self._signal(signal.SIGCONT)
         journey.wait("all is read", console, lambda: "PIECES DONE" in console.text)

@@ -78,6 +78,8 @@ def fetch_root() -> Path:
     """
     if ROOT.exists():
         return ROOT
+    if shutil.which("mmdebstrap") is None:
+        raise GuestFilesError("no mmdebstrap on this host: apt-get install mmdebstrap")
     partial = ROOT.with_name("debian.partial.tar")
     words = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     words += [

@@ -78,7 +78,9 @@ def journeys(directory: Path, seed: int) -> Counts:
     planned = seed % 2 == 0
     shop = DebianShop()
     down = there_and_back(directory, shop) if planned else outlive(directory, shop, CUT_S)
-    times: dict[str, int | list[float]] = {f"down_by_{how}_s": [s] for how, s in down.items()}
+    times: dict[str, int | list[float]] = {
+        f"{how.replace(' ', '_')}_s": [seconds] for how, seconds in down.items()
+    }
     return {"journeys": 1, "planned": int(planned), "violations": 0} | times
 
 
