@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from tests.store.memory import MemoryStore
+from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import DamagedError, LocalError, StateError, UsageError
-from vdiskfs.failover import FailoverRecord, Kind, Member, State, Step, after
+from vdiskfs.failover import (
+    Failover,
+    FailoverRecord,
+    Kind,
+    Member,
+    State,
+    Step,
+    after,
+    failover_document,
+)
 from vdiskfs.failover.bootblocks import (
     BYTES_MAX,
     RUNS_MAX,
@@ -22,9 +33,11 @@ from vdiskfs.failover.bootblocks import (
 )
 from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
+from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import note_kept
-from vdiskfs.failover.record import check_name
+from vdiskfs.failover.record import Job, check_name
 from vdiskfs.failover.states import TABLE
+from vdiskfs.machines import parse_machine
 from vdiskfs.units import CHUNK_SIZE
 
 RECORD = FailoverRecord(
@@ -71,6 +84,25 @@ def test_a_step_that_is_not_in_the_table_is_refused_and_says_where_it_stands() -
 def test_a_clean_up_is_possible_from_everywhere_and_never_undone() -> None:
     assert replace(RECORD, state=after("t1", RECORD.state, Step.CLEANUP)).state is State.REMOVING
     assert after("t1", State.REMOVING, Step.CLEANUP) is State.REMOVING
+
+
+async def test_what_is_told_of_a_failover_is_of_one_instant(tmp_path: Path) -> None:
+    """A job that is done never goes with the state that it has left."""
+    job = Job("a-1", Step.START, 1)
+    starting = replace(RECORD, kind=Kind.PLANNED, state=State.STARTING, jobs=(job,))
+
+    class Machine(FailoverMachine):
+        async def state(self) -> str:
+            done = replace(job, ended_ns=2)
+            failover.record = replace(starting, state=State.FAILED_OVER, jobs=(done,))
+            return "running"
+
+    definition = parse_machine('memory = "64MiB"\n[[disks]]\ndisk = "web01"\n', name="shop")
+    machine = Machine(definition, tmp_path, MachinesConfig())
+    failover = Failover(starting, tmp_path, {}, machine)
+    document = await failover_document(failover, tmp_path)
+    found: Any = document["job"]
+    assert (document["state"], found["state"]) == ("FailedOver", "done")
 
 
 @pytest.mark.parametrize("error", [LocalError("no room"), OSError(28, "no room")])

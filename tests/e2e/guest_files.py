@@ -75,19 +75,22 @@ def _depends(package: str) -> list[str]:
 
 
 def initramfs(
-    script: str, target: Path, programs: Sequence[Path] = (), drivers: Sequence[str] = ()
-) -> None:
+    script: str, target: Path, programs: Sequence[Path] = (), drivers: Sequence[str] = (),
+    libraries: Sequence[Path] = (), *, switch_root: bool = False,
+) -> None:  # fmt: skip
     """Write an initramfs whose init loads the drivers, runs the script and turns off.
 
-    The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``. The programs,
-    linked statically, lie in /bin under their own names; ``drivers`` are loaded beyond the usual.
+    The script is busybox sh; its exit code is printed as ``GUEST EXIT <code>``. The programs lie
+    in /bin under their own names, the libraries of those that are not linked statically where
+    they lie here; ``drivers`` are loaded beyond the usual. With ``switch_root`` the script mounts
+    another root at /mnt, whose init goes on.
     """
     busybox = shutil.which("busybox")
     if busybox is None:
         raise GuestFilesError("no busybox on this host: apt-get install busybox-static")
     modules = list(_modules((*_MODULES, *drivers)))
     load = "".join(f"insmod /modules/{name}\n" for name, _ in modules)
-    init = _INIT.replace("@LOAD@", load)
+    init = _INIT.replace("@LOAD@", load).replace("@END@", _SWITCH if switch_root else _END)
     with gzip.open(target, "wb", compresslevel=1) as file:
         archive = _Archive(file)
         for directory in ("bin", "dev", "proc", "sys", "mnt", "tmp", "modules"):
@@ -96,6 +99,11 @@ def initramfs(
         archive.add("bin/busybox", Path(busybox).read_bytes(), stat.S_IFREG | 0o755)
         for program in programs:
             archive.add(f"bin/{program.name}", program.read_bytes(), stat.S_IFREG | 0o755)
+        above = {parent for path in libraries for parent in path.parents}
+        for parent in sorted(above - {Path("/"), Path("/bin")}):
+            archive.add(str(parent)[1:], b"", stat.S_IFDIR | 0o755)
+        for path in libraries:
+            archive.add(str(path)[1:], path.read_bytes(), stat.S_IFREG | 0o755)
         for applet in _APPLETS:
             archive.add(f"bin/{applet}", b"busybox", stat.S_IFLNK | 0o777)
         for name, data in modules:
@@ -113,8 +121,12 @@ mount -t sysfs sys /sys
 @LOAD@
 echo "GUEST READY"
 sh /script
-echo "GUEST EXIT $?"
+@END@"""
+_END = """echo "GUEST EXIT $?"
 poweroff -f
+"""
+_SWITCH = """umount /proc /sys
+exec switch_root /mnt /sbin/init
 """
 
 

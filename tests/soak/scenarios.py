@@ -14,15 +14,19 @@ from typing import NamedTuple
 
 from tests.e2e.grouppoints import group_round
 from tests.e2e.guest_log import guest_log_round
+from tests.e2e.journey import there_and_back
 from tests.e2e.kills import kill_guest_round, kill_round
+from tests.e2e.outliving import outlive
 from tests.e2e.power import KINDS, power_loss_round
 from tests.e2e.replays import replay_round
+from tests.e2e.shop_debian import DebianShop
 from tests.races import race_round
 from tests.replicate.outages import outage_round
 from tests.splitbrain import split_round
 
 Counts = Mapping[str, int | list[float]]
 POWER = ("copy", "copy", "copy", "shutdown", "copy", "shutdown", "copy", "ahead")
+CUT_S = 60.0
 RACES = 50  # in one round: each takes some tenths of a second
 
 
@@ -77,6 +81,20 @@ def outages(directory: Path, seed: int) -> Counts:
     return {**outage_round(seed), "days": 1, "violations": 0}
 
 
+def journeys(directory: Path, seed: int) -> Counts:
+    """Have a shop on a Debian go away and come home: as planned, or with its home lost.
+
+    In the second way the vault is cut off for a minute, in mid-boot and twice in mid-run.
+    """
+    planned = seed % 2 == 0
+    shop = DebianShop()
+    down = there_and_back(directory, shop) if planned else outlive(directory, shop, CUT_S)
+    times: dict[str, int | list[float]] = {
+        f"{how.replace(' ', '_')}_s": [seconds] for how, seconds in down.items()
+    }
+    return {"journeys": 1, "planned": int(planned), "violations": 0} | times
+
+
 SCENARIOS = {
     "kill": Scenario(kill_round, 6),
     "kill-guest": Scenario(kill_guest_round, 1),
@@ -87,4 +105,5 @@ SCENARIOS = {
     "group": Scenario(group_round, 1),
     "split-brain": Scenario(split_brains, 1),
     "outage": Scenario(outages, 2),
+    "journey": Scenario(journeys, 1),
 }

@@ -390,7 +390,7 @@ def _follow(call: Call, client: Any, document: dict[str, Any], *, no_wait: bool)
 
 def _is_judged_yet(document: dict[str, Any]) -> bool:
     return (
-        document["state"] == "FailedOver"
+        document["state"] in ("FailedOver", "FailbackUncommitted")
         and bool(document.get("machine"))
         and (document.get("health") is None)
     )
@@ -406,10 +406,11 @@ def _check_job(job: dict[str, Any]) -> None:
 def _check_health(document: dict[str, Any]) -> None:
     health = document.get("health")
     if health is not None and not health["healthy"]:
+        back = f"; then: vdiskfs failover change-point or rollback {document['name']}"
+        then = back if document["state"] == "FailedOver" else ""
         raise DamagedError(
             f"machine {document['machine']['name']} is not healthy: {health['detail']}",
-            hint=f"its console lies in {document['machine']['directory']}; then: "
-            f"vdiskfs failover change-point or rollback {document['name']}",
+            hint=f"its console lies in {document['machine']['directory']}{then}",
         )
 
 

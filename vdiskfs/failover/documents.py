@@ -14,6 +14,8 @@ from vdiskfs.units import format_time
 async def failover_document(failover: Failover, shown_in: Path) -> dict[str, object]:
     """Return one failover with its copies; ``shown_in`` is `failovers/` of the mount."""
     machine = failover.machine
+    # Asked first: all else is of one instant, so that a job that is done goes with its state.
+    how = "" if machine is None else await machine.state()
     record = failover.record
     directory = shown_in / record.name
     return {
@@ -23,7 +25,7 @@ async def failover_document(failover: Failover, shown_in: Path) -> dict[str, obj
         if machine is None
         else {
             "name": machine.machine.name,
-            "state": await machine.state(),
+            "state": how,
             "directory": str(machine.directory),
         },
         "disks": [
