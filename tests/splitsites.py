@@ -192,8 +192,8 @@ class Site(Host):
         handovers = Handovers(
             cast("Any", SimpleNamespace(vault=self.vault(), state=self.state)),
             cast("Any", SimpleNamespace(adopted=())), Machines(self, asked.id),
-            cast("Any", SimpleNamespace(stop=self.stop_machine)), Path("/nowhere"),
-            cast("Any", SimpleNamespace(tell=lambda *_: None)),
+            stopper=cast("Any", SimpleNamespace(stop=self.stop_machine)),
+            mountpoint=Path("/nowhere"), events=cast("Any", SimpleNamespace(tell=lambda *_: None)),
         )  # fmt: skip
         disk = cast("Any", Disk(self))
         if handovers._is_for_us(disk, asked):
