@@ -191,9 +191,9 @@ class Site(Host):
             return
         handovers = Handovers(
             cast("Any", SimpleNamespace(vault=self.vault(), state=self.state)),
-            cast("Any", SimpleNamespace(adopted=())), Machines(self, asked.id),
-            cast("Any", SimpleNamespace(stop=self.stop_machine)), Path("/nowhere"),
-            cast("Any", SimpleNamespace(tell=lambda *_: None)),
+            cast("Any", SimpleNamespace(adopted=())), machines=Machines(self, asked.id),
+            stopper=cast("Any", SimpleNamespace(stop=self.stop_machine)),
+            mountpoint=Path("/nowhere"), events=cast("Any", SimpleNamespace(tell=self.told)),
         )  # fmt: skip
         disk = cast("Any", Disk(self))
         if handovers._is_for_us(disk, asked):
@@ -209,6 +209,9 @@ class Site(Host):
         return SimpleNamespace(writer_id=self.writer)
 
     async def stop_machine(self, *_: Any) -> None:
+        return
+
+    def told(self, *_: Any) -> None:
         return
 
     # ---- taking ------------------------------------------------------------------------------
