@@ -306,7 +306,8 @@ class Site(Host):
         if move.job is Step.START and move.kind is Kind.PLANNED:
             steps = ("asked", "released", *steps)
         failover = SimpleNamespace(record=move, says=None)
-        if move.kind is Kind.FAILBACK and await self.is_overtaken(failover):
+        taken = "taken" in move.done
+        if move.kind is Kind.FAILBACK and not taken and await self.is_overtaken(failover):
             self.race.counts["failback begun anew"] += 1
             move.done = set()
         for step in steps:
