@@ -191,9 +191,9 @@ class Site(Host):
             return
         handovers = Handovers(
             cast("Any", SimpleNamespace(vault=self.vault(), state=self.state)),
-            cast("Any", SimpleNamespace(adopted=())), Machines(self, asked.id),
+            cast("Any", SimpleNamespace(adopted=())), machines=Machines(self, asked.id),
             stopper=cast("Any", SimpleNamespace(stop=self.stop_machine)),
-            mountpoint=Path("/nowhere"), events=cast("Any", SimpleNamespace(tell=lambda *_: None)),
+            mountpoint=Path("/nowhere"), events=cast("Any", SimpleNamespace(tell=self.told)),
         )  # fmt: skip
         disk = cast("Any", Disk(self))
         if handovers._is_for_us(disk, asked):
@@ -209,6 +209,9 @@ class Site(Host):
         return SimpleNamespace(writer_id=self.writer)
 
     async def stop_machine(self, *_: Any) -> None:
+        return
+
+    def told(self, *_: Any) -> None:
         return
 
     # ---- taking ------------------------------------------------------------------------------
@@ -303,7 +306,8 @@ class Site(Host):
         if move.job is Step.START and move.kind is Kind.PLANNED:
             steps = ("asked", "released", *steps)
         failover = SimpleNamespace(record=move, says=None)
-        if move.kind is Kind.FAILBACK and await self.is_overtaken(failover):
+        taken = "taken" in move.done
+        if move.kind is Kind.FAILBACK and not taken and await self.is_overtaken(failover):
             self.race.counts["failback begun anew"] += 1
             move.done = set()
         for step in steps:

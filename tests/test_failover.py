@@ -11,18 +11,15 @@ from typing import Any, cast
 import pytest
 
 from tests.store.memory import MemoryStore
-from vdiskfs.config import MachinesConfig
-from vdiskfs.errors import DamagedError, LocalError, StateError, UsageError
-from vdiskfs.failover import (
-    Failover,
-    FailoverRecord,
-    Kind,
-    Member,
-    State,
-    Step,
-    after,
-    failover_document,
+from vdiskfs.errors import (
+    DamagedError,
+    LocalError,
+    StateError,
+    UsageError,
+    VaultUnreachableError,
+    VdiskfsError,
 )
+from vdiskfs.failover import FailoverRecord, Kind, Member, State, Step, after
 from vdiskfs.failover.bootblocks import (
     BYTES_MAX,
     RUNS_MAX,
@@ -35,7 +32,8 @@ from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import note_kept
-from vdiskfs.failover.record import Job, check_name
+from vdiskfs.failover.record import check_name
+from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import TABLE
 from vdiskfs.machines import parse_machine
 from vdiskfs.units import CHUNK_SIZE
@@ -182,3 +180,36 @@ async def test_a_released_disk_that_is_kept_is_not_tidied_up(ours: bool) -> None
         check_gone(failover)
     await note_kept(cast("Any", SimpleNamespace(write=write)), failover)
     assert written == ([State.FAILBACK_READY] if ours else [])
+
+
+class Taken:
+    """Stand in for a disk that is taken; the vault may be away."""
+
+    disk: object = None
+
+    def __init__(self, errors: list[VdiskfsError]) -> None:
+        self.tries = 0
+        self._errors = errors
+
+    async def take(self, _: object) -> None:
+        self.tries += 1
+        if self._errors:
+            raise self._errors.pop()
+        self.disk = object()
+
+
+async def test_a_disk_that_was_taken_is_not_started_again_where_another_one_failed() -> None:
+    """Two replicators of one disk would write one spool."""
+    members = [SimpleNamespace(disk_id=one) for one in "ab"]
+    taken = {"a": Taken([]), "b": Taken([VaultUnreachableError("away")])}
+    failover = cast("Any", SimpleNamespace(record=SimpleNamespace(members=members), taken=taken))
+
+    async def disk(_: str) -> None:
+        return None
+
+    site = SimpleNamespace(vault=SimpleNamespace(disk=disk))
+    relocations = cast("Any", SimpleNamespace(_site=site, _fork=lambda *_: None))
+    with pytest.raises(VaultUnreachableError):
+        await Relocations._take(relocations, failover)
+    await Relocations._take(relocations, failover)
+    assert [one.tries for one in taken.values()] == [1, 2]

@@ -371,10 +371,13 @@ class Relocations:
         raise StateError(f"failover {failover.record.name}: {kind} has no steps")
 
     async def _take(self, failover: Failover) -> None:
-        self._make_disks(failover)
+        if not failover.taken:
+            self._make_disks(failover)
         for member in failover.record.members:
-            record = await self._site.vault.disk(member.disk_id)
-            await failover.taken[member.disk_id].take(self._fork(failover.record, member, record))
+            taken = failover.taken[member.disk_id]
+            if taken.disk is None:  # else an earlier try of this run has started it
+                record = await self._site.vault.disk(member.disk_id)
+                await taken.take(self._fork(failover.record, member, record))
 
     def _fork(self, record: FailoverRecord, member: Member, disk: DiskRecord) -> Fork:
         before, own = disk.moved, record.id

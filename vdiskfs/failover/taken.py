@@ -85,10 +85,12 @@ class TakenDisk:
             StateError: another site has taken it since the point was chosen.
             VdiskfsError: the vault does not answer, or this host's disk refuses.
         """
-        self.copy.image.refuse_writes(True)
+        if self._track is None:
+            self.copy.image.refuse_writes(True)
         if is_forked(await self._site.vault.disk(self.member.disk_id), fork):
             # An earlier run was cut off when programs could write already.
-            await trio.to_thread.run_sync(self.resume)
+            if self._track is None:
+                await trio.to_thread.run_sync(self.resume)
             await self._again()
             return
         record = await trio.to_thread.run_sync(self._prepare)
