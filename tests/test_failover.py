@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from tests.store.memory import MemoryStore
+from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import (
     DamagedError,
     LocalError,
@@ -19,7 +20,16 @@ from vdiskfs.errors import (
     VaultUnreachableError,
     VdiskfsError,
 )
-from vdiskfs.failover import FailoverRecord, Kind, Member, State, Step, after
+from vdiskfs.failover import (
+    Failover,
+    FailoverRecord,
+    Kind,
+    Member,
+    State,
+    Step,
+    after,
+    failover_document,
+)
 from vdiskfs.failover.bootblocks import (
     BYTES_MAX,
     RUNS_MAX,
@@ -32,7 +42,7 @@ from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import note_kept
-from vdiskfs.failover.record import check_name
+from vdiskfs.failover.record import Job, check_name
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import TABLE
 from vdiskfs.machines import parse_machine
