@@ -40,11 +40,13 @@ from vdiskfs.failover.bootblocks import (
 )
 from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
+from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import Job, check_name
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import TABLE
+from vdiskfs.homeward.note import prepare_home, read_home
 from vdiskfs.machines import parse_machine
 from vdiskfs.units import CHUNK_SIZE
 
@@ -223,3 +225,35 @@ async def test_a_disk_that_was_taken_is_not_started_again_where_another_one_fail
         await Relocations._take(relocations, failover)
     await Relocations._take(relocations, failover)
     assert [one.tries for one in taken.values()] == [1, 2]
+
+
+async def test_an_image_is_shipped_and_synced_before_it_counts_as_parked(tmp_path: Path) -> None:
+    """A host that dies before that loses what the image had not durably: it is compared again."""
+    done: list[str] = []
+    paths = SimpleNamespace(parked=tmp_path / "parked", directory=tmp_path)
+    member = replace(RECORD.members[0], epoch=7)
+    failover = SimpleNamespace(record=SimpleNamespace(members=(replace(member, epoch=3),)))
+    # What an earlier run had noted, before its host died.
+    prepare_home(tmp_path / "notes", member.disk_id, (2, 3))
+
+    async def ship(_: object) -> None:
+        done.append("shipped")
+        failover.record.members = (member,)
+
+    async def park(_: object) -> None:
+        done.append("parked")
+
+    def sync() -> None:
+        assert not paths.parked.exists()
+        done.append("synced")
+
+    fake = SimpleNamespace(
+        _ship_own=ship, _notes=lambda *_: tmp_path / "notes",
+        _here=lambda _: SimpleNamespace(image=SimpleNamespace(sync_internal=sync)),
+        _site=SimpleNamespace(state=SimpleNamespace(disk=lambda _: paths)),
+        _protection=SimpleNamespace(park=park),
+    )  # fmt: skip
+    await Homecomings._park(cast("Any", fake), cast("Any", failover))
+    assert done == ["shipped", "synced", "parked"]
+    assert paths.parked.exists()
+    assert read_home(tmp_path / "notes").at == (2, 7)
