@@ -78,6 +78,20 @@ class OwnMachine:
             self._process.wait()
 
 
+def tell_qemu(directory: Path, command: str) -> None:
+    """Give a command to the QEMU of a machine's directory, and wait until it has ended."""
+    with socket.socket(socket.AF_UNIX) as qmp:
+        opened = os.open(directory, os.O_PATH)  # a socket's path may not be long
+        try:
+            qmp.connect(f"/proc/self/fd/{opened}/qmp.sock")
+        finally:
+            os.close(opened)
+        for word in ("qmp_capabilities", command):
+            qmp.sendall(b'{"execute": "%s"}\n' % word.encode())
+        while qmp.recv(4096):
+            pass
+
+
 class Watch:
     """Notes when each row was told, by any console below a directory; looks 20 times a second."""
 
@@ -166,9 +180,16 @@ class Journey:
             self.home.json(*set_)
             self.away.mount(recovery=True)
             ends.callback(self.own.kill)
+            ends.callback(self._end_machines)
             self.own.start()
             self.sell(self.own.console, 3)
             yield self
+
+    def _end_machines(self) -> None:
+        """End what the product has started, and still runs where a check has failed."""
+        for path in self.root.glob("*/state/failovers/*/machine/qmp.sock"):
+            with contextlib.suppress(OSError):
+                tell_qemu(path.parent, "quit")
 
     # ---- what is waited for ------------------------------------------------------------------
 
@@ -287,16 +308,7 @@ class Journey:
 
     def close(self, console: Console) -> None:
         """Press the power button of a machine of the product; every row is in the last point."""
-        with socket.socket(socket.AF_UNIX) as qmp:
-            directory = os.open(console.path.parent, os.O_PATH)
-            try:
-                qmp.connect(f"/proc/self/fd/{directory}/qmp.sock")
-            finally:
-                os.close(directory)
-            words = ("qmp_capabilities", "system_powerdown")
-            qmp.sendall(b"".join(b'{"execute": "%s"}\n' % word.encode() for word in words))
-            while qmp.recv(4096):
-                pass  # until QEMU has ended
+        tell_qemu(console.path.parent, "system_powerdown")
         last = console.last("CLOSED after")
         console.check_clean()
         self.home.wait_shipped(DISK)
