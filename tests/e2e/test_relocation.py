@@ -267,3 +267,24 @@ def test_a_failover_that_nobody_commits_rolls_itself_back_and_events_tell_it(
     for text in ("failover Starting -> FailedOver", "failover FailedOver -> RollingBack",
                  f"job {job} start: taken done", "failover removed"):  # fmt: skip
         assert text in told, told
+
+
+def test_a_copy_whose_disk_was_taken_by_force_is_cleaned_up_once_it_is_a_branch(
+    sites: Sites,
+) -> None:
+    home, away = sites.home, sites.away
+    name = sites.start()["name"]
+    away.json("failover", "commit", name)
+    write_at(sites.copy, 0, b"away")
+    content = sites.copy.read_bytes()
+    home.umount()
+    home.mount("--force")
+    away.wait("away is displaced", lambda: away.disk(DISK)["state"] == "Displaced")
+    assert "is not in its branch yet" in refused(away, "failover", "cleanup", name)
+    away.json("disk", "resume", DISK)
+    away.wait("it is shipped", lambda: away.disk(DISK)["dirty_bytes"] == 0
+              and away.disk(DISK)["spooled_bytes"] == 0)  # fmt: skip
+    away.json("failover", "cleanup", name)
+    [branch] = home.json("disk", "branches", DISK)["branches"]
+    point = home.mountpoint / "recovery-points" / f"{DISK}@{branch['name']}" / "latest"
+    assert (point / f"{DISK}.img").read_bytes() == content

@@ -109,8 +109,7 @@ class Drills:
             As `cleanup`.
         """
         failover = self._failovers.find(name)
-        after(name, failover.record.state, Step.CLEANUP)
-        check_gone(failover)
+        may_be_removed(failover)
         if failover.machine is None or await failover.machine.state() == "down":
             await self._failovers.check_unused(failover)
         return failover.record
@@ -126,8 +125,7 @@ class Drills:
         """
         async with self._failovers.changing:
             failover = self._failovers.find(name)
-            state = after(name, failover.record.state, Step.CLEANUP)
-            check_gone(failover)
+            state = may_be_removed(failover)
             if failover.record.kind is Kind.FAILBACK:
                 await self._check_down(failover)
             elif failover.machine is not None:
@@ -147,6 +145,29 @@ class Drills:
                 f"failover {failover.record.name}: its machine {machine.machine.name} runs",
                 hint="stop it first, or leave the record where it is",
             )
+
+
+def may_be_removed(failover: Failover) -> State:
+    """Return the state in which a failover is removed.
+
+    One whose disks were all taken by force leads nowhere else: what was written to it is a branch.
+
+    Raises:
+        StateError: it is not to be removed now, or a disk has something that is not shipped yet.
+    """
+    disks = [one.disk for one in failover.taken.values()]
+    if disks and all(disk is not None and disk.line.displaced is not None for disk in disks):
+        for disk in disks:
+            if disk is not None and (disk.replicator.waiting or disk.replicator.dirty_bytes()):
+                raise StateError(
+                    f"failover {failover.record.name}: what was written to disk {disk.name} last "
+                    "is not in its branch yet",
+                    hint=f"vdiskfs disk resume {disk.name}, and wait",
+                )
+        return State.REMOVING
+    state = after(failover.record.name, failover.record.state, Step.CLEANUP)
+    check_gone(failover)
+    return state
 
 
 def check_gone(failover: Failover) -> None:
