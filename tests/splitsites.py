@@ -21,7 +21,7 @@ from vdiskfs.catalog.moves import Fork, is_forked, note_move
 from vdiskfs.delta import open_spooled
 from vdiskfs.errors import StateError, VaultUnreachableError
 from vdiskfs.failover.asking import Asking
-from vdiskfs.failover.choose import with_tokens
+from vdiskfs.failover.choose import unknown_members, with_tokens
 from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.record import Member
 from vdiskfs.failover.relocation import Relocations
@@ -232,7 +232,6 @@ class Site(Host):
         if moved is not None and moved.state != State.FAILBACK_READY:
             self.race.counts["failover refused"] += 1
             return
-        asking = self.asking()
         if self.home:
             if moved is None:
                 return
@@ -242,7 +241,7 @@ class Site(Host):
                              Step.COMPLETE)  # fmt: skip
             return
         if rng.random() < 0.5:
-            kind, member = Kind.PLANNED, asking.member(record)
+            kind, member = Kind.PLANNED, unknown_members([record])[0]
         else:
             found = await self.choose(vault, record, record.generation)
             if found is None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from tests.store.memory import MemoryStore
+from vdiskfs.catalog import DiskRecord
 from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import (
     DamagedError,
@@ -38,6 +39,7 @@ from vdiskfs.failover.bootblocks import (
     read_boot,
     write_boot,
 )
+from vdiskfs.failover.choose import file_of, path_of
 from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
 from vdiskfs.failover.homecoming import Homecomings
@@ -257,3 +259,13 @@ async def test_an_image_is_shipped_and_synced_before_it_counts_as_parked(tmp_pat
     assert done == ["shipped", "synced", "parked"]
     assert paths.parked.exists()
     assert read_home(tmp_path / "notes").at == (2, 7)
+
+
+@pytest.mark.parametrize("file", ["../../etc/passwd", "..", "", "a/../b", "/abs/x", "a//b"])
+def test_a_path_of_the_vault_never_leads_out_of_the_source(file: str) -> None:
+    record = DiskRecord("b" * 32, "web01", "then", "a", file, 1)
+    for found in (path_of(record), file_of(record)):
+        assert not found.startswith("/")
+        assert not {"", ".", ".."} & set(found.split("/"))
+    assert path_of(replace(record, file="vms/web01.img")) == "vms/web01.img"
+    assert file_of(replace(record, file="vms/web01.img"), ["web01.img"]) == f"{'b' * 32}-web01.img"

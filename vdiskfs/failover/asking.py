@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import PurePath
 
 import trio
 
@@ -38,11 +37,6 @@ class Asking:
         """Take the mount's."""
         self._failovers = failovers
         self._site = site
-
-    def member(self, record: DiskRecord) -> Member:
-        """Return a member whose point is not known yet: the last one of the other site."""
-        name = PurePath(record.file).name or f"{record.name}.img"
-        return Member(record.name, record.id, name, record.generation, 0, 0, 0)
 
     async def ask(self, failover: Failover) -> None:
         """Ask for each disk."""

@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import trio
@@ -66,7 +66,8 @@ async def choose(
     members: list[Member] = []
     try:
         for one in await find_points(vault, find_log, target, spec, time.time_ns()):
-            member = member_of(one.disk, one.points, one.point)
+            taken = [member.file for member in members]
+            member = member_of(one.disk, one.points, one.point, taken)
             reader = await one.points.open(one.point)
             readers[member.disk_id] = reader
             members.append(replace(member, digest=reader.digest.hex()))
@@ -83,16 +84,38 @@ async def close(readers: Mapping[str, PointReader]) -> None:
             await reader.aclose()
 
 
-def member_of(disk: str, points: DiskLog, point: Point) -> Member:
-    """Return the member of a failover that a disk at a point is."""
-    name = points.record.name
-    # Those of a hostile vault may lead out of the directory.
-    plain = plain_name(points.record.file.rpartition("/")[2]) or plain_name(f"{name}.img")
-    file = "disk.img" if plain is None else os.fsdecode(plain)
+def member_of(disk: str, points: DiskLog, point: Point, taken: Collection[str] = ()) -> Member:
+    """Return the member of a failover that a disk at a point is; ``taken`` are others' files."""
     return Member(
-        disk, points.record.id, file, point.generation, point.epoch, point.time_ns, point.size,
-        current=points.record.generation,
+        disk, points.record.id, file_of(points.record, taken), point.generation, point.epoch,
+        point.time_ns, point.size, current=points.record.generation,
     )  # fmt: skip
+
+
+def unknown_members(records: Sequence[DiskRecord]) -> tuple[Member, ...]:
+    """Return members whose points are not known yet: the last ones of the site that has them."""
+    members: list[Member] = []
+    for record in records:
+        file = file_of(record, [one.file for one in members])
+        members.append(Member(record.name, record.id, file, record.generation, 0, 0, 0))
+    return tuple(members)
+
+
+def file_of(record: DiskRecord, taken: Collection[str] = ()) -> str:
+    """Return the name of a disk's image in a directory of its own, or beside others of it.
+
+    What the vault says of it may lead out of the directory, and is not taken then.
+    """
+    plain = plain_name(record.file.rpartition("/")[2]) or plain_name(f"{record.name}.img")
+    file = "disk.img" if plain is None else os.fsdecode(plain)
+    # Of several directories of the source: the ids differ.
+    return f"{record.id}-{file}"[-255:] if file in taken else file
+
+
+def path_of(record: DiskRecord) -> str:
+    """Return where an image is made anew below the source; the vault may say what it likes."""
+    parts = record.file.split("/")
+    return record.file if all(plain_name(part) for part in parts) else file_of(record)
 
 
 def _record(

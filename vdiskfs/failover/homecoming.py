@@ -32,7 +32,7 @@ from vdiskfs.errors import (
     VdiskfsError,
 )
 from vdiskfs.failover.asking import Asking
-from vdiskfs.failover.choose import new_record
+from vdiskfs.failover.choose import new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.jobs import Act, Runner, begin
 from vdiskfs.failover.record import FailoverRecord, Member
@@ -226,7 +226,7 @@ class Homecomings:
                 f"disk {disk}: no image of it is known here",
                 hint="to make one anew: vdiskfs failback start --create-vm",
             )
-        path = here.file.path if here is not None else record.file
+        path = here.file.path if here is not None else path_of(record)
         if here is None:
             self._check_free(path)
         whole = full or here is None

@@ -25,7 +25,13 @@ from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.background import BackgroundHydration
-from vdiskfs.failover.choose import choose, close, new_record, with_tokens
+from vdiskfs.failover.choose import (
+    choose,
+    close,
+    new_record,
+    unknown_members,
+    with_tokens,
+)
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.free import check_free
 from vdiskfs.failover.jobs import Act, Runner, begin
@@ -198,7 +204,7 @@ class Relocations:
         record, target = await new_record(self._failovers, disk, name, kind, vm=vm)
         found = [await check_free(self._site, self._protection, one) for one in target.names]
         if kind is Kind.PLANNED:
-            members = tuple(self._asking.member(one) for one in found)
+            members = unknown_members(found)
         else:
             members, readers = await choose(self._site.vault, self._find_log(found), target, spec)
             await close(readers)
