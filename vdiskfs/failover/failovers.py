@@ -330,6 +330,22 @@ class Failovers:
             self.start_apart(failover, self._fetch_first, failover, copy)
         self.start_apart(failover, self.judge, failover)
 
+    async def ensure_machine(self, failover: Failover, network: Attach) -> None:
+        """Start the machine, unless it runs already: then an earlier run was cut off.
+
+        Raises:
+            VdiskfsError: as `start_machine`.
+        """
+        if failover.machine is not None and await failover.machine.state() != "down":
+            self.start_apart(failover, self.judge, failover)
+        else:
+            await self.start_machine(failover, network)
+
+    def judge_again(self, failover: Failover) -> None:
+        """Wait for the health of a machine that an earlier run has started."""
+        if failover.machine is not None and failover.record.health is None:
+            self.start_apart(failover, self.judge, failover)
+
     def start_apart(
         self, failover: Failover, act: Callable[..., Awaitable[None]], *arguments: object
     ) -> None:

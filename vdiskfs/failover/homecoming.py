@@ -88,8 +88,8 @@ class Homecomings:
                 self._failovers.start_apart(failover, self._go, failover, Step.FAILBACK)
             elif failover.record.state is State.FAILING_BACK:
                 self._follow(failover)
-            elif failover.machine is not None and failover.record.health is None:
-                self._failovers.start_apart(failover, self._failovers.judge, failover)
+            if failover.has_done("machine"):
+                self._failovers.judge_again(failover)
 
     def progress(self, failover: Failover) -> dict[str, MoveProgress]:
         """Return how far the moving of each disk is, by the disk's name."""
@@ -490,10 +490,7 @@ class Homecomings:
         return record
 
     async def _start_machine(self, failover: Failover) -> None:
-        machine = failover.machine
-        if machine is None or await machine.state() != "down":
-            return
-        await self._failovers.start_machine(failover, self._networks)
+        await self._failovers.ensure_machine(failover, self._networks)
 
     async def _over(self, failover: Failover) -> None:
         await self._failovers.write(failover, state=State.FAILBACK_UNCOMMITTED)

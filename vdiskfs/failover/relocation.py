@@ -109,8 +109,8 @@ class Relocations:
             self._runner.start(failover, self._steps(failover, job.kind))
         elif record.state is State.STARTING:
             self._failovers.start_apart(failover, self._restart, failover, Step.START)
-        elif failover.machine is not None and record.health is None and record.state in SETTLED:
-            self._failovers.start_apart(failover, self._failovers.judge, failover)
+        if record.state in SETTLED or failover.has_done("machine"):
+            self._failovers.judge_again(failover)
         if record.rollback_ns and record.state is State.FAILED_OVER:
             self._nursery.start_soon(self._roll_back_later, failover)
 
@@ -397,10 +397,7 @@ class Relocations:
         return Fork(member.generation, member.epoch, member.current, moved)
 
     async def _start_machine(self, failover: Failover) -> None:
-        machine = failover.machine
-        if machine is None or await machine.state() != "down":
-            return
-        await self._failovers.start_machine(failover, self._networks)
+        await self._failovers.ensure_machine(failover, self._networks)
 
     async def _over(self, failover: Failover) -> None:
         await self._failovers.write(failover, state=State.FAILED_OVER)
