@@ -15,11 +15,16 @@ The modules, from the top
     control, api  what the control socket offers; HTTP over a Unix socket
     fs            pyfuse3's handlers: look-ups, errnos
     takeover      a connection, from one daemon to the next
+    failoverapi   the socket's routes for failovers    failovercontrol  what they call
+    requests      bodies that are read, errors that are answered
+    handovers     a disk is let go, for another site
+    stopping      this host's own machines are stopped
     browse        recovery points as the tree shows them
     monitor       the documents of status
     groups        consistency groups: who is sealed with whom    groupview  their documents
     heartbeat     the site is alive, and the vault is the same
     protection    which files are disks
+    diskfiles     what is known of the source's files, and what follows when they come and go
     plaintree     the names of a mount that is served plainly
     untracked     images that nobody tracks
     enrolment     a file becomes a disk, or is refused
@@ -30,6 +35,7 @@ The modules, from the top
     suspects      which pages the vault may lack    shipping  the spool into the vault
     stride        how long an epoch lasts
     ownership     which line of the vault a disk writes, and by what right
+    lineclaims    what a site claims of a disk, and remembers of it
     machines      virtual machines: their definitions, and what runs them
     leftovers     what a spool holds that does not follow: a branch
     ownernote     what a disk knows here of who owns it
@@ -53,6 +59,7 @@ The modules, from the top
     native        the C core (native/): data requests, tracking; the only file that touches ffi
     config, window, units, errors, running
     ratelimit     bytes per second, shared by all who take from it
+    events        what has happened at a mount, for people
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again

@@ -18,7 +18,6 @@ from tests.e2e.shop import DRIVERS, MIB, SAY, Shop, make_ballast, sell
 ROOT = CACHE / "debian.tar"
 SUITE = "bookworm"
 PACKAGES = ("systemd", "systemd-sysv", "udev", "dbus", "sqlite3")
-MIRROR = "http://deb.debian.org/debian"
 FIND_ROOT = """
 say "MOUNTING"
 mount -t ext4 /dev/vda2 /mnt || fail "mount"
@@ -87,7 +86,7 @@ def fetch_root() -> Path:
         for name in ("doc", "man", "locale", "zoneinfo")
     ]
     done = subprocess.run(
-        [*words, SUITE, partial, MIRROR], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*words, SUITE, partial], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         timeout=1800, check=False,
     )  # fmt: skip
     if done.returncode != 0:

@@ -10,6 +10,7 @@ NO_COLOR or TERM=dumb. Text that came from elsewhere is cleaned before it reache
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -63,6 +64,8 @@ def format_age(seconds: object) -> str:
 def format_countdown(seconds: object) -> str:
     """Write what is left of a wait, to the second: ``7:05``, ``1:02:03``; - is none."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return "-"
+    if not math.isfinite(seconds):
         return "-"
     minutes, second = divmod(max(0, round(seconds)), 60)
     hours, minute = divmod(minutes, 60)

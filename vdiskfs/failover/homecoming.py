@@ -485,7 +485,7 @@ class Homecomings:
             write_note(paths.directory, replace(note, place="", line=0, handed=""))
             make_track(paths, member.size)
 
-        state.create_disk(record, fill)
+        state.create_disk(record, fill, again=True)
         hook("failback.prepared")
         return record
 

@@ -117,7 +117,7 @@ class TakenDisk:
             (paths.directory / "paused").touch(mode=0o600)
             make_track(paths, member.size)
 
-        state.create_disk(record, fill)
+        state.create_disk(record, fill, again=True)
         hook("failover.prepared")
         return record
 

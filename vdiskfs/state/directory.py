@@ -20,6 +20,7 @@ taken for new. Everything here blocks on the local disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -280,12 +281,16 @@ class StateDirectory:
         return record
 
     def create_disk(
-        self, record: DiskRecord, fill: Callable[[DiskPaths], None] = lambda _: None
-    ) -> DiskPaths:
+        self, record: DiskRecord, fill: Callable[[DiskPaths], None] = lambda _: None, *,
+        again: bool = False,
+    ) -> DiskPaths:  # fmt: skip
         """Make the files of a disk: all of them, or none. Durable on return.
 
-        ``fill`` adds to them before they appear. Those of an earlier life of the disk give way in
-        the same step.
+        ``fill`` adds to them before they appear. With ``again`` those of an earlier life of the
+        disk give way in the same step.
+
+        Raises:
+            LocalError: the disk refused, or they are there already.
         """
         paths = self.disk(record.disk_id)
         partial = DiskPaths(self._disks / f"{_PARTIAL}{record.disk_id}.new")
@@ -297,6 +302,8 @@ class StateDirectory:
             fill(partial)
             sync_directory(partial.directory)
             hook("disk.made")
+            if paths.directory.exists() and not again:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._place(partial.directory, paths.directory)
             hook("disk.named")
         except OSError as error:
