@@ -66,12 +66,13 @@ def find_azurite() -> str | None:
 
 
 @contextmanager
-def run_azurite() -> Iterator[Azurite]:
-    """Run an emulator, empty and in memory, on a port that the system gives."""
+def run_azurite(directory: Path | None = None) -> Iterator[Azurite]:
+    """Run an emulator, empty, on a port that the system gives; in memory unless told where."""
     program = find_azurite()
     if program is None:
         pytest.skip("needs Azurite: ./run setup installs it")
-    arguments = ["--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence"]
+    arguments = ["--blobHost", "127.0.0.1", "--blobPort", "0"]
+    arguments += ["--inMemoryPersistence"] if directory is None else ["--location", str(directory)]
     arguments += ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
     process = subprocess.Popen(
         [program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -28,7 +28,9 @@ from tests.leaks import Holdings, holdings
 
 _CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
-pytest_plugins = ["tests.azurite"] if importlib.util.find_spec("tests.azurite") else []
+pytest_plugins = ["tests.vaults"]
+if importlib.util.find_spec("tests.azurite"):
+    pytest_plugins.append("tests.azurite")
 
 # Examples run as long as they must; the shared machine decides how long that is.
 settings.register_profile(

@@ -50,7 +50,13 @@ class Machines:
         self._site = site
         self._request = request
 
-    async def stop_for(self, _: str) -> bool:
+    async def runs_on(self, _: str) -> bool:
+        return False
+
+    async def stop_for(self, _: str) -> None:
+        return
+
+    async def start_for(self, _: str) -> bool:
         return True
 
     async def handed(self, _: str) -> None:

@@ -23,6 +23,7 @@ from vdiskfs.errors import StateError, VaultUnreachableError
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.choose import unknown_members, with_tokens
 from vdiskfs.failover.homecoming import Homecomings
+from vdiskfs.failover.known import fork_of
 from vdiskfs.failover.record import Member
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import Kind, State, Step
@@ -211,7 +212,7 @@ class Site(Host):
     async def stop_machine(self, *_: Any) -> None:
         return
 
-    def told(self, *_: Any) -> None:
+    def told(self, *_: Any, **__: Any) -> None:
         return
 
     # ---- taking ------------------------------------------------------------------------------
@@ -357,11 +358,8 @@ class Site(Host):
             assert self.brought == self.race.released[move.id], "a handover lost a write"
 
     def fork(self, move: Move, member: Member, record: DiskRecord) -> Fork:
-        fake = SimpleNamespace(_site=SimpleNamespace(name=self.name))
-        if self.home:
-            return Homecomings._fork(cast("Any", fake), cast("Any", SimpleNamespace(record=move)),
-                                     member, record)  # fmt: skip
-        return Relocations._fork(cast("Any", fake), cast("Any", move), member, record)
+        state = State.FAILBACK_UNCOMMITTED if self.home else State.FAILED_OVER
+        return fork_of(cast("Any", move), member, record, site=self.name, state=state)
 
     async def is_overtaken(self, failover: Any) -> bool:
         site = SimpleNamespace(name=self.name, vault=self.vault())

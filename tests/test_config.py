@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vdiskfs import config
 from vdiskfs.config import AzureConfig, Config, MachinesConfig, MountSettings
 from vdiskfs.errors import NotFoundError, RefusedError, UsageError
+from vdiskfs.quiesceconfig import QuiesceConfig
 
 GIB = 1 << 30
 
@@ -24,6 +25,46 @@ def written(directory: Path, text: str) -> Path:
 
 def test_a_file_that_says_nothing_is_the_defaults(tmp_path: Path) -> None:
     assert Config.from_toml(written(tmp_path, "")) == Config()
+
+
+def test_how_a_disk_rests_is_read_and_written_back(tmp_path: Path) -> None:
+    text = """
+        application_interval_s = 3600
+        freeze_limit_s = 5
+        [quiesce.web01]
+        agent = "/run/web01/ga.sock"
+        before = ["/usr/local/bin/flush", "all"]
+        hook_limit_s = 7
+        [quiesce."a b"]
+        filesystem = true
+    """
+    found = Config.from_toml(written(tmp_path, text))
+    assert found.quiesce == {
+        "web01": QuiesceConfig(
+            agent="/run/web01/ga.sock", before=("/usr/local/bin/flush", "all"), hook_limit_s=7.0
+        ),
+        "a b": QuiesceConfig(filesystem=True),
+    }
+    assert Config.from_dict(json.loads(json.dumps(found.to_dict())), where="json") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('agent = "relative"', "web01: agent: must be an absolute path"),
+        ('agent = "/a"\nlibvirt = "b"', "web01: agent and libvirt exclude each other"),
+        ("hook_limit_s = 3", "web01: one of agent, libvirt, filesystem, before is needed"),
+        ('before = ["sh", "-c", "true"]', "web01: before: must be an absolute path"),
+        ('before = "/bin/true"', "web01: before: must be a list"),
+        ("filesystem = 1", "web01: filesystem: must be true or false"),
+        ('libvirt = "--help"', "web01: libvirt: must be the name of a domain"),
+        ("hook_limit_s = 0", "web01: hook_limit_s: must be seconds"),
+        ("frozen = true", "web01: unknown key 'frozen'"),
+    ],
+)
+def test_how_a_disk_rests_is_checked(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Config.from_toml(written(tmp_path, f"[quiesce.web01]\n{text}\n"))
 
 
 def test_every_key_can_be_set(tmp_path: Path) -> None:

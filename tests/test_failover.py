@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
 
 from tests.store.memory import MemoryStore
 from vdiskfs.catalog import DiskRecord
@@ -44,7 +45,7 @@ from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
 from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.machine import FailoverMachine
-from vdiskfs.failover.ownmachines import note_kept
+from vdiskfs.failover.ownmachines import OwnMachines, note_kept
 from vdiskfs.failover.record import Job, check_name
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import TABLE
@@ -194,6 +195,34 @@ async def test_a_released_disk_that_is_kept_is_not_tidied_up(ours: bool) -> None
         check_gone(failover)
     await note_kept(cast("Any", SimpleNamespace(write=write)), failover)
     assert written == ([State.FAILBACK_READY] if ours else [])
+
+
+@pytest.mark.parametrize("ours", [(True, True), (True, False)])
+async def test_a_machine_is_started_again_once_all_of_its_disks_are_back(
+    ours: tuple[bool, ...],
+) -> None:
+    """It was stopped for a site that has called its request off, disk by disk."""
+    machine = SimpleNamespace(state=lambda: sleep("down"))
+    taken = {str(n): SimpleNamespace(is_ours=one) for n, one in enumerate(ours)}
+    failover = SimpleNamespace(record=RECORD, taken=taken, machine=machine)
+    started: list[object] = []
+
+    async def ensure(one: object, _: object) -> None:
+        started.append(one)
+
+    own = OwnMachines(
+        cast("Any", SimpleNamespace(all=lambda: [failover], ensure_machine=ensure)),
+        MachinesConfig(),
+    )
+    assert await own.runs_on("9") is None
+    assert await own.runs_on("0") is False
+    assert await own.start_for("0") is all(ours)
+    assert started == ([failover] if all(ours) else [])
+
+
+async def sleep(value: str) -> str:
+    await trio.lowlevel.checkpoint()
+    return value
 
 
 class Taken:

@@ -84,7 +84,7 @@ def test_a_test_that_leaves_something_or_is_skipped_in_ci_fails_the_run(
     inner = tmp_path / "tests" / "test_inner.py"
     inner.parent.mkdir()
     inner.write_text(_INNER)
-    for name in ("conftest.py", "leaks.py", "clock.py"):
+    for name in ("conftest.py", "leaks.py", "clock.py", "vaults.py"):
         (inner.parent / name).write_bytes((top / "tests" / name).read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((top / "pyproject.toml").read_bytes())
     environ = {**os.environ, "CI": ci, "PYTEST_ADDOPTS": ""}

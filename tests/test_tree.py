@@ -249,7 +249,7 @@ def test_no_file_names_a_package_registry() -> None:
 def test_the_top_of_the_tree_is_what_the_design_says() -> None:
     """Nothing else lies at the top than the design's list, dotfiles, and what git ignores."""
     expected = {"pyproject.toml", "vdiskfs", "native", "tools", "tests", "man", "README.md",
-                "LICENSE", "CHANGELOG.md", "run"}  # fmt: skip
+                "LICENSE", "CHANGELOG.md", "SECURITY.md", "run"}  # fmt: skip
     ignored = {"build", "dist", "bench-results"}
     found = {path.name for path in TOP.iterdir() if not path.name.startswith(".")}
     assert found - ignored == expected

@@ -193,8 +193,11 @@ def story(work: Path, stack: ExitStack, *, loop: bool) -> None:
     mountpoint.mkdir()
     os.environ["VDISKFS_MOUNT"] = str(work / "mnt")
 
-    tell("A vault: the place where all of the past is kept. Here a folder; it may be Azure Blob.")
-    run(VDISKFS, "vault", "init", vault)
+    tell(
+        "A vault: the place where all of the past is kept, encrypted. Here a folder; or Azure Blob."
+    )
+    run(VDISKFS, "vault", "init", vault, "--key-file", "vault.key")
+    os.environ["VDISKFS_KEY_FILE"] = str(work / "vault.key")
 
     tell("The mount. images/ is a directory with the disks of virtual machines (none yet).")
     stack.callback(unmount, mountpoint)

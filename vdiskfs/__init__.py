@@ -11,18 +11,26 @@ The words
 The modules, from the top
     daemon        builds the objects, one nursery, shuts down in order
     plain         the same without disks, where daemons keep dying
+    watching      events, sinks and metrics of one mount, put together
     serving       a mount while it is served: announced, handed over, ended
     control, api  what the control socket offers; HTTP over a Unix socket
     fs            pyfuse3's handlers: look-ups, errnos
     takeover      a connection, from one daemon to the next
+    unlocking     how a mount opens its vault
     failoverapi   the socket's routes for failovers    failovercontrol  what they call
+    watchapi      the routes for events and metrics    exporter  the metrics' port
     requests      bodies that are read, errors that are answered
     handovers     a disk is let go, for another site
     stopping      this host's own machines are stopped
+    applicationpoints  what uses a disk rests while it is sealed
+    quiesce       guests and file systems: frozen, and thawed whatever happens
     browse        recovery points as the tree shows them
-    monitor       the documents of status
+    monitor       the documents of status    metrics  what Prometheus reads
+    watch         what begins to be wrong with a disk, and what is over
+    sinks         who is told: the journal, mail, a webhook
     groups        consistency groups: who is sealed with whom    groupview  their documents
     heartbeat     the site is alive, and the vault is the same
+    maintenance   policies at work: settings, thinning, collecting
     protection    which files are disks
     diskfiles     what is known of the source's files, and what follows when they come and go
     plaintree     the names of a mount that is served plainly
@@ -44,6 +52,8 @@ The modules, from the top
     passes        what suspect pages hold
     failover      writable copies of points, and what is done with them
     homeward      a local image, brought from one point to another
+    prover        points proven in the background
+    proving       points read back, and their file systems checked
     hydration     images of points; hydrator: one image, filled when it is read
     catalog       what the vault holds: disks, points; publishing, joining, checking
     spool         deltas that wait for the vault
@@ -55,11 +65,13 @@ The modules, from the top
     store         objects by name: a folder, Azure Blob
     state         what survives the daemon on this host
     registry      the mounts of this host
-    crypto        digests, and the place of encryption
+    sealed        a store whose objects are encrypted, around another one
+    crypto        keys: wrapped, found, derived
     native        the C core (native/): data requests, tracking; the only file that touches ffi
-    config, window, units, errors, running
+    config, quiesceconfig, window, units, errors, running
+    watchsettings the tables of the configuration that say what is watched
     ratelimit     bytes per second, shared by all who take from it
-    events        what has happened at a mount, for people
+    events        what has happened at a mount, for people and their programs
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again

@@ -24,6 +24,7 @@ from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.failoverapi import Failovers, failover_routes
 from vdiskfs.registry import address_of
 from vdiskfs.requests import Document, read_body, read_count, read_names, read_text, route
+from vdiskfs.watchapi import Watching, watch_routes
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +65,18 @@ class Control(Protocol):
     async def point(self, name: str, point: str) -> Document:
         """Return one point."""
 
-    async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
+    async def create_points(
+        self, names: list[str], label: str, *, application: bool, wait: bool
+    ) -> Document:
         """Seal disks at one instant."""
 
     @property
     def failovers(self) -> Failovers:
         """What concerns failovers."""
+
+    @property
+    def watching(self) -> Watching:
+        """What concerns events and metrics."""
 
     async def groups(self) -> Document:
         """Return all consistency groups."""
@@ -139,13 +146,13 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
     async def create_points(request: Request) -> Document:
         body = await read_body(request)
         names = read_names(body)
-        if body.get("consistency", "crash") != "crash":
-            raise UsageError(
-                "application-consistent points are not offered by this version",
-                hint="use --consistency crash",
-            )
-        label = read_text(body, "label", 120)
-        return await control.create_points(names, label, wait=body.get("wait") is True)
+        consistency = body.get("consistency", "crash")
+        if consistency not in ("crash", "application"):
+            raise UsageError("consistency: crash or application is needed")
+        label, application = read_text(body, "label", 120), consistency == "application"
+        return await control.create_points(
+            names, label, application=application, wait=body.get("wait") is True
+        )
 
     async def unmount(request: Request) -> Document:
         body = await read_body(request)
@@ -171,6 +178,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/disks/{name}/points/{point}", route(point), methods=get),
             Route("/v1/points", route(create_points), methods=post),
             *failover_routes(lambda: control.failovers),
+            *watch_routes(lambda: control.watching),
             *_group_routes(control),
             Route("/v1/upgrade", route(upgrade), methods=post),
             Route("/v1/umount", route(unmount), methods=post),

@@ -16,7 +16,8 @@ from pathlib import PurePath
 import trio
 
 from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
-from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.catalog.proofs import Place, Proven, list_proven, mark_proven
+from vdiskfs.errors import DamagedError, NotFoundError, VaultUnreachableError
 from vdiskfs.hydration import OpenedPoint, PointImages
 from vdiskfs.tree import Access, DiskName, OpenPoint, PointFacts, PointKind, PointRef
 from vdiskfs.units import NS, format_time
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 STALE_S = 3.0
 """How old a list of other sites' disks and points may be, in seconds."""
+
+_PROOFS_STALE_S = 30.0
+_PROOFS_LIMIT_S = 2.0
 
 _SPECS = {
     "any": "latest",
@@ -48,6 +52,7 @@ class Browser:
         self._records: dict[str, DiskRecord] = {}
         self._records_until = 0.0
         self._logs: dict[tuple[str, int], tuple[DiskLog, float]] = {}
+        self._proofs: dict[str, tuple[Mapping[Place, Proven], float]] = {}
         self._lock = trio.Lock()
 
     @property
@@ -83,6 +88,8 @@ class Browser:
         found, until = self._logs.get(key, (None, 0.0))
         if found is None:
             found = self._vault.log(record, generation)
+        elif found.record != record:
+            found.adopt(record)  # thinned, or held, since
         if trio.current_time() >= until:
             try:
                 await found.refresh()
@@ -125,6 +132,33 @@ class Browser:
         points = await (await self.log(disk)).points(since_ns, until_ns - 1)
         return [_ref(point) for point in points]
 
+    async def list_points(
+        self, disk: str, since_ns: int | None, until_ns: int | None, limit: int | None
+    ) -> list[Point]:
+        """Return a disk's points, newest last, with what is proven of them.
+
+        Raises:
+            NotFoundError: no such disk.
+        """
+        points = await self.log(disk)
+        return await self.proven(points, await points.points(since_ns, until_ns, limit), new=True)
+
+    async def proven(
+        self, points: DiskLog, found: Sequence[Point], *, new: bool = False
+    ) -> list[Point]:
+        """Return points with what is proven of them, as of now (``new``) or a while ago."""
+        disk_id = points.record.id
+        proofs, until = self._proofs.get(disk_id, ({}, 0.0))
+        if new or trio.current_time() >= until:
+            # A list that was known is not lost, nor late, for what it says beside.
+            with trio.move_on_after(_PROOFS_LIMIT_S):
+                try:
+                    proofs = await list_proven(points.store, disk_id)
+                except VaultUnreachableError as error:
+                    log.info("what is proven is not known: %s", error)
+            self._proofs[disk_id] = (proofs, trio.current_time() + _PROOFS_STALE_S)
+        return [mark_proven(one, proofs.get((one.generation, one.epoch))) for one in found]
+
     async def latest(self, disk: str, kind: PointKind) -> PointRef | None:
         """Return the newest point of that kind."""
         return await self.find(disk, _SPECS[kind])
@@ -138,7 +172,7 @@ class Browser:
 
     async def describe(self, disk: str, point: PointRef) -> PointFacts:
         """Return the size and point.json."""
-        found = await self._point(disk, point)
+        [found] = await self.proven(await self.log(disk), [await self._point(disk, point)])
         text = json.dumps(point_document(disk, found), indent=2) + "\n"
         return PointFacts(found.size, text.encode())
 
@@ -175,7 +209,7 @@ def point_document(disk: str, point: Point) -> dict[str, object]:
         "consistency": point.consistency,
         "proof": point.proof,
         "label": point.label or None,
-        "held": False,
+        "held": point.held,
         "size": point.size,
         "changed_bytes": point.changed_bytes,
         "stored_bytes": point.stored_bytes,

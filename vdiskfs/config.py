@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from vdiskfs.errors import NotFoundError, RefusedError, UsageError
+from vdiskfs.quiesceconfig import QuiesceConfig, parse_quiesce, quiesce_table
 from vdiskfs.units import parse_size
+from vdiskfs.watchsettings import (
+    MailConfig,
+    WatchConfig,
+    WebhookConfig,
+    read_mail,
+    read_watch,
+    read_webhook,
+)
 from vdiskfs.window import Window
 
 GIB = 1 << 30
@@ -52,6 +61,7 @@ class MachinesConfig:
     qemu: str = "qemu-system-x86_64"
     qemu_arguments: tuple[str, ...] = ()
     stop_command: tuple[str, ...] = ()
+    start_command: tuple[str, ...] = ()
     shutdown_s: float = 120.0
 
 
@@ -64,6 +74,8 @@ class Config:
     cache_limit: int = 4 * GIB
     spool_limit: int = 8 * GIB
     resync_threshold: float = 50.0
+    prove_interval_s: float = 0.0
+    prove_level: str = "hashed"
     resync_window: str = ""
     compression_level: int = 1
     workers: int = 8
@@ -73,8 +85,15 @@ class Config:
     bandwidth_limit: int = 0
     hydration_limit: int = 0
     when_displaced: str = "read-only"
+    application_interval_s: float = 0.0
+    freeze_limit_s: float = 10.0
+    quiesce: Mapping[str, QuiesceConfig] = field(default_factory=dict)
+    key_file: str = ""
     azure: AzureConfig = field(default_factory=AzureConfig)
     machines: MachinesConfig = field(default_factory=MachinesConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    mail: MailConfig = field(default_factory=MailConfig)
+    webhook: WebhookConfig = field(default_factory=WebhookConfig)
 
     @classmethod
     def from_toml(cls, path: Path) -> Config:
@@ -110,8 +129,9 @@ class Config:
         """Return the table that ``from_dict`` reads back to an equal configuration."""
         table = asdict(self)
         table["patterns"] = list(self.patterns)
-        for name in ("azure", "machines"):
+        for name in ("azure", "machines", "mail", "webhook"):
             table[name] = {key: value for key, value in table[name].items() if value is not None}
+        table["quiesce"] = quiesce_table(self.quiesce)
         return table
 
 
@@ -120,6 +140,7 @@ class MountSettings:
     """All that the daemon is told about one mount. Paths are absolute.
 
     ``source`` is None on a recovery site: a mount that protects nothing of its own.
+    ``passphrase`` and ``file_key`` (hexadecimal) open an encrypted vault: never shown.
     """
 
     source: str | None
@@ -132,6 +153,8 @@ class MountSettings:
     protect: bool = True
     force: bool = False
     accept_rollback: bool = False
+    passphrase: str | None = field(default=None, repr=False)
+    file_key: str | None = field(default=None, repr=False)
     options: Config = field(default_factory=Config)
 
     def to_json(self) -> str:
@@ -331,9 +354,19 @@ def _window(value: Any) -> str:
     return value
 
 
+def _interval(value: Any) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else _number(10, 604800)(value)
+
+
 def _log_level(value: Any) -> str:
     if value not in LOG_LEVELS:
         raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+    return str(value)
+
+
+def _prove_level(value: Any) -> str:
+    if value not in ("hashed", "checked"):
+        raise ValueError('must be "hashed" or "checked"')
     return str(value)
 
 
@@ -418,6 +451,7 @@ _MACHINES_KEYS: dict[str, Callable[[Any], Any]] = {
     "qemu": _text,
     "qemu_arguments": _words,
     "stop_command": _words,
+    "start_command": _words,
     "shutdown_s": _number(1, 86400),
 }
 
@@ -427,6 +461,8 @@ _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
     "cache_limit": _size(16 << 20),
     "spool_limit": _size(16 << 20),
     "resync_threshold": _number(1, 100),
+    "prove_interval_s": _number(0, 366 * 86400),
+    "prove_level": _prove_level,
     "resync_window": _window,
     "compression_level": _count(1, 19),
     "workers": _count(1, 64),
@@ -436,8 +472,15 @@ _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
     "bandwidth_limit": _size(0),
     "hydration_limit": _size(0),
     "when_displaced": _when_displaced,
+    "application_interval_s": _interval,
+    "freeze_limit_s": _number(0.1, 600),
+    "quiesce": parse_quiesce,
+    "key_file": lambda value: "" if value == "" else _absolute(value),
     "azure": _azure,
     "machines": _machines,
+    "watch": read_watch,
+    "mail": read_mail,
+    "webhook": read_webhook,
 }
 
 _MOUNT_KEYS: dict[str, Callable[[Any], Any]] = {
@@ -451,5 +494,7 @@ _MOUNT_KEYS: dict[str, Callable[[Any], Any]] = {
     "protect": _truth,
     "force": _truth,
     "accept_rollback": _truth,
+    "passphrase": _optional_text,
+    "file_key": _optional_text,
     "options": _options,
 }

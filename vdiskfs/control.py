@@ -11,9 +11,11 @@ from dataclasses import asdict
 
 import trio
 
+from vdiskfs.applicationpoints import ApplicationPoints
 from vdiskfs.browse import Browser, point_document
 from vdiskfs.catalog import Group, shared_points
 from vdiskfs.config import MountSettings
+from vdiskfs.delta import Flags
 from vdiskfs.disk import ProtectedDisk
 from vdiskfs.errors import NotFoundError, StateError, UsageError, VdiskfsError
 from vdiskfs.failovercontrol import FailoverControl, point_spec
@@ -24,6 +26,7 @@ from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
 from vdiskfs.together import seal_together
 from vdiskfs.units import format_time, parse_time
+from vdiskfs.watchapi import Watching
 
 Document = Mapping[str, object]
 
@@ -38,9 +41,10 @@ class MountControl:
         self, settings: MountSettings, protection: Protection, browser: Browser,
         failovers: FailoverControl, unmount: Callable[..., Awaitable[Document]], *, groups: Groups,
         vault_error: Callable[[], str | None], hand_over: Callable[[], Awaitable[Document]],
-        counts: Callable[[], CoreCounts],
+        counts: Callable[[], CoreCounts], application: ApplicationPoints, watching: Watching,
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
+        self.watching = watching
         self._settings = settings
         self._protection = protection
         self._browser = browser
@@ -50,6 +54,7 @@ class MountControl:
         self._vault_error = vault_error
         self._hand_over = hand_over
         self._counts = counts
+        self._application = application
 
     async def status(self) -> Document:
         """Return the document of ``vdiskfs status --json``."""
@@ -120,7 +125,7 @@ class MountControl:
         now = time.time_ns()
         since_ns, until_ns = _time("since", since, now), _time("until", until, now)
         try:
-            points = await (await self._browser.log(name)).points(since_ns, until_ns, limit)
+            points = await self._browser.list_points(name, since_ns, until_ns, limit)
         except NotFoundError:
             group = self._groups.known(name)
             if group is None:
@@ -132,18 +137,25 @@ class MountControl:
         """Return one point, with what opening it costs."""
         log = await self._browser.log(name)
         found = await log.find(point_spec(point), time.time_ns())
+        [proven] = await self._browser.proven(log, [found], new=True)
         before = log.store.requests
         async with await log.open(found) as reader:
             requests = log.store.requests - before
             return {
-                **point_document(name, found), "objects": reader.objects, "requests": requests
+                **point_document(name, proven), "objects": reader.objects, "requests": requests
             }  # fmt: skip
 
-    async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
+    async def create_points(
+        self, names: list[str], label: str, *, application: bool, wait: bool
+    ) -> Document:
         """Seal disks, or all of a group, at one instant."""
         found = {one.disk_id: one for name in names for one in self._meant(name)}
         disks = list(found.values())
-        sealed = await seal_together([disk.replicator for disk in disks], label)
+        why = ""
+        if application:
+            sealed, why = await self._application.create(disks, label)
+        else:
+            sealed = await seal_together([disk.replicator for disk in disks], label)
         if wait:
             async with trio.open_nursery() as nursery:
                 for disk in disks:
@@ -154,10 +166,11 @@ class MountControl:
             head = by_id[disk.disk_id]
             rows.append({
                 "disk": disk.name, "epoch": head.to_epoch, "time": format_time(head.time_ns),
-                "consistency": "crash", "label": label or None, "generation": head.generation,
+                "consistency": "application" if head.flags & Flags.APPLICATION else "crash",
+                "label": label or None, "generation": head.generation,
                 "stored": disk.replicator.stored.epoch >= head.to_epoch,
             })  # fmt: skip
-        return {"points": rows}
+        return {"points": rows, "fell_back": why or None}
 
     def _meant(self, name: str) -> list[ProtectedDisk]:
         """Return the disk of a name, or all disks of the group."""

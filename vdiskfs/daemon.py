@@ -23,7 +23,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -31,14 +32,17 @@ import pyfuse3
 import trio
 
 from vdiskfs import native
+from vdiskfs.applicationpoints import ApplicationPoints
 from vdiskfs.browse import Browser
 from vdiskfs.catalog import Vault
 from vdiskfs.config import MountSettings, vault_environ
 from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
-from vdiskfs.errors import LocalError, RefusedError, StateError, VdiskfsError
+from vdiskfs.errors import LocalError, RefusedError, VdiskfsError
+from vdiskfs.events import Events
 from vdiskfs.failover import Drills, Failovers, Homecomings, OwnMachines, Relocations
+from vdiskfs.failover.proofcopies import ProofCopies
 from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.fdstore import FdStore, take_descriptors
 from vdiskfs.groups import Groups
@@ -47,8 +51,10 @@ from vdiskfs.health import State
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
 from vdiskfs.liveness import Liveness
+from vdiskfs.maintenance import Maintenance
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
 from vdiskfs.protection import Protection
+from vdiskfs.prover import Prover
 from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
@@ -59,6 +65,8 @@ from vdiskfs.stopping import MachineStopper
 from vdiskfs.store import open_store
 from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
 from vdiskfs.tree import Disks, Handover, Namespace, Nodes, open_source
+from vdiskfs.unlocking import check_known, close_seen, open_seen, unlock_vault
+from vdiskfs.watching import Watching
 from vdiskfs.window import Window
 
 log = logging.getLogger(__name__)
@@ -86,6 +94,8 @@ class Daemon:
         self._store = FdStore.take()
         self._kept = take_descriptors()
         self._serving = Serving(settings, self._store)
+        self._watching = Watching(settings)
+        self._events = self._watching.events
 
     async def run(self, ready: Ready) -> None:
         """Mount, tell that it is ready, serve until unmounted.
@@ -107,6 +117,7 @@ class Daemon:
                 stack.callback(os.close, mountpoint)
             state = await trio.to_thread.run_sync(StateDirectory.open, Path(settings.state))
             stack.callback(state.close)
+            self._watching.check(strict=kept is None)
             vault = await stack.enter_async_context(_open_vault(settings, state, kept))
             if kept is not None:
                 fuse_fd = kept.connection
@@ -153,7 +164,7 @@ class Daemon:
             failovers = Failovers(
                 core, state, vault, browser.log, self._next_cookie,
                 shown_in=Path(self._settings.mountpoint) / "failovers", host=options.machines,
-                nursery=nursery,
+                nursery=nursery, events=self._events,
             )  # fmt: skip
             failover_control, homecomings = await self._take_up(
                 failovers, site, protection, nursery, browser
@@ -163,20 +174,27 @@ class Daemon:
                 handover=Handover(self._store, self._kept),
             )  # fmt: skip
             resumed = self._serving.is_kept
-            pools = (images, failovers)
-            nursery.start_soon(self._watch_core, core, protection, pools, namespace.nodes, nursery)
+            nursery.start_soon(
+                self._watch_core, core, partial(_tell_disk, protection, self._events),
+                (images, failovers), namespace.nodes, nursery,
+            )  # fmt: skip
             if namespace.disks is not None:
                 await self._start(protection, namespace.disks, resumed=resumed)
-            heartbeat = Heartbeat(self._settings, site, protection.disks, groups.learn)
+            heartbeat = self._live(site, protection, groups, (images, failovers), nursery)
+            application = ApplicationPoints(
+                options, Path(self._settings.mountpoint), state.path, events=self._events,
+                groups=groups, disks=protection.disks, nursery=nursery,
+            )  # fmt: skip
             control = MountControl(
                 self._settings, protection, browser, failover_control,
                 self._unmount_for(protection, groups), groups=groups,
                 vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
-                counts=core.counts,
+                counts=core.counts, application=application, watching=self._watching,
             )  # fmt: skip
             self._serving.begin(core, namespace, nursery)
             nursery.start_soon(self._serving.serve_control, state.control, control)
-            nursery.start_soon(keep_running, "the heartbeat", heartbeat.run)
+            self._watch(nursery, heartbeat, protection, core, vault)
+            nursery.start_soon(keep_running, "application-consistent points", application.run)
             if resumed and namespace.disks is not None:
                 nursery.start_soon(self._start_later, protection, namespace.disks, homecomings)
             else:
@@ -196,6 +214,20 @@ class Daemon:
             await images.aclose()
             await failovers.aclose()
 
+    def _live(
+        self, site: Site, protection: Protection, groups: Groups,
+        pools: tuple[PointImages, Failovers], nursery: trio.Nursery,
+    ) -> Heartbeat:  # fmt: skip
+        """Let the disks follow their policies; return what gives signs of life."""
+        images, failovers = pools
+        maintenance = Maintenance(site, protection.disks, failovers.events)
+        heartbeat = Heartbeat(
+            self._settings, site, protection.disks, groups.learn,
+            uses=lambda: [*images.in_use(), *failovers.in_use()], touched=maintenance.wake,
+        )  # fmt: skip
+        nursery.start_soon(keep_running, "maintenance", maintenance.run)
+        return heartbeat
+
     async def _take_up(
         self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery,
         browser: Browser,
@@ -209,7 +241,11 @@ class Daemon:
         relocations.resume()
         drills.resume()
         stopper = MachineStopper(host, site.state.path)
-        own = OwnMachines(failovers, host.shutdown_s)
+        own = OwnMachines(failovers, host)
+        copies = ProofCopies(failovers, drills, mountpoint / "failovers")
+        options, events = self._settings.options, failovers.events
+        prover = Prover(site, protection.disks, copies, options=options, events=events)
+        nursery.start_soon(keep_running, "proofs", prover.run)
         handovers = Handovers(
             site, protection, own, stopper=stopper, mountpoint=mountpoint, events=failovers.events
         )
@@ -245,7 +281,7 @@ class Daemon:
         return Site(
             self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
             options.when_displaced, self._settings.force, self._settings.accept_rollback,
-            groups.joint_of,
+            RateLimiter(options.bandwidth_limit), groups.joint_of,
         )  # fmt: skip
 
     @property
@@ -269,9 +305,12 @@ class Daemon:
             return
         if not self._serving.is_kept:
             give_away(
-                self._store, core.fuse_fd, source, Session(core.init_request, vault.vault_id,
-                vault.created), can_resend=core.can_resend,
-            )  # fmt: skip
+                self._store,
+                core.fuse_fd,
+                source,
+                Session.of(core.init_request, vault),
+                can_resend=core.can_resend,
+            )
             hook("connection.kept")
             self._serving.is_kept = True
         self._store.ready(f"{self._settings.mountpoint} is served")
@@ -285,14 +324,24 @@ class Daemon:
             await trio.to_thread.run_sync(_bind_over, settings)
             self._serving.is_over = True
         await self._serving.announce(state)
-        log.info("%s: %s, vault %s", settings.mountpoint, "taken over" if resumed else "mounted",
-                 settings.vault)  # fmt: skip
+        how = "taken over" if resumed else "mounted"
+        log.info("%s: %s, vault %s", settings.mountpoint, how, settings.vault)
+        self._events.tell("mount.started", settings.mountpoint, how)
+
+    def _watch(
+        self, nursery: trio.Nursery, heartbeat: Heartbeat, protection: Protection,
+        core: native.Core, vault: Vault,
+    ) -> None:  # fmt: skip
+        nursery.start_soon(keep_running, "the heartbeat", heartbeat.run)
+        self._watching.begin(
+            nursery, protection.disks, vault.store, core.counts, lambda: heartbeat.vault_error
+        )
 
     # ---- tasks -------------------------------------------------------------------------
 
     async def _watch_core(
-        self, core: native.Core, protection: Protection, pools: tuple[PointImages, Failovers],
-        nodes: Nodes, nursery: trio.Nursery,
+        self, core: native.Core, tell: Callable[[native.Event], None],
+        pools: tuple[PointImages, Failovers], nodes: Nodes, nursery: trio.Nursery,
     ) -> None:  # fmt: skip
         while True:
             await trio.lowlevel.wait_readable(core.event_fd)
@@ -309,7 +358,7 @@ class Daemon:
                 elif event.kind is EventKind.NODE:
                     nursery.start_soon(serve_node, core, nodes, event.offset)
                 else:
-                    _tell_disk(event, protection)
+                    tell(event)
 
     # ---- the end -------------------------------------------------------------------------
 
@@ -334,6 +383,7 @@ class Daemon:
     async def _finish(self, protection: Protection, groups: Groups) -> None:
         """Nobody writes any more: seal, capture, ship what can be shipped soon."""
         protection.closing = True
+        self._events.tell("mount.ended", self._settings.mountpoint, "unmounted")
         limit = math.inf if self._drain else FINAL_SHIP_S
         with trio.move_on_after(limit):
             await groups.seal_last()
@@ -355,23 +405,31 @@ async def _finish_disk(replicator: Replicator) -> None:
         log.exception("disk %s: what changed last is not captured yet", replicator.name)
 
 
-def _tell_disk(event: native.Event, protection: Protection) -> None:
+def _tell_disk(protection: Protection, events: Events, event: native.Event) -> None:
     disk = protection.by_cookie(event.cookie)
     if disk is None or not disk.started:
         return
     if event.kind is EventKind.DIRTY:
         disk.replicator.touched()
-    elif event.kind is EventKind.ABANDONED:
-        level = logging.INFO if event.error == errno.EFBIG else logging.WARNING
-        log.log(level, "disk %s: an epoch is given up: %s", disk.name, os.strerror(event.error))
+        return
+    why = os.strerror(event.error)
+    if event.kind is EventKind.ABANDONED:
+        if event.error == errno.EFBIG:
+            log.info("disk %s: an epoch is given up: %s", disk.name, why)
+            return
+        level, code, text = logging.WARNING, "epoch.given-up", f"an epoch is given up: {why}"
     elif event.kind is EventKind.INTENT_VOID:
         noted = "noted" if event.offset else "NOT noted: the state directory takes nothing"
-        log.error(
-            "disk %s: the intent log cannot be kept: %s; should the host die, all is compared "
-            "(%s)", disk.name, os.strerror(event.error), noted,
-        )  # fmt: skip
+        level, code = logging.ERROR, "intent.void"
+        text = (
+            f"the intent log cannot be kept: {why}; should the host die, all is compared ({noted})"
+        )
     elif event.kind is EventKind.SYNC_FAILED:
-        log.error("disk %s: syncing the image failed: %s", disk.name, os.strerror(event.error))
+        level, code, text = logging.ERROR, "image.sync-failed", f"syncing the image failed: {why}"
+    else:
+        return
+    log.log(level, "disk %s: %s", disk.name, text)
+    events.tell(code, disk.name, text, disk=disk.name)
 
 
 def _source(settings: MountSettings, kept: Kept | None) -> int | None:
@@ -407,26 +465,20 @@ async def _open_vault(
     settings: MountSettings, state: StateDirectory, kept: Kept | None
 ) -> AsyncIterator[Vault]:
     store = open_store(settings.vault, environ=vault_environ(settings.options))
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(store.aclose)
         if kept is not None:
             # It was opened by the predecessor, and may be away now: guests do not wait for it.
-            yield Vault(store, kept.session.vault_id, kept.session.vault_created)
-            return
-        vault = await Vault.open(store)
-        other = [one for one in state.records() if one.vault_id != vault.vault_id]
-        if other and not settings.accept_rollback:
-            raise StateError(
-                f"{settings.vault}: not the vault that disk {other[0].name} is kept in",
-                hint="name that vault, or another --state; "
-                "--accept-rollback begins anew in this one",
+            session = kept.session
+            seen = await trio.to_thread.run_sync(open_seen, state.path, session.vault_id)
+            vault = Vault.reopened(
+                store, session.vault_id, session.vault_created, session.data_key, seen
             )
-        if other:
-            aside = state.set_aside()
-            log.warning("%s: another vault; what was known of the old one is in %s",
-                        settings.vault, aside)  # fmt: skip
+        else:
+            vault = await unlock_vault(store, settings, state.path)
+            check_known(vault, settings, state)
+        stack.push_async_callback(close_seen, vault)
         yield vault
-    finally:
-        await store.aclose()
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from typing import Protocol
 import trio
 
 from vdiskfs import crash, native
-from vdiskfs.catalog import DiskLog, Vault
+from vdiskfs.catalog import DiskLog, Policy, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
 from vdiskfs.errors import DamagedError, LocalError
 from vdiskfs.health import Health
@@ -31,6 +31,7 @@ from vdiskfs.liveness import Liveness
 from vdiskfs.ownernote import Displaced, Remembered, Start
 from vdiskfs.ownership import DiskLine
 from vdiskfs.point.fetch import first_error
+from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.recovery import clear_track, doubted, recover_track
 from vdiskfs.replicator import Joint, Pace, Replicator
 from vdiskfs.state import DISK_END, DiskPaths, DistrustNote, FileStamp, LastEnd, StateDirectory
@@ -57,6 +58,8 @@ class Site:
     when_displaced: str = "read-only"
     force: bool = False
     accept_rollback: bool = False
+    uploads: RateLimiter = field(default_factory=RateLimiter)
+    """Bounds what all disks upload together."""
     joint_of: Callable[[str], Joint | None] = lambda _: None
     """What seals a disk (by its id) together with the others of its group."""
 
@@ -103,7 +106,9 @@ class ProtectedDisk:
         self.line.on_returned = self._note_returned
         self.on_displaced: Callable[[ProtectedDisk], None] = lambda _: None
         self.on_returned: Callable[[ProtectedDisk], None] = lambda _: None
+        self.proven_ns: int | None = None
         self._replicator: Replicator | None = None
+        self.policy: Policy | None = None
 
     @property
     def name(self) -> str:
@@ -290,7 +295,7 @@ class ProtectedDisk:
             vault_id=self.site.vault.vault_id,
             disk_id=self.disk_id,
             writer_id=self.site.state.writer_id,
-            level=self.site.pace.compression_level,
+            level=(self._replicator or self.site).pace.compression_level,
         )
 
     def _note_published(self, spooled: Spooled) -> None:
@@ -313,6 +318,7 @@ class ProtectedDisk:
 
     async def run(self) -> None:
         """Replicate until `stop`."""
+        self.replicator.shipper.shared = self.site.uploads
         with self.scope:
             while True:
                 try:

@@ -136,6 +136,9 @@ class DiskFiles:
             await self._protect(file, None, Start(LastEnd.NONE))
         except VdiskfsError as error:
             log.error("%s: is not protected: %s", health_name, error)
+        except Exception:
+            # Whatever is the matter with one file, the others are served and replicated on.
+            log.exception("%s: is not protected", health_name)
 
     async def linked(self, file: SourceFile, path: str) -> None:
         """One more name changes nothing."""

@@ -14,7 +14,7 @@ from vdiskfs.catalog import DiskRecord as VaultRecord
 from vdiskfs.catalog import Owner
 from vdiskfs.catalog.vault import now_text
 from vdiskfs.disk import Site
-from vdiskfs.errors import BusyError
+from vdiskfs.errors import BusyError, UsageError
 from vdiskfs.ownernote import refusal
 from vdiskfs.state import DiskRecord, ImageLock
 from vdiskfs.tree import SourceFile
@@ -113,4 +113,12 @@ async def tell(site: Site, disk_id: str, change: Change) -> None:
 
 
 def _disk_name(file: SourceFile) -> str:
-    return PurePath(file.path).stem or "disk"
+    name = PurePath(file.path).stem or "disk"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{file.path!r}: its name is not UTF-8, which names in a vault are",
+            hint="rename it, then: vdiskfs disk protect",
+        ) from None
+    return name

@@ -13,6 +13,7 @@
     ├── DamagedError             exit 6   data damaged or proof failed
     │   └── FormatError                   bytes that are not what the format says
     ├── RefusedError             exit 7   credentials, permission
+    │   └── KeyNeededError                the vault is encrypted, and no key for it was given
     └── LocalError               exit 1   this host: its disk, kernel, limits
 
 Every error prints as one line: what, where, and (``hint``) what to do next.
@@ -107,6 +108,10 @@ class RefusedError(VdiskfsError):
     """Credentials or permission: trying again does not help."""
 
     exit_code = 7
+
+
+class KeyNeededError(RefusedError):
+    """The vault is encrypted, and nothing that could open it was given."""
 
 
 class LocalError(VdiskfsError):

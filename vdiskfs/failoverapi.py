@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from vdiskfs.errors import UsageError
-from vdiskfs.requests import Document, read_body, read_count, read_text, route
+from vdiskfs.requests import Document, read_body, read_text, route
 
 
 class Failovers(Protocol):
@@ -23,9 +23,6 @@ class Failovers(Protocol):
 
     async def jobs(self) -> Document:
         """Return the jobs of all failovers."""
-
-    async def events(self, since: str, limit: int) -> Document:
-        """Return what has happened, the newest last."""
 
     async def test(
         self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
@@ -76,10 +73,6 @@ def failover_routes(asked: Callable[[], Failovers]) -> list[Route]:  # noqa: C90
 
     async def jobs(_: Request) -> Document:
         return await asked().jobs()
-
-    async def events(request: Request) -> Document:
-        query = request.query_params
-        return await asked().events(query.get("since", ""), read_count(query.get("limit")) or 1000)
 
     async def test(request: Request) -> Document:
         body = await read_body(request)
@@ -153,7 +146,6 @@ def failover_routes(asked: Callable[[], Failovers]) -> list[Route]:  # noqa: C90
         Route("/v1/failbacks/{name}", route(bring_home), methods=post),
         Route("/v1/failbacks/{name}/complete", route(complete), methods=post),
         Route("/v1/failbacks/{name}/commit", route(commit_failback), methods=post),
-        Route("/v1/events", route(events), methods=["GET"]),
         Route("/v1/jobs", route(jobs), methods=["GET"]),
     ]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import trio
-
-from vdiskfs.errors import UsageError
 from vdiskfs.failover import (
     Drills,
     Failover,
@@ -22,9 +18,7 @@ from vdiskfs.failover import (
     job_document,
     record_document,
 )
-from vdiskfs.units import format_time, parse_time
-
-Document = Mapping[str, object]
+from vdiskfs.requests import Document
 
 
 class FailoverControl:
@@ -65,20 +59,6 @@ class FailoverControl:
                 for job in one.record.jobs
             ]
         }
-
-    async def events(self, since: str, limit: int) -> Document:
-        """Return what has happened, the newest last."""
-        try:
-            since_ns = parse_time(since, time.time_ns()) if since else 0
-        except ValueError as error:
-            raise UsageError(f"since: {error}") from None
-        found = await trio.to_thread.run_sync(self._failovers.events.since, since_ns, limit)
-        rows = [
-            {"time": format_time(one.time_ns), "kind": one.kind, "subject": one.subject,
-             "text": one.text}
-            for one in found
-        ]  # fmt: skip
-        return {"events": rows}
 
     async def test(
         self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool

@@ -23,7 +23,7 @@ from vdiskfs.errors import ConflictError, StateError, VaultUnreachableError, Vdi
 from vdiskfs.events import Events
 from vdiskfs.protection import Protection
 from vdiskfs.state import users_of
-from vdiskfs.stopping import MachineStopper
+from vdiskfs.stopping import MachineStopper, forget_stopped, note_stopped, was_stopped
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,14 @@ AGAIN_S = 2.0
 class OwnMachines(Protocol):
     """The machines that failovers run here."""
 
-    async def stop_for(self, disk_id: str) -> bool:
-        """Stop the machine of a failover that has the disk; False: no failover has it."""
+    async def runs_on(self, disk_id: str) -> bool | None:
+        """Say whether the machine of a failover runs on the disk; None: no failover has it."""
+
+    async def stop_for(self, disk_id: str) -> None:
+        """Stop the machine of the failover that has the disk."""
+
+    async def start_for(self, disk_id: str) -> bool:
+        """Start it again; False: not all of its disks are this site's yet."""
 
     async def handed(self, disk_id: str) -> None:
         """The disk of a failover was released: it goes home."""
@@ -68,17 +74,30 @@ class Handovers:
         self._mountpoint = mountpoint
         self._events = events
         self._under_way: set[str] = set()
+        self._stopped: set[str] = set()  # their machines were stopped, as a file of each says
+        self._known: set[str] = set()
 
     async def run(self) -> None:
         """Look for requests, and carry them out, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 for disk in self._protection.disks():
+                    await self._learn(disk)
                     asked = disk.line.asked
                     if asked is not None and self._is_for_us(disk, asked):
                         self._under_way.add(disk.disk_id)
                         nursery.start_soon(self._hand_over, disk, asked)
+                    elif disk.disk_id not in self._under_way and self._is_back(disk):
+                        self._under_way.add(disk.disk_id)
+                        nursery.start_soon(self._start_again, disk)
                 await trio.sleep(LOOK_S)
+
+    async def _learn(self, disk: ProtectedDisk) -> None:
+        """Look once whether an earlier run has stopped the machine on a disk."""
+        if disk.disk_id not in self._known:
+            self._known.add(disk.disk_id)
+            if await trio.to_thread.run_sync(was_stopped, self._directory(disk)):
+                self._stopped.add(disk.disk_id)
 
     def _is_for_us(self, disk: ProtectedDisk, asked: Handover) -> bool:
         mine = disk.line.displaced is None or disk.line.handed
@@ -90,14 +109,14 @@ class Handovers:
     async def _hand_over(self, disk: ProtectedDisk, asked: Handover) -> None:
         try:
             log.warning("disk %s: site %s asks for it", disk.name, asked.site)
-            self._events.tell("disk", disk.name, f"site {asked.site} asks for it")
+            self._tell_event("disk.asked", disk, f"site {asked.site} asks for it")
             await self._let_go(disk, asked)
         except ConflictError as error:
             log.warning("disk %s: is kept: %s", disk.name, error)
             await self._keep(disk)
         except (VdiskfsError, OSError) as error:
             log.error("disk %s: cannot be handed over: %s", disk.name, error)
-            self._events.tell("disk", disk.name, f"cannot be handed over: {error}")
+            self._tell_event("disk.kept", disk, f"cannot be handed over: {error}")
             await self._keep(disk)
             await self._tell(disk, asked, REFUSED, str(error))
         finally:
@@ -105,10 +124,15 @@ class Handovers:
             disk.line.asked = None
             self._under_way.discard(disk.disk_id)
 
+    def _tell_event(self, code: str, disk: ProtectedDisk, text: str) -> None:
+        self._events.tell(code, disk.name, text, disk=disk.name)
+
     async def _let_go(self, disk: ProtectedDisk, asked: Handover) -> None:
         self._machines.check_may_go(disk.disk_id)
         if not disk.line.handed:
+            # Before anything is stopped for it.
             disk.replicator.check_not_paused()
+            _check_whole(disk)
             await self._tell(disk, asked, STOPPING, "stops what runs on it")
             await self.stop_machine(disk, "handover")
             await self._wait_unused(disk, asked)
@@ -120,7 +144,7 @@ class Handovers:
         await self._tell(disk, asked, RELEASED, "")
         disk.health.displaced(f"handed over to site {asked.site} since {asked.asked}", handed=True)
         log.warning("disk %s: handed over to site %s", disk.name, asked.site)
-        self._events.tell("disk", disk.name, f"handed over to site {asked.site}")
+        self._tell_event("disk.handed", disk, f"handed over to site {asked.site}")
 
     async def stop_machine(self, disk: ProtectedDisk, reason: str) -> None:
         """Stop the machine on a disk: a failover's, or the host's own as it has set.
@@ -132,8 +156,51 @@ class Handovers:
         Raises:
             VdiskfsError: it cannot be stopped.
         """
-        if not await self._machines.stop_for(disk.disk_id):
+        runs = await self._machines.runs_on(disk.disk_id)
+        if runs is False and await self._users(disk):
+            runs = None  # it is not the machine that we know of: the host's own
+        if runs if runs is not None else await self._users(disk):
+            await trio.to_thread.run_sync(note_stopped, self._directory(disk))
+            self._stopped.add(disk.disk_id)
+        if runs is not None:
+            await self._machines.stop_for(disk.disk_id)
+        else:
             await self._stopper.stop(disk.name, str(self._shown(disk)), reason)
+
+    def _directory(self, disk: ProtectedDisk) -> Path:
+        return self._site.state.disk(disk.disk_id).directory
+
+    def _is_back(self, disk: ProtectedDisk) -> bool:
+        """Say whether the machine on a disk was stopped, and may run here again."""
+        line = disk.line
+        ours = line.displaced is None and not line.handed and line.asked is None
+        return ours and not disk.image.refuses and disk.disk_id in self._stopped
+
+    async def _start_again(self, disk: ProtectedDisk) -> None:
+        """Start the machine that was stopped for somebody who has not taken the disk."""
+        try:
+            if not await trio.to_thread.run_sync(was_stopped, self._directory(disk)):
+                pass  # it came home: whoever brought it has seen to its machine
+            elif await self._machines.runs_on(disk.disk_id) is not None:
+                if not await self._machines.start_for(disk.disk_id):
+                    return
+            elif not self._stopper.can_start:
+                told = "is this site's again; its machine was stopped: start it (no start_command)"
+                self._tell_event("machine.stopped", disk, told)
+            elif await self._users(disk):
+                log.info("disk %s: its machine runs already", disk.name)
+            else:
+                await self._stopper.start(disk.name, str(self._shown(disk)))
+                self._tell_event("machine.started", disk, "its machine was started again")
+        except (VdiskfsError, OSError) as error:
+            log.error("%s", error)
+            why = f"its machine cannot be started again: {error}"
+            self._tell_event("machine.stopped", disk, why)
+        finally:
+            self._under_way.discard(disk.disk_id)
+        if self._is_back(disk):  # else it was stopped once more meanwhile
+            self._stopped.discard(disk.disk_id)
+            await trio.to_thread.run_sync(forget_stopped, self._directory(disk))
 
     def _shown(self, disk: ProtectedDisk) -> Path:
         """Return the path of the disk's image in the mount."""
@@ -170,11 +237,7 @@ class Handovers:
         """Have all stored that was ever written."""
         replicator = disk.replicator
         for _ in range(10):
-            if replicator.suspects.needed:
-                raise StateError(
-                    f"disk {disk.name}: is to be resynchronized: {replicator.suspects.reason}",
-                    hint="let that finish: vdiskfs disk resync --now",
-                )
+            _check_whole(disk)
             waits = f"ships the last {replicator.dirty_bytes() + replicator.spooled_bytes} bytes"
             await self._tell(disk, asked, STOPPING, waits)
             await replicator.seal_if_changed()
@@ -204,3 +267,13 @@ class Handovers:
             except VaultUnreachableError as error:
                 log.info("a handover waits for the vault: %s", error)
                 await trio.sleep(max(AGAIN_S, error.retry_after_s or 0.0))
+
+
+def _check_whole(disk: ProtectedDisk) -> None:
+    """Check that the vault can have all of the disk soon."""
+    suspects = disk.replicator.suspects
+    if suspects.needed:
+        raise StateError(
+            f"disk {disk.name}: is in state {disk.health.shown_state}: {suspects.reason}",
+            hint=f"let that finish: vdiskfs disk resync {disk.name} --now",
+        )

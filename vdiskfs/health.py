@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +18,15 @@ from typing import TypeVar
 
 import trio
 
-from vdiskfs.errors import LocalError, VaultUnreachableError, VdiskfsError
+from vdiskfs.errors import (
+    DamagedError,
+    LocalError,
+    NotFoundError,
+    RefusedError,
+    VaultUnreachableError,
+    VdiskfsError,
+    WrongVaultError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +34,15 @@ RETRY_MINUTES = (1, 2, 4, 8, 10, 30)
 """Waits between tries; the last one repeats. Source: Azure Site Recovery's retry table."""
 
 T = TypeVar("T")
+
+_CODES: tuple[tuple[type[VdiskfsError], str], ...] = (
+    (VaultUnreachableError, "vault.away"),
+    (LocalError, "host.trouble"),
+    (RefusedError, "vault.refused"),
+    (NotFoundError, "vault.gone"),
+    (WrongVaultError, "vault.wrong"),
+    (DamagedError, "chain.damaged"),
+)
 
 
 class State(StrEnum):
@@ -58,6 +76,11 @@ class _Trouble:
     retry_at: float | None = None
 
 
+def code_of_error(error: VdiskfsError) -> str:
+    """Return the code of the condition that an error makes: see `vdiskfs.events`."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), "replication.stuck")
+
+
 class Health:
     """One disk's state. Only the trio thread uses it."""
 
@@ -75,13 +98,20 @@ class Health:
         self._notice: str | None = None
         self._retry = trio.Event()
         self._cut_short = False
+        self.late: tuple[Level, str] | None = None
+        """The vault lags behind more than it may, and why that is said: see `vdiskfs.watch`."""
+        self.errors: Counter[str] = Counter()
+        """What failed since the start, by the code of its condition."""
+        self.retries = 0
+        """Waits for another try since the start."""
 
     @property
     def level(self) -> Level:
-        """Normal, Warning (being tried again) or Critical (waits for the administrator)."""
-        if self._displaced is not None or self._critical() is not None:
+        """Normal, Warning (tried again, or late) or Critical (waits for the administrator)."""
+        late = None if self.late is None else self.late[0]
+        if self._displaced is not None or self._critical() is not None or late is Level.CRITICAL:
             return Level.CRITICAL
-        if self._troubles or self._local_errors or self._notice is not None:
+        if late is not None or self._troubles or self._local_errors or self._notice is not None:
             return Level.WARNING
         return Level.NORMAL
 
@@ -99,7 +129,23 @@ class Health:
             reasons.append(str(self._troubles[0].error))
         # Beside a vault that is away, these are somebody else's to mend.
         reasons += self._local_errors.values()
+        if self.late is not None:
+            reasons.append(self.late[1])
         return "; and: ".join(reasons) if reasons else self._notice
+
+    def conditions(self) -> dict[str, str]:
+        """Return what is not as it should be: the code of each condition, and its reason."""
+        found: dict[str, str] = {}
+        if self._displaced is not None and self.shown_as is State.DISPLACED:
+            found["disk.displaced"] = self._displaced
+        errors = [one.error for one in self._troubles]
+        for error in [*errors, *([self._wrong_vault] if self._wrong_vault else [])]:
+            found.setdefault(code_of_error(error), str(error))
+        for reason in self._local_errors.values():
+            found.setdefault("host.trouble", reason)
+        if self._notice is not None:
+            found["disk.resync"] = self._notice
+        return found
 
     @property
     def next_retry_s(self) -> float | None:
@@ -206,6 +252,7 @@ class Health:
                     trouble = _Trouble(failure)
                     self._troubles.append(trouble)
                 trouble.error = failure
+                self.errors[code_of_error(failure)] += 1
                 await self._wait_after(what, trouble, tries)
                 tries += 1
         finally:
@@ -224,6 +271,7 @@ class Health:
         wait_s = self._wait_s(error, tries)
         log.warning("disk %s: %s: %s (next try in %.0f s)", self.disk, what, error, wait_s)
         trouble.retry_at = trio.current_time() + wait_s
+        self.retries += 1
         with trio.move_on_after(wait_s):
             await self._retry.wait()
         # Until the try has its answer the disk is no more than Warning.

@@ -34,6 +34,9 @@ class Heartbeat:
     def __init__(
         self, settings: MountSettings, site: Site, disks: Callable[[], Sequence[ProtectedDisk]],
         learn: Callable[[], Awaitable[None]],
+        *,
+        uses: Callable[[], Sequence[tuple[str, int, int]]] = tuple,
+        touched: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Prepare.
 
@@ -42,6 +45,8 @@ class Heartbeat:
             site: what its disks share.
             disks: gives those protected here.
             learn: reads what others may have changed in the vault.
+            uses: gives the points (disk id, generation, epoch) that are open here.
+            touched: is called when somebody wants this site to look at the vault.
         """
         self.vault_error: str | None = None
         self._settings = settings
@@ -49,8 +54,11 @@ class Heartbeat:
         self._vault = site.vault
         self._disks = disks
         self._learn = learn
+        self._uses = uses
+        self._touched = touched
         self._started = format_time(time.time_ns())
         self._process = own_process()
+        self._due = False
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -61,9 +69,12 @@ class Heartbeat:
     async def beat(self) -> None:
         """Write the site's record once, and let the disks know how that went."""
         try:
-            if await self._vault.write_site(self._record(), self._look):
+            self._due |= await self._vault.write_site(self._record(), self._look)
+            if self._due:  # until all of them have looked
                 for disk in self._disks():
                     await disk.line.look()
+                self._touched()
+                self._due = False
             await self._learn()
         except VdiskfsError as error:
             if self.vault_error is None:
@@ -86,6 +97,9 @@ class Heartbeat:
             disks=tuple(disk.disk_id for disk in self._disks()),
             pid=os.getpid(), started=self._started, writer=self._site.state.writer_id,
             process=self._process, interval_s=math.ceil(self._settings.options.heartbeat_s),
+            states={disk.disk_id: str(disk.health.shown_state) for disk in self._disks()},
+            healths={disk.disk_id: str(disk.health.level) for disk in self._disks()},
+            uses=tuple(sorted(set(self._uses()))),
         )  # fmt: skip
 
     async def _look(self) -> None:

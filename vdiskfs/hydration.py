@@ -126,6 +126,10 @@ class PointImages:
         await opened.aclose()
         opened.image.close()
 
+    def in_use(self) -> list[Key]:
+        """Return the points that somebody has open."""
+        return [opened.key for opened in self._by_key.values() if opened.opens]
+
     def by_cookie(self, cookie: int) -> OpenedPoint | None:
         """Return the point whose image has the cookie."""
         return self._by_cookie.get(cookie)

@@ -116,6 +116,7 @@ class LiveImage:
         self, seal: native.Seal, end: ChainEnd, make_writer: Callable[[], DeltaWriter],
         label: str = "", stored: Sequence[Spooled] = (), *,
         captured: Callable[[], None] = lambda: None, group_id: str = NO_ID,
+        application: bool = False,
     ) -> Spooled:  # fmt: skip
         """Write the sealed epoch as one delta and forget what was frozen for it.
 
@@ -127,6 +128,7 @@ class LiveImage:
             stored: parts of a pass; what the epoch itself changed wins over them.
             captured: called when the delta is durable; ``stored`` must be gone on its return.
             group_id: of a seal of several disks; each of their deltas says it.
+            application: what uses the disk was at rest when it was sealed.
 
         The delta is durable on return. On any error the epoch is given up: its pages count
         to the running epoch, and nothing is left in the spool.
@@ -140,7 +142,10 @@ class LiveImage:
         writer: DeltaWriter | None = None
         try:
             writer = make_writer()
-            spooled = self._write(seal, end, writer, label, stored, group_id=group_id)
+            spooled = self._write(
+                seal, end, writer, label, stored, group_id=group_id,
+                flags=Flags.APPLICATION if application else Flags(0),
+            )  # fmt: skip
         except BaseException as error:
             try:
                 if writer is not None:
@@ -160,7 +165,7 @@ class LiveImage:
 
     def _write(
         self, seal: native.Seal, end: ChainEnd, writer: DeltaWriter, label: str,
-        stored: Sequence[Spooled], *, group_id: str,
+        stored: Sequence[Spooled], *, group_id: str, flags: Flags,
     ) -> Spooled:  # fmt: skip
         reader = native.PageReader(self.image)
         while (batch := reader.next()) is not None:
@@ -178,7 +183,7 @@ class LiveImage:
                 cut=min(seal.cut, end.size),
                 from_size=end.size,
                 from_digest=end.digest,
-                flags=Flags.LABELLED if label else Flags(0),
+                flags=flags | (Flags.LABELLED if label else Flags(0)),
                 label=label,
                 group_id=group_id,
             )

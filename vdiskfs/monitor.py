@@ -93,7 +93,7 @@ def disk_document(disk: ProtectedDisk) -> dict[str, object]:
         "epoch": stored.epoch,
         "shipped_lag_s": round(replicator.lag_s(), 3),
         "usable_point_age_s": None if age is None else round(age, 3),
-        "proven_point_age_s": None,
+        "proven_point_age_s": _age(disk.proven_ns),
         "dirty_bytes": replicator.dirty_bytes(),
         "spooled_bytes": replicator.spooled_bytes,
         "points_waiting": replicator.waiting,
@@ -124,6 +124,10 @@ def disk_details(disk: ProtectedDisk, interval_s: float) -> dict[str, object]:
             "overflow": counts.overflow,
         },
     }
+
+
+def _age(moment_ns: int | None) -> float | None:
+    return None if moment_ns is None else round(max(0, time.time_ns() - moment_ns) / NS, 3)
 
 
 def _progress(disk: ProtectedDisk) -> dict[str, object] | None:

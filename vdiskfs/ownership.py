@@ -244,8 +244,11 @@ class DiskLine(LineClaims):
             return True
         if last.generation not in record.parents:
             return False
-        found = await self._log(record, last.generation).place(last.epoch)
-        return found is not None and found[1].hex() == last.digest
+        points = self._log(record, last.generation)
+        found = await points.place(last.epoch)
+        if found is None:
+            return points.is_below(last.generation, last.epoch)  # it may be thinned away
+        return found[1].hex() == last.digest
 
     async def _is_known(self, tip: Tip, last: Remembered) -> bool:
         """Say whether the spool and the bitmaps are all that changed since the tip."""
@@ -292,6 +295,7 @@ class DiskLine(LineClaims):
         """Look whether another writer has taken the disk over; follow if so."""
         async with self._turn:
             record = await self._vault.disk(self._disk_id)
+            self.points.learned(record)
             mine = self._is_mine(record)
             self.asked = record.handover if mine else None
             if self._note.handed and self._is_away(record):
@@ -437,6 +441,12 @@ class DiskLine(LineClaims):
         if not self._note.token:
             # Known here before it is known there: a crash in between finds it again.
             await self._write(token=secrets.token_hex(16))
+        if parent[1] and not await self._log(record, parent[0]).leads_to(*parent):
+            raise StateError(
+                f"disk {self.name}: its branch would begin at epoch {parent[1]}, which was thinned "
+                "away: what was written here stays in the spool, and in the image",
+                hint="copy the image, then: vdiskfs disk unprotect",
+            )
         branch = Branch(self._site, self._site, self._writer, self._note.token, now_text())
         _, number = await add_branch(self._vault, record.id, parent, branch)
         return number

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -34,13 +35,15 @@ from vdiskfs.keeper import PLAIN
 from vdiskfs.monitor import plain_document
 from vdiskfs.native import CoreFlags, EventKind
 from vdiskfs.plaintree import NoFailovers, NoPoints, PlainDisks
+from vdiskfs.quiesce.undoing import undo_all
 from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
-from vdiskfs.serving import Serving, begin_process, leave
+from vdiskfs.serving import Serving, begin_process, keep_running, leave
 from vdiskfs.state import DiskRecord, StateDirectory
 from vdiskfs.takeover import Kept, serve_node, take_over
 from vdiskfs.tree import Handover, Namespace, Nodes
 from vdiskfs.untracked import UntrackedImages
+from vdiskfs.watchapi import Watching
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,8 @@ class PlainMount:
                 self._store.ready(f"{settings.mountpoint} is served plainly")
             ready.tell({"ok": True, "pid": os.getpid()})
             nursery.start_soon(self._try_again)
+            thaw = partial(undo_all, state.path / "quiesce", partial(log.warning, "disk %s: %s"))
+            nursery.start_soon(keep_running, "thawing", thaw)
             await self._serving.ended.wait()
             await self._serving.wait_answered()
             nursery.cancel_scope.cancel()
@@ -217,12 +222,19 @@ class PlainControl:
         """Refuse."""
         raise _refused()
 
-    async def create_points(self, names: list[str], label: str, *, wait: bool) -> Document:
+    async def create_points(
+        self, names: list[str], label: str, *, application: bool, wait: bool
+    ) -> Document:
         """Refuse."""
         raise _refused()
 
     @property
     def failovers(self) -> Failovers:
+        """Cannot be asked now."""
+        raise _refused()
+
+    @property
+    def watching(self) -> Watching:
         """Cannot be asked now."""
         raise _refused()
 

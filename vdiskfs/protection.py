@@ -169,6 +169,10 @@ class Protection(DiskFiles):
                         "%s: is not replicated yet: %s", file.path, error)  # fmt: skip
                 if not known:
                     break
+            except Exception:
+                # Whatever is the matter with one file, the others are served and replicated on.
+                log.exception("%s: is not replicated", file.path)
+                break
             await trio.sleep(TAKE_UP_S)
         file.drop()
 

@@ -79,6 +79,7 @@ class Flip:
 
     seal: native.Seal
     group_id: str = NO_ID
+    application: bool = False
 
 
 class Replicator:
@@ -282,8 +283,7 @@ class Replicator:
                 return
             before, end = self.spool.bytes, self.end
             taken = self.spool.take_newer()
-            waits = format_size(self.dirty_bytes() + before)
-            reason = f"{waits} waited while the vault was away"
+            reason = f"{format_size(self.dirty_bytes() + before)} waited while the vault was away"
             with trio.CancelScope(shield=True):
                 try:
                     await trio.to_thread.run_sync(
@@ -367,16 +367,17 @@ class Replicator:
         end, parts = self.end, list(self.pass_.parts)
         capture = partial(
             self.live.capture, flip.seal, end, make_writer, label, parts,
-            captured=self.pass_.drop, group_id=flip.group_id,
+            captured=self.pass_.drop, group_id=flip.group_id, application=flip.application,
         )  # fmt: skip
         try:
             spooled = await trio.to_thread.run_sync(capture)
         except EpochGivenUpError:
             self.touched()
             raise
+        since_ns = self._dirty_since_ns
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
         self.health.pass_finished()
-        self.spool.add(spooled)
+        self.spool.add(spooled, since_ns)
         self.shipper.wake()
         self._announce()
         return spooled
@@ -467,9 +468,7 @@ class Replicator:
     def lag_s(self) -> float:
         """Return how far the vault is behind, in seconds: 0 when nothing waits."""
         if len(self.spool):
-            # Before the first stored epoch the lag counts from the oldest that waits.
-            since = self.stored.time_ns or self.spool.first.head.time_ns
-            return max(0.0, (time.time_ns() - since) / NS)
+            return self.spool.lag_s()
         if self._dirty_since_ns is not None and self.live.counts().changed:
             return (time.monotonic_ns() - self._dirty_since_ns) / NS
         return 0.0

@@ -7,6 +7,7 @@ fails waits in `vdiskfs.health`; what can be stopped at any moment is stopped by
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import trio
@@ -18,7 +19,10 @@ from vdiskfs.delta import Spooled, remove_spooled
 from vdiskfs.errors import LocalError
 from vdiskfs.health import Health
 from vdiskfs.ownership import DiskLine
+from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.spool import Spool
+
+log = logging.getLogger(__name__)
 
 NOTE_AGAIN_S = 5.0
 """Seconds between tries of noting, on this host, what the vault has taken."""
@@ -28,7 +32,10 @@ CHECK_S = 1.0
 
 
 class Shipper:
-    """Ships one disk's spool while its `run` runs."""
+    """Ships one disk's spool while its `run` runs.
+
+    ``limiter`` bounds what it uploads, ``shared`` (the mount's) what all disks do together.
+    """
 
     def __init__(
         self, *, spool: Spool, line: DiskLine, health: Health,
@@ -44,6 +51,8 @@ class Shipper:
                 leaves the spool.
             announce: is called when the spool has lost a delta.
         """
+        self.limiter = RateLimiter()
+        self.shared = RateLimiter()
         self._line = line
         self._spool = spool
         self._health = health
@@ -89,10 +98,21 @@ class Shipper:
     async def _publish(self) -> Spooled:
         if trio.current_time() - self._checked_at >= CHECK_S:
             await self.check_vault()
+        waiting = self._spool.first
+        await self._take(waiting.head.object_size + _bytes_here(waiting))
+        began = trio.current_time()
         spooled = await self._line.publish(self._spool.first)
         self._spool.replace_first(spooled)
         self._checked_at = trio.current_time()
+        head = spooled.head
+        log.debug("epoch %d of %s was uploaded in %.3f s: %d bytes", head.to_epoch, head.disk_id,
+                  self._checked_at - began, head.stored_bytes)  # fmt: skip
         return spooled
+
+    async def _take(self, size: int) -> None:
+        """Wait until so many bytes may be uploaded."""
+        await self.shared.take(size)
+        await self.limiter.take(size)
 
     async def check_vault(self) -> None:
         """Check that the vault holds what it has taken.
@@ -134,10 +154,16 @@ class Shipper:
             await self.check_vault()
             await upload_segments(points.store, points.record.id, here)
 
+        await self._take(sum(segment.size for segment in here))
         await self._health.until_done("uploading", upload)
         for segment in here:
             segment.path.unlink(missing_ok=True)
             hook("part.uploaded")
+
+
+def _bytes_here(spooled: Spooled) -> int:
+    """Return the bytes of a delta's segments that are not in the vault yet."""
+    return sum(segment.size for segment in spooled.segments if segment.path.exists())
 
 
 def _anchor_of(points: DiskLog) -> Anchor:

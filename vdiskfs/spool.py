@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from vdiskfs.delta.entries import Extents, distinct, extents_of_pages
 from vdiskfs.errors import FormatError
 from vdiskfs.image import ChainEnd
 from vdiskfs.state import sync_directory
-from vdiskfs.units import PAGE_SIZE, pages_of
+from vdiskfs.units import NS, PAGE_SIZE, pages_of
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,10 @@ class Spool:
         self.directory = directory
         self.stored = stored
         self.bytes = 0
+        self.added = self.left = self.left_bytes = 0
+        """Deltas taken, deltas shipped and their bytes, since the start."""
         self._waiting: deque[Spooled] = deque()
+        self._began_ns: int | None = None
 
     def __len__(self) -> int:
         """Return how many deltas wait."""
@@ -95,9 +99,27 @@ class Spool:
         self.add(spooled)
         return True
 
-    def add(self, spooled: Spooled) -> None:
-        """Take a delta that is durable and starts from `end`."""
+    def lag_s(self) -> float:
+        """Return how far the vault is behind, in seconds, while something waits.
+
+        It counts from the newest epoch that is stored; but a disk that was idle until something
+        began to wait was not behind then.
+        """
+        since_ns = self.stored.time_ns or self.first.head.time_ns
+        age = max(0.0, (time.time_ns() - since_ns) / NS)
+        if self._began_ns is None:
+            return age
+        return min(age, (time.monotonic_ns() - self._began_ns) / NS)
+
+    def add(self, spooled: Spooled, since_ns: int | None = None) -> None:
+        """Take a delta that is durable and starts from `end`.
+
+        ``since_ns``: when what it holds began to be written (`time.monotonic_ns`), if known.
+        """
+        if not self._waiting:
+            self._began_ns = since_ns
         self._waiting.append(spooled)
+        self.added += 1
         self.bytes += spooled.head.stored_bytes
 
     def replace_first(self, spooled: Spooled) -> None:
@@ -110,6 +132,8 @@ class Spool:
         first = self._waiting.popleft()
         self.stored = ChainEnd.of(first.head)
         self.bytes -= first.head.stored_bytes
+        self.left += 1
+        self.left_bytes += first.head.stored_bytes
 
     def take_newer(self) -> list[Spooled]:
         """Take all deltas but the first out, oldest first. Their files stay."""

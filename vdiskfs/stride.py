@@ -25,6 +25,11 @@ class Stride:
         self._asked_s = interval_s
         self.interval_s = interval_s
 
+    def ask(self, interval_s: float) -> None:
+        """Take another interval, in seconds, from the next epoch on."""
+        if interval_s != self._asked_s:
+            self._asked_s = self.interval_s = interval_s
+
     @property
     def budget_pages(self) -> int | None:
         """Pages that the next epoch may have preserved; None: as many as it takes."""

@@ -2,7 +2,7 @@
 
 Kept by name (vdiskfs.fdstore): ``connection``, the /dev/fuse descriptor; ``source``, the
 source directory, which ``--over`` hides; ``session``, a file in memory with the kernel's
-FUSE_INIT and what the vault said of itself; and the names (vdiskfs.tree.handover).
+FUSE_INIT, what the vault said of itself and its key; and the names (vdiskfs.tree.handover).
 
 Before Linux 6.9 a request that a dead daemon had read is never seen again. There the
 connection is kept as a second handle of it (FUSE_DEV_IOC_CLONE): the kernel fails what was
@@ -18,11 +18,13 @@ import logging
 import os
 import select
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import trio
 
 from vdiskfs import native
+from vdiskfs.catalog import Vault
+from vdiskfs.crypto import DataKey
 from vdiskfs.errors import VaultUnreachableError, VdiskfsError
 from vdiskfs.fdstore import FdStore
 from vdiskfs.tree import Nodes
@@ -44,6 +46,19 @@ class Session:
     vault_id: str
     vault_created: str
     can_resend: bool = True
+    # The vault's data key, hexadecimal; empty: it is not encrypted. In memory alone.
+    vault_key: str = field(default="", repr=False)
+
+    @staticmethod
+    def of(init: bytes, vault: Vault) -> Session:
+        """Return what is to be known of a vault that is open."""
+        key = "" if vault.key is None else vault.key.secret.hex()
+        return Session(init, vault.vault_id, vault.created, vault_key=key)
+
+    @property
+    def data_key(self) -> DataKey | None:
+        """Return the vault's key; None: it is not encrypted."""
+        return DataKey(bytes.fromhex(self.vault_key), self.vault_id) if self.vault_key else None
 
     def to_json(self) -> bytes:
         """Write it."""
@@ -77,7 +92,7 @@ def give_away(
 
     Without the connection the rest is not looked at: all of it is there, or it does not count.
     """
-    session = Session(session.init, session.vault_id, session.vault_created, can_resend)
+    session = replace(session, can_resend=can_resend)
     fd = os.memfd_create("vdiskfs-session", os.MFD_CLOEXEC)
     try:
         os.write(fd, session.to_json())

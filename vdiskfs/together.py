@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import trio
 
@@ -35,10 +37,23 @@ AGAIN_S = 5.0
 """Seconds before a task that failed is begun again."""
 
 
-async def seal_together(replicators: Sequence[Replicator], label: str = "") -> list[Spooled]:
+class Quiet(Protocol):
+    """Brings what uses the disks to rest around a seal. Neither method fails, or waits long."""
+
+    async def freeze(self) -> None:
+        """Bring it to rest."""
+
+    async def thaw(self, points: Mapping[str, str]) -> bool:
+        """Let it go on; True: it was at rest all the time since `freeze`."""
+
+
+async def seal_together(
+    replicators: Sequence[Replicator], label: str = "", quiet: Quiet | None = None
+) -> list[Spooled]:
     """Seal disks at one instant, because somebody asks, and capture each into its spool.
 
-    Nothing waits for the vault. The points exist locally on return, in the order of names.
+    Nothing waits for the vault. The points exist locally on return, in the order of names; with
+    ``quiet`` they are application-consistent if it says so, and frozen while no capture runs.
 
     Raises:
         StateError: a disk has suspect pages; it has no point to give before they are known.
@@ -49,10 +64,12 @@ async def seal_together(replicators: Sequence[Replicator], label: str = "") -> l
     try:
         for one in ordered:
             # Asked before it is held, too: a pass holds it for as long as it takes.
-            _check_known(one)
+            check_known(one)
             await one.hold().acquire()
             held.append(one)
-            _check_known(one)
+            check_known(one)
+        if quiet is not None:
+            await quiet.freeze()
         flips = await flip_held(ordered)
         spooled: dict[str, Spooled] = {}
         failed: list[EpochGivenUpError] = []
@@ -67,6 +84,8 @@ async def seal_together(replicators: Sequence[Replicator], label: str = "") -> l
 
         # Once sealed, each must be captured or given up, whatever comes.
         with trio.CancelScope(shield=True):
+            if quiet is not None:
+                flips = await _thaw(quiet, ordered, flips)
             async with trio.open_nursery() as nursery:
                 for one, flip in zip(ordered, flips, strict=True):
                     nursery.start_soon(capture, one, flip)
@@ -78,7 +97,14 @@ async def seal_together(replicators: Sequence[Replicator], label: str = "") -> l
             one.hold().release()
 
 
-def _check_known(one: Replicator) -> None:
+async def _thaw(quiet: Quiet, ordered: Sequence[Replicator], flips: list[Flip]) -> list[Flip]:
+    pairs = zip(ordered, flips, strict=True)
+    points = {one.name: f"{one.name}@#{flip.seal.epoch}" for one, flip in pairs}
+    application = await quiet.thaw(points)
+    return [replace(flip, application=application) for flip in flips]
+
+
+def check_known(one: Replicator) -> None:
     """Raise StateError if a disk has no point to give: it is paused, or pages are suspect."""
     if one.ended:
         raise StateError(f"disk {one.name}: its protection ends")

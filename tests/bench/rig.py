@@ -68,22 +68,27 @@ class Mount:
 def make_vault(root: Path) -> None:
     """Make the folder vault that ``vdiskfs`` mounts with."""
     root.mkdir(exist_ok=True)
-    call(VDISKFS, "--quiet", "vault", "init", f"file://{root / 'vault'}")
+    call(VDISKFS, "--quiet", "vault", "init", "--encryption", "none", f"file://{root / 'vault'}")
 
 
 @contextmanager
 def vdiskfs(
-    root: Path, source: Path, settings: str = "", *, drain: bool = False
-) -> Iterator[Mount]:
-    """Mount a source with a folder vault under ``root``, made if absent; unmounted at the end."""
+    root: Path, source: Path, settings: str = "", *, drain: bool = False, url: str | None = None,
+    environ: dict[str, str] | None = None,
+) -> Iterator[Mount]:  # fmt: skip
+    """Mount a source with a vault; unmounted at the end.
+
+    The vault is that of the URL, which is there, else a folder under ``root``, made if absent.
+    """
     vault, mountpoint = root / "vault", root / "mnt"
     mountpoint.mkdir(parents=True)
     config = root / "vdiskfs.conf"
     config.write_text(settings, encoding="utf-8")
-    if not vault.exists():
+    if url is None and not vault.exists():
         make_vault(root)
     options: list[str | Path] = ["--state", root / "state", "--config", config, "--site", "bench"]
-    call(VDISKFS, "--quiet", "mount", source, mountpoint, "--vault", f"file://{vault}", *options)
+    options += ["--vault", url or f"file://{vault}"]
+    call(VDISKFS, "--quiet", "mount", source, mountpoint, *options, environ=environ)
     try:
         entry = next(e for e in mount_entries() if e.mountpoint == str(mountpoint))
         yield Mount(mountpoint, vault, entry)

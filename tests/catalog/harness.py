@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.catalog.memory import MemoryStore
 from tests.delta.model import DiskModel
+from tests.vaults import given
 from vdiskfs.catalog import DiskLog, DiskRecord, Vault
 from vdiskfs.delta import Spooled
 from vdiskfs.point import PointReader
@@ -42,7 +43,7 @@ class Bench:
 
     def fresh_log(self) -> DiskLog:
         """Return a log that knows nothing, with an empty cache of blocks."""
-        return Vault(self.store, self.vault.vault_id, "").log(self.record)
+        return Vault(self.vault.store, self.vault.vault_id, "").log(self.record)
 
     def without_joins(self) -> None:
         for name in [name for name in self.store.objects if is_joined(name)]:
@@ -60,7 +61,7 @@ def is_slot(name: str) -> bool:
 @asynccontextmanager
 async def bench() -> AsyncIterator[Bench]:
     store = MemoryStore()
-    vault = await Vault.init(store)
+    vault = await Vault.init(store, given())
     record = await vault.create_disk("web01", file="web01.img", size=0, site="here")
     with tempfile.TemporaryDirectory() as directory:
         model = DiskModel(Path(directory), vault_id=vault.vault_id, disk_id=record.id)

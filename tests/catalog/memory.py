@@ -21,6 +21,8 @@ class MemoryStore:
         self.bytes_sent = 0
         self.bytes_received = 0
         self._stamp = 0
+        self.now_ns = 0
+        self.modified: dict[str, int] = {}
 
     def describe(self) -> str:
         return "memory"
@@ -60,6 +62,7 @@ class MemoryStore:
     ) -> str:
         self._stamp += 1
         self.objects[name] = (bytes(data), dict(metadata), f"e{self._stamp}")
+        self.modified[name] = self.now_ns
         self.bytes_sent += len(data)
         return f"e{self._stamp}"
 
@@ -111,4 +114,4 @@ class MemoryStore:
 
     def _info(self, name: str) -> ObjectInfo:
         data, metadata, etag = self.objects[name]
-        return ObjectInfo(name, len(data), etag, 0, dict(metadata))
+        return ObjectInfo(name, len(data), etag, self.modified.get(name, 0), dict(metadata))

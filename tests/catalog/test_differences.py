@@ -20,6 +20,8 @@ from vdiskfs.delta import genesis_digest
 from vdiskfs.delta.layout import decode_head
 from vdiskfs.errors import DamagedError
 
+pytestmark = pytest.mark.usefixtures("each_vault")
+
 
 async def found_runs(test: Lines, one: Place, two: Place) -> list[tuple[int, int]]:
     log_a, a = await test.point(one)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.catalog.memory import MemoryStore
+from tests.vaults import given
 from vdiskfs.catalog import Group, Vault, group_members
 from vdiskfs.catalog.groups import (
     GroupDisk,
@@ -134,7 +135,7 @@ async def test_one_that_is_damaged_hides_none_of_the_others() -> None:
 
 async def test_members_have_the_names_that_the_disks_have() -> None:
     store = MemoryStore()
-    vault = await Vault.init(store)
+    vault = await Vault.init(store, given())
     made = [await vault.create_disk(name, file="f", size=0, site="s") for name in ("web", "db")]
     disks = [GroupDisk(one.id, "an old name") for one in made]
     await create_group(store, group("shop", *disks))

@@ -10,6 +10,7 @@ import pytest
 
 from tests.catalog.harness import bench, content_at, is_joined, is_slot
 from tests.delta.model import T0, DiskModel
+from tests.vaults import PLAIN, given
 from vdiskfs.catalog import IndexCache, Vault
 from vdiskfs.delta import EpochFacts, Flags, open_spooled, remove_spooled
 from vdiskfs.delta.layout import NO_FLAGS
@@ -21,6 +22,8 @@ from vdiskfs.errors import (
     UsageError,
 )
 from vdiskfs.units import format_time
+
+pytestmark = pytest.mark.usefixtures("each_vault")
 
 SECOND = 1_000_000_000
 
@@ -75,7 +78,8 @@ async def test_a_time_finds_the_newest_point_at_or_before_it() -> None:
             assert (await log.find(epoch)).epoch == epoch
         assert (await log.find("2100-01-01T00:00:00Z")).epoch == 40
         assert (await log.find("latest")).epoch == 40
-        assert (await log.find("latest-proven")).epoch == 40
+        with pytest.raises(NotFoundError, match="no point of it is proven"):
+            await log.find("latest-proven")
 
 
 async def test_a_time_before_the_first_point_names_the_first_point() -> None:
@@ -244,6 +248,7 @@ async def test_a_join_made_by_another_is_taken() -> None:
         assert test.store.objects == before
 
 
+@PLAIN
 async def test_a_large_delta_is_a_gap_that_is_read_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -340,6 +345,7 @@ async def test_a_store_that_lost_the_metadata_lists_the_same() -> None:
     [{"to": "7"}, {"time": "5"}, {"digest": "00" * 32}, {"tail": "1"}, {"tail": "99999999"},
      {"size": "1"}, {"flags": "1"}, {"label": "%00"}, {"first": "1"}],
 )  # fmt: skip
+@PLAIN
 async def test_metadata_that_lies_is_found_out(change: dict[str, str]) -> None:
     """When the delta is read its head is compared with what the listing said."""
     async with bench() as test:
@@ -446,6 +452,7 @@ def test_facts_have_no_flags_unless_said() -> None:
     assert EpochFacts(1, 0, 1, 1, 1, 1, 0, b"").flags == NO_FLAGS
 
 
+@PLAIN
 async def test_a_slot_under_another_epochs_name_is_refused() -> None:
     async with bench() as test:
         await test.churn(3)
@@ -461,4 +468,4 @@ async def test_a_slot_under_another_epochs_name_is_refused() -> None:
 async def test_an_open_vault_gives_logs_of_known_generations_only() -> None:
     async with bench() as test:
         with pytest.raises(NotFoundError, match="no generation 5"):
-            (await Vault.open(test.store)).log(test.record, 5)
+            (await Vault.open(test.store, given())).log(test.record, 5)

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.catalog.harness import Bench, bench, content_at
+from tests.vaults import PLAIN
 from vdiskfs.catalog import Branch, DiskLog, DiskRecord, Owner, SiteRecord, Vault, check
 from vdiskfs.catalog.owners import Claim, add_branch, claim, fence, next_generation, take_over
 from vdiskfs.catalog.publish import is_stored
 from vdiskfs.catalog.records import decode_disk, encode_disk
 from vdiskfs.delta.rehead import rehead
 from vdiskfs.errors import ConflictError, FormatError, NotFoundError
+
+pytestmark = pytest.mark.usefixtures("each_vault")
 
 A, B = "a" * 32, "b" * 32
 NEVER: frozenset[str] = frozenset()
@@ -70,6 +73,7 @@ async def test_a_fence_is_put_at_the_tip_and_the_writer_is_refused_by_the_store(
         assert await fence(test.fresh_log(), A, test.scratch) == tip
 
 
+@PLAIN
 async def test_a_writer_that_is_faster_than_the_fence_is_fenced_at_its_next_slot() -> None:
     async with bench() as test:
         await test.publish()
@@ -158,8 +162,8 @@ async def test_what_was_captured_for_one_generation_is_moved_into_a_branch(tmp_p
             moved = rehead(spooled, number, digest)
             assert (moved.head.generation, moved.path) == (number, spooled.path)
             await log.publish(moved)
-            assert await is_stored(test.store, moved.head)
-            assert not await is_stored(test.store, spooled.head)
+            assert await is_stored(test.vault.store, moved.head)
+            assert not await is_stored(test.vault.store, spooled.head)
             digest = moved.head.to_digest
         # A vault in a folder may hold the same file: it was not written to.
         assert shared.read_bytes() == before
@@ -210,7 +214,7 @@ async def test_two_state_directories_of_one_name_have_a_sign_of_life_each() -> N
     async with bench() as test:
         one = SiteRecord("berlin", "h", "2026-11-21T01:00:00Z", "1", (), 7, "t", writer=A)
         two = replace(one, writer=B, pid=8)
-        vault, other = test.vault, Vault(test.store, test.vault.vault_id, "")
+        vault, other = test.vault, Vault(test.vault.store, test.vault.vault_id, "")
         assert not await vault.write_site(one)
         assert not await other.write_site(two)
         assert not await vault.write_site(one)

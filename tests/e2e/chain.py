@@ -22,6 +22,7 @@ from typing import Self
 
 import trio
 
+from tests.vaults import given
 from vdiskfs.catalog import DiskLog, Point, Vault, shared_points
 from vdiskfs.store import open_store
 from vdiskfs.units import PAGE_SIZE
@@ -114,7 +115,7 @@ def check_instants(url: str, names: Sequence[str], *, strict: bool = True) -> In
     async def work() -> Instants:
         store = open_store(url)
         try:
-            vault = await Vault.open(store)
+            vault = await Vault.open(store, given())
             logs = {name: await vault.find_log(name) for name in names}
 
             async def find(name: str) -> DiskLog:
@@ -151,7 +152,7 @@ def count_shared(url: str, names: Sequence[str]) -> Callable[[], int]:
         try:
             # Deltas are shipped in order: an older instant is whole before a newer one.
             found = await shared_points(
-                (await Vault.open(store)).find_log, names, since_ns=newest_ns + 1
+                (await Vault.open(store, given())).find_log, names, since_ns=newest_ns + 1
             )
         finally:
             await store.aclose()

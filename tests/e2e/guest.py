@@ -50,11 +50,13 @@ class Guest:
         memory_mib: int = 256,
         options: Sequence[str] = (),
         programs: Sequence[Path] = (),
+        libraries: Sequence[Path] = (),
+        drivers: Sequence[str] = (),
     ) -> None:
         self._disks = disks
         self._options = [*options, "-m", str(memory_mib)]
         self._initramfs = directory / "initramfs.gz"
-        initramfs(script, self._initramfs, programs)
+        initramfs(script, self._initramfs, programs, drivers, libraries)
         self._process: subprocess.Popen[bytes] | None = None
         self._text = bytearray()
         self._changed = threading.Condition()

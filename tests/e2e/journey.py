@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,8 +45,11 @@ while qmp.recv(4096):
 class OwnMachine:
     """The QEMU that the user runs at home: its console and its QMP socket are files."""
 
-    def __init__(self, directory: Path, image: Path, boot: Path, memory: int) -> None:
+    def __init__(
+        self, directory: Path, image: Path, boot: Path, memory: int, options: Sequence[str] = ()
+    ) -> None:
         directory.mkdir()
+        self._options = options
         self.socket = directory / "qmp"
         self.console = Console(directory / "serial.log")
         self._image = image
@@ -64,7 +67,7 @@ class OwnMachine:
         words += ["-kernel", str(self._boot / "vmlinuz"), "-initrd", str(self._boot / "initrd")]
         words += ["-append", APPEND, *block_options("d0", Disk(self._image))]
         words += ["-device", "virtio-blk-pci,drive=d0"]
-        self._process = subprocess.Popen(words)
+        self._process = subprocess.Popen([*words, *self._options])
 
     def wait_ended(self) -> None:
         """Wait until its guest has turned it off."""

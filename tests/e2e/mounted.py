@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from tests.vaults import init_options, key_file
 from vdiskfs.registry import mount_entries
 from vdiskfs.state import unseal_mountpoint
 
@@ -56,6 +57,8 @@ class MountedSite:
         self.name = name
         # Tests kill more often than any fault does: see keeper.DEATHS.
         self.environ = {"VDISKFS_DEATHS": "1000", **os.environ, **(environ or {})}
+        if (key := key_file(root)) is not None:
+            self.environ["VDISKFS_KEY_FILE"] = str(key)
         self.config = self.root / "vdiskfs.conf"
         self.config.write_text(options)
         self.pid = 0
@@ -101,13 +104,23 @@ class MountedSite:
             raise CommandError(command, result)
         return result
 
+    def begin(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        """Start the program, and do not wait for it; it says nothing."""
+        quiet = subprocess.DEVNULL
+        command = [str(PROGRAM), *map(str, arguments)]
+        return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=self.environ)
+
+    def run_any(self, *arguments: str | Path) -> int:
+        """Run the program, and return its exit status, whatever it is."""
+        return self.begin(*arguments).wait(300)
+
     def json(self, *arguments: str | Path) -> Any:
         """Run the program with --json against this mount, and return the document."""
         return json.loads(self.run("--json", "-m", self.mountpoint, *arguments).stdout)
 
     def init(self) -> Self:
         """Make the vault."""
-        self.run("vault", "init", self.vault)
+        self.run("vault", "init", *init_options(self.root.parent), self.vault)
         return self
 
     def mount(self, *extra: str, recovery: bool = False) -> Self:

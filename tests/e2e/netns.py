@@ -45,6 +45,11 @@ class Namespace:
         """Let it pass again."""
         _ip("link", "set", self._near, "up")
 
+    @property
+    def bytes_in(self) -> int:
+        """What has come in over the wire so far, in bytes, headers included."""
+        return int(Path(f"/sys/class/net/{self._near}/statistics/tx_bytes").read_text())
+
     def forward(self, port: int) -> int:
         """Let the namespace reach a port of this host's loopback; return it on its own loopback."""
         self._server = socket.create_server((self.address, 0))

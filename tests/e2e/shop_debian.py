@@ -15,9 +15,9 @@ from tests.e2e.guest_files import CACHE, GuestFilesError, initramfs, kernel
 from tests.e2e.loopdev import run_tool
 from tests.e2e.shop import DRIVERS, MIB, SAY, Shop, make_ballast, sell
 
-ROOT = CACHE / "debian.tar"
+ROOT = CACHE / "debian-agent.tar"
 SUITE = "bookworm"
-PACKAGES = ("systemd", "systemd-sysv", "udev", "dbus", "sqlite3")
+PACKAGES = ("systemd", "systemd-sysv", "udev", "dbus", "sqlite3", "qemu-guest-agent")
 FIND_ROOT = """
 say "MOUNTING"
 mount -t ext4 /dev/vda2 /mnt || fail "mount"
@@ -47,9 +47,8 @@ class DebianShop(Shop):
         """See `Shop`."""
         directory.mkdir(mode=0o755)
         shutil.copyfile(kernel(), directory / "vmlinuz")
-        initramfs(
-            SAY + FIND_ROOT, directory / "initrd", drivers=(*DRIVERS, "autofs4"), switch_root=True
-        )
+        drivers = (*DRIVERS, "autofs4", "virtio_console")
+        initramfs(SAY + FIND_ROOT, directory / "initrd", drivers=drivers, switch_root=True)
 
     def fill(self, directory: Path) -> None:
         """See `Shop`."""
@@ -79,7 +78,7 @@ def fetch_root() -> Path:
         return ROOT
     if shutil.which("mmdebstrap") is None:
         raise GuestFilesError("no mmdebstrap on this host: apt-get install mmdebstrap")
-    partial = ROOT.with_name("debian.partial.tar")
+    partial = ROOT.with_name("debian-agent.partial.tar")
     words = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     words += [
         f"--dpkgopt=path-exclude=/usr/share/{name}/*"

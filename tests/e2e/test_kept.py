@@ -13,6 +13,7 @@ import trio
 
 from tests.e2e.gauges import write_at
 from tests.e2e.test_relocation import DISK, Sites, refused, refuses_writes, vault_record
+from tests.vaults import given
 from vdiskfs.catalog import Vault
 from vdiskfs.catalog.moves import ask_for, withdraw
 from vdiskfs.catalog.records import Handover
@@ -37,7 +38,7 @@ def at_third(sites: Sites, act: Callable[[Vault], Awaitable[Any]]) -> None:
     async def run() -> None:
         root = sites.home.state.parent.parent
         store = open_store(f"file://{root}/vault")
-        await act(await Vault.open(store))
+        await act(await Vault.open(store, given()))
 
     trio.run(run)
 

@@ -138,6 +138,8 @@ def test_a_growing_qcow2_is_never_corrupt_in_a_point(tmp_path: Path) -> None:
 
         site.wait("the qcow2 is a disk", listed)
         site.wait_shipped("grow")
+        # qemu-img closes it more than once: points of before have no whole header, as the disk.
+        early = len(site.point_images("grow")) - 1
         small = image.stat().st_size
         commands = []
         for number in range(300):
@@ -149,7 +151,7 @@ def test_a_growing_qcow2_is_never_corrupt_in_a_point(tmp_path: Path) -> None:
         qemu_io(image, commands, "qcow2")
         site.wait_shipped("grow")
         assert image.stat().st_size > small + 8 * MIB
-        points = [path.with_name("grow.qcow2") for path in site.point_images("grow")]
+        points = [path.with_name("grow.qcow2") for path in site.point_images("grow")][early:]
         results = [qcow2_check(point) for point in points]
         assert all(code in CHECK_OK for code in results), results
         sizes = [point.stat().st_size for point in points]

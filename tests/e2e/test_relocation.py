@@ -223,15 +223,16 @@ def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites:
 
 
 def test_the_host_stops_its_machine_when_it_is_asked_or_displaced(tmp_path: Path) -> None:
-    told, script = tmp_path / "told", tmp_path / "stop"
-    script.write_text(
-        f'#!/bin/sh\necho "$VDISKFS_REASON $VDISKFS_DISK $VDISKFS_IMAGE" >> {told}\n'
-        f"kill $(cat {tmp_path}/pid)\n"
-    )
+    told, script, start = tmp_path / "told", tmp_path / "stop", tmp_path / "start"
+    tell = f'#!/bin/sh\necho "$VDISKFS_REASON $VDISKFS_DISK $VDISKFS_IMAGE" >> {told}\n'
+    script.write_text(f"{tell}kill $(cat {tmp_path}/pid) || true\n")
+    start.write_text(tell)
     script.chmod(0o755)
+    start.chmod(0o755)
     sites = Sites(
         tmp_path,
-        f'when_displaced = "stop-machine"\n[machines]\nstop_command = ["{script}"]\n',
+        f'when_displaced = "stop-machine"\n[machines]\nstop_command = ["{script}"]\n'
+        f'start_command = ["{start}"]\n',
     )
     home, away = sites.home, sites.away
     with home, away:
@@ -247,6 +248,19 @@ def test_the_host_stops_its_machine_when_it_is_asked_or_displaced(tmp_path: Path
             away.json("failover", "rollback", name)
             home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
             assert not refuses_writes(live)
+            # It has its machine again, once; also where its daemon was another one meanwhile.
+            returned = f"returned {DISK} {live}\n"
+            home.wait("it is started", lambda: told.read_text().endswith(returned))
+        home.kill_daemon()
+        home.wait("it goes on", lambda: home.disk(DISK)["state"] == "Protected")
+        sites.start()
+        home.wait("it is away", lambda: home.disk(DISK)["state"] == "HandedOver")
+        # No machine ran on it this time: none is started.
+        away.json("failover", "rollback", away.json("failover", "list")["failovers"][0]["name"])
+        home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+        assert [line.split()[0] for line in told.read_text().splitlines()] == [
+            "handover", "returned", "displaced", "returned", "handover"
+        ]  # fmt: skip
 
 
 def test_a_failover_that_nobody_commits_rolls_itself_back_and_events_tell_it(

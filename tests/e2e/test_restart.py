@@ -88,6 +88,7 @@ def test_after_an_orderly_end_nothing_is_sent_again_and_the_points_go_on(tmp_pat
         assert {point["generation"] for point in site.points("web01")} == {1}
 
 
+@pytest.mark.usefixtures("each_vault")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_daemon_killed_under_load_misses_nothing_and_reuses_no_epoch(
     tmp_path: Path, seed: int

@@ -16,6 +16,7 @@ import pyfuse3
 import trio
 
 from tests.fs.harness import PlainHooks, PlainPoints
+from tests.vaults import given
 from vdiskfs import native
 from vdiskfs.catalog import Vault
 from vdiskfs.errors import VaultUnreachableError
@@ -86,7 +87,7 @@ async def serve(source: int, connection: int, arguments: list[str]) -> None:
     hooks = CopyHooks(core)
 
     async def read() -> PointReader:
-        vault = await Vault.open(store)
+        vault = await Vault.open(store, given())
         return await vault.log(await vault.disk(disk)).open(int(epoch))
 
     async def is_away() -> bool:

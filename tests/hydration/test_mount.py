@@ -18,6 +18,7 @@ import trio
 
 from tests.delta.model import PAGE, DiskModel
 from tests.hydration import hydratemount
+from tests.vaults import given
 from vdiskfs.catalog import Vault
 from vdiskfs.failover.copy import make_files
 from vdiskfs.failover.record import Member
@@ -50,7 +51,7 @@ class Mounted:
         """Make a point of 32 MiB: random bytes with holes, over two deltas."""
         rng = random.Random(1)
         store = open_store(f"file://{self.directory / 'vault'}")
-        vault = await Vault.init(store)
+        vault = await Vault.init(store, given())
         disk = await vault.create_disk("web01", file="web01.img", size=0, site="here")
         model = DiskModel(self.directory / "spool", vault_id=vault.vault_id, disk_id=disk.id)
         model.write(0, rng.randbytes(PAGES * PAGE))

@@ -19,6 +19,7 @@ import numpy as np
 import trio
 
 import vdiskfs.disk
+from tests.vaults import given
 from vdiskfs import native
 from vdiskfs.catalog import Owner, Vault
 from vdiskfs.catalog.vault import now_text
@@ -100,14 +101,14 @@ class OneDisk:
         self.path.write_bytes(content)
         os.truncate(self.path, size)
         store = open_store(f"file://{self.root}/vault")
-        await Vault.init(store)
+        await Vault.init(store, given())
         await store.aclose()
 
     async def open(self) -> None:
         """Start as a daemon does: by what the one before it left."""
         self.state = StateDirectory.open(self.root / f"state-{self.site}", boot_id=self.boot_id)
         self.store = open_store(f"file://{self.root}/vault")
-        self.vault = await Vault.open(self.store)
+        self.vault = await Vault.open(self.store, given())
         self.core = Core()
         fd = os.open(self.path, os.O_RDWR)
         image = Image(self.core, fd, ImageFlags.NONE, next(self._cookies))

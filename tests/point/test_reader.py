@@ -16,6 +16,8 @@ from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.point import ABSENT, FULL, ZERO, PointReader
 from vdiskfs.point import reader as reader_module
 
+pytestmark = pytest.mark.usefixtures("each_vault")
+
 WHOLE = 40 * PAGE
 offsets = st.integers(0, WHOLE)
 lengths = st.sampled_from([1, 100, 512, PAGE, PAGE + 1, 5 * PAGE, 20 * PAGE])

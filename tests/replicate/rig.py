@@ -23,6 +23,7 @@ from typing import Self, cast
 import trio
 
 from tests.store.memory import MemoryStore
+from tests.vaults import given
 from vdiskfs import native
 from vdiskfs.catalog import DiskLog, Vault
 from vdiskfs.delta import DeltaWriter, Spooled
@@ -103,9 +104,9 @@ class Rig:
     async def open(self) -> None:
         """Take the disk up, as after the end of a daemon on a host that lived on."""
         try:
-            vault = await Vault.open(self.store)
+            vault = await Vault.open(self.store, given())
         except NotFoundError:
-            vault = await Vault.init(self.store)
+            vault = await Vault.init(self.store, given())
         self.vault = vault
         try:
             self._disk_id = (await vault.find_disk(self.name)).id
@@ -208,7 +209,7 @@ class Rig:
     def fresh_log(self) -> DiskLog:
         """A log that knows nothing yet, over the same store."""
         assert self.vault is not None
-        return Vault(self.store, self.vault.vault_id, "").log(self.replicator.points.record)
+        return Vault(self.vault.store, self.vault.vault_id, "").log(self.replicator.points.record)
 
     async def contents(self) -> dict[int, bytes]:
         """Return the digest of each point's bytes, by epoch; reads them all."""

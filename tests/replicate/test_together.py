@@ -17,6 +17,7 @@ from trio.testing import MockClock
 
 from tests.catalog.memory import MemoryStore
 from tests.replicate.rig import Rig, page_of
+from tests.vaults import given
 from vdiskfs import native
 from vdiskfs.catalog import Vault, group_points, shared_points
 from vdiskfs.delta.layout import NO_ID
@@ -58,7 +59,7 @@ class Site:
 
     async def shared(self, *rigs: Rig) -> list[tuple[int, ...]]:
         """Return the epochs of each instant that disks share in the vault."""
-        vault = await Vault.open(self.memory)
+        vault = await Vault.open(self.memory, given())
         found = await shared_points(vault.find_log, [rig.name for rig in rigs])
         return [tuple(point.epoch for point in points) for points in found]
 
@@ -332,7 +333,7 @@ async def test_times_are_equal_and_later_than_all_before_whatever_the_clock_does
             await site.settle(a, b)  # that of the group
         assert times == sorted(set(times))
         assert times[1] - times[0] > 500 * NS
-        vault = await Vault.open(site.memory)
+        vault = await Vault.open(site.memory, given())
         found = await group_points(vault.find_log, ["a", "b"], "latest", 0)
         assert [one.epoch for one in found] == [rig.replicator.end.epoch for rig in site.rigs]
 

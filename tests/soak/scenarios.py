@@ -19,6 +19,7 @@ from tests.e2e.kills import kill_guest_round, kill_round
 from tests.e2e.outliving import outlive
 from tests.e2e.power import KINDS, power_loss_round
 from tests.e2e.replays import replay_round
+from tests.e2e.resting_debian import resting_round
 from tests.e2e.shop_debian import DebianShop
 from tests.races import race_round
 from tests.replicate.outages import outage_round
@@ -106,4 +107,5 @@ SCENARIOS = {
     "split-brain": Scenario(split_brains, 1),
     "outage": Scenario(outages, 2),
     "journey": Scenario(journeys, 1),
+    "rest": Scenario(resting_round, 1),
 }

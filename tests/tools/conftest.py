@@ -19,6 +19,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from tests.delta.model import DiskModel
+from tests.vaults import given
 from vdiskfs import registry
 from vdiskfs.catalog import Vault
 from vdiskfs.registry import MountEntry
@@ -173,7 +174,7 @@ async def make_history(directory: Path, spool: Path) -> History:
     """Make three points of a disk of 1 MiB + 512 bytes: written, changed, cut."""
     url = f"file://{directory}"
     store = open_store(url)
-    vault = await Vault.init(store)
+    vault = await Vault.init(store, given())
     size = (1 << 20) + 512
     record = await vault.create_disk("web01", file="web01.img", size=size, site="here")
     model = DiskModel(spool, vault_id=vault.vault_id, disk_id=record.id)

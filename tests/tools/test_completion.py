@@ -40,7 +40,7 @@ def test_another_shell_is_wrong_use(run: Run) -> None:
 
 def test_commands_and_options_are_completed() -> None:
     assert completed(incomplete="vau") == ["vault"]
-    assert completed("point", incomplete="re") == ["restore"]
+    assert completed("point", incomplete="re") == ["release", "restore"]
     assert "--drain" in completed("umount", incomplete="--")
 
 
@@ -91,4 +91,4 @@ def test_the_script_and_the_program_fit() -> None:
         text=True,
         check=True,
     )
-    assert result.stdout == "plain,point\n"
+    assert result.stdout == "plain,point\nplain,policy\n"

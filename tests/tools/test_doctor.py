@@ -59,7 +59,7 @@ def statuses(document: dict[str, Any]) -> dict[str, str]:
 
 def test_a_vault_is_tried(run: Run, run_json: Callable[..., Any], tmp_path: Path) -> None:
     url = f"file://{tmp_path}/v"
-    run("vault", "init", url)
+    run("vault", "init", "--encryption", "none", url)
     document = run_json("doctor", "--vault", url)
     assert statuses(document)["vault"] == "ok"
     assert "vault folder" in statuses(document)
@@ -81,14 +81,14 @@ def test_a_key_that_may_not_delete_is_fine(
         raise RefusedError("may not delete")
 
     url = f"file://{tmp_path}/v"
-    run("vault", "init", url)
+    run("vault", "init", "--encryption", "none", url)
     monkeypatch.setattr(LocalStore, "delete", refuse)
     assert statuses(run_json("doctor", "--vault", url))["vault key"] == "ok"
 
 
 def test_a_mounts_daemon_and_vault_are_tried(daemon: Any, run: Run) -> None:
     daemon.answer("GET", "/status", {"plain": None})
-    assert run("vault", "init", daemon.entry.vault).exit_code == 0
+    assert run("vault", "init", "--encryption", "none", daemon.entry.vault).exit_code == 0
     result = run("doctor")
     assert result.exit_code == 0, result.stdout
     assert "daemon: " in result.stdout
@@ -97,7 +97,7 @@ def test_a_mounts_daemon_and_vault_are_tried(daemon: Any, run: Run) -> None:
 
 def test_a_mount_that_is_served_plainly_is_no_good(daemon: Any, run: Run) -> None:
     daemon.answer("GET", "/status", {"plain": {"reason": "it died", "again_s": 5.0}})
-    assert run("vault", "init", daemon.entry.vault).exit_code == 0
+    assert run("vault", "init", "--encryption", "none", daemon.entry.vault).exit_code == 0
     result = run("doctor")
     assert result.exit_code == 1
     assert "missing  daemon: the mount is served untracked: it died" in result.stdout

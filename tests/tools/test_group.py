@@ -10,6 +10,7 @@ import trio
 from click.testing import Result
 
 from tests.tools.test_completion import completed
+from tests.vaults import given
 from vdiskfs.catalog import Group, Vault
 from vdiskfs.catalog.groups import GroupDisk, create_group
 from vdiskfs.store import open_store
@@ -111,7 +112,7 @@ def test_without_a_mount_the_vault_says_what_groups_there_are(
 
     async def make() -> None:
         store = open_store(history.url)
-        disk = await (await Vault.open(store)).find_disk("web01")
+        disk = await (await Vault.open(store, given())).find_disk("web01")
         members = (GroupDisk(disk.id, disk.name),)
         await create_group(store, Group("shop", "c" * 32, "2026-11-21T01:40:05Z", members))
         await store.aclose()

@@ -80,6 +80,7 @@ TABLE = [
     (errors.DamagedError("x"), 6),
     (errors.FormatError("x"), 6),
     (errors.RefusedError("x"), 7),
+    (errors.KeyNeededError("x"), 7),
     (PermissionError(13, "Permission denied", "/f"), 7),
     (OSError(28, "No space left on device", "/f"), 1),
     (click.UsageError("x"), 2),
@@ -156,7 +157,7 @@ def test_each_command_takes_the_global_options(path: list[str]) -> None:
         assert isinstance(command, click.Group)
         command = command.commands[name]
     names = {param.name for param in command.params if isinstance(param, GlobalOption)}
-    assert names == {"mount", "vault", "json", "quiet", "verbose", "debug", "version"}
+    assert names == {"mount", "vault", "key_file", "json", "quiet", "verbose", "debug", "version"}
 
 
 def test_what_changes_something_has_a_dry_run() -> None:

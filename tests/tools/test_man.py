@@ -6,16 +6,23 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from vdiskfs.config import AzureConfig, Config, MachinesConfig
+from vdiskfs.quiesceconfig import QuiesceConfig
+from vdiskfs.watchsettings import MailConfig, WatchConfig, WebhookConfig
 from vdiskfs_tools.call import GlobalOption
 from vdiskfs_tools.main import cli
 
 MAN = Path(__file__).parents[2] / "man"
 PAGES = ["vdiskfs.1", "vdiskfs.conf.5"]
+TABLES: dict[str, type[Any]] = {
+    "azure": AzureConfig, "machines": MachinesConfig, "watch": WatchConfig, "mail": MailConfig,
+    "webhook": WebhookConfig,
+}  # fmt: skip
 
 
 def plain(text: str) -> str:
@@ -62,7 +69,7 @@ def documented() -> dict[str, set[str]]:
         words = heading.split()
         if words[0] != "vdiskfs":
             continue
-        length = max((n for n in (2, 3) if " ".join(words[:n]) in known), default=len(words))
+        length = max((n for n in (2, 3, 4) if " ".join(words[:n]) in known), default=len(words))
         found[" ".join(words[:length])] = {
             option for tag in tags(text) for option in re.findall(r"(?<![\w-])--?[a-z-]+", tag)
         }
@@ -107,10 +114,10 @@ def test_each_key_is_in_the_page_with_its_default_and_no_other() -> None:
     found = sections("vdiskfs.conf.5")
     lines = [tag.replace(' " (default: ', " = ").removesuffix(')"') for tag in tags(found["KEYS"])]
     table = tomllib.loads("\n".join(line.replace(" (default: ", " = ") for line in lines))
-    assert set(table) | {"azure", "machines"} == {item.name for item in fields(Config)}
+    assert set(table) | {*TABLES, "quiesce"} == {item.name for item in fields(Config)}
     assert Config.from_dict(table, where="page") == Config()
-    assert set(tags(found["[azure]"])) == {item.name for item in fields(AzureConfig)}
-    assert set(tags(found["[machines]"])) == {item.name for item in fields(MachinesConfig)}
+    for name, config in {**TABLES, "quiesce.DISK": QuiesceConfig}.items():
+        assert set(tags(found[f"[{name}]"])) == {item.name for item in fields(config)}
 
 
 def test_the_example_in_the_page_is_a_configuration() -> None:

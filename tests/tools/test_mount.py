@@ -38,7 +38,7 @@ def places(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[st
     for name in ("src", "mp"):
         (tmp_path / name).mkdir()
     vault = f"file://{tmp_path}/v"
-    assert run("vault", "init", vault).exit_code == 0
+    assert run("vault", "init", "--encryption", "none", vault).exit_code == 0
     return {"src": f"{tmp_path}/src", "mp": f"{tmp_path}/mp", "vault": vault}
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_work_is_refused_before_anything_is_changed(
     (tmp_path / "file").write_text("no toml")
     (tmp_path / "full" / "in").mkdir(parents=True)
     newer = tmp_path / "newer"
-    assert run("vault", "init", f"file://{newer}").exit_code == 0
+    assert run("vault", "init", "--encryption", "none", f"file://{newer}").exit_code == 0
     document = newer / "vault.json"
     document.write_bytes(document.read_bytes().replace(b'"format": 1', b'"format": 99'))
     document.write_bytes(document.read_bytes().replace(b'"format":1', b'"format":99'))

@@ -51,6 +51,21 @@ def test_a_point_is_created_of_several_disks(daemon: Any, run: Run) -> None:
     assert daemon.asked == [("POST", "/points", body)]
 
 
+def test_a_point_that_fell_back_is_shown_and_is_exit_1(daemon: Any, run: Run) -> None:
+    """One line says why; with --json the document says it, too."""
+    daemon.answer("POST", "/points", {"points": [POINT], "fell_back": "guest agent x: no answer"})
+    words = ("point", "create", "web01", "--consistency", "application")
+    for more in ((), ("--json",)):
+        result = run(*words, *more)
+        assert result.exit_code == 1
+        assert "web01" in result.stdout
+        assert result.stderr.splitlines()[-1] == (
+            "vdiskfs: the point is crash-consistent only: guest agent x: no answer; "
+            "vdiskfs event list"
+        )
+    assert daemon.asked[0][2]["consistency"] == "application"
+
+
 def test_a_label_has_a_limit(daemon: Any, run: Run) -> None:
     assert run("point", "create", "web01", "--label", "ä" * 61).exit_code == 2
     assert daemon.asked == []

@@ -10,6 +10,7 @@ import trio
 from click.testing import Result
 
 from tests.delta.model import DiskModel
+from tests.vaults import given
 from vdiskfs.catalog import Branch, Vault
 from vdiskfs.catalog.owners import add_branch
 from vdiskfs.store import open_store
@@ -19,26 +20,28 @@ Run = Callable[..., Result]
 
 def test_a_vault_is_made_once(run: Run, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/v"
-    first = run("vault", "init", url)
+    first = run("vault", "init", "--encryption", "none", url)
     assert first.exit_code == 0
     assert first.stderr.startswith(f"{url}: vault ")
-    second = run("vault", "init", url)
+    second = run("vault", "init", "--encryption", "none", url)
     assert second.exit_code == 4
     assert second.stderr.count("\n") == 1
 
 
 def test_a_dry_run_makes_nothing(run: Run, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/v"
-    result = run("vault", "init", url, "--dry-run", "--json")
-    assert json.loads(result.stdout) == {"vault": url, "vault_id": None, "dry_run": True}
+    result = run("vault", "init", "--encryption", "none", url, "--dry-run", "--json")
+    assert json.loads(result.stdout) == {
+        "vault": url, "vault_id": None, "encryption": "none", "dry_run": True,
+    }  # fmt: skip
     assert not (tmp_path / "v").exists()
-    run("vault", "init", url)
-    assert run("vault", "init", url, "--dry-run").exit_code == 4
+    run("vault", "init", "--encryption", "none", url)
+    assert run("vault", "init", "--encryption", "none", url, "--dry-run").exit_code == 4
 
 
 def test_the_document_names_the_vault(run_json: Callable[..., Any], tmp_path: Path) -> None:
     url = f"file://{tmp_path}/v"
-    made = run_json("vault", "init", url)
+    made = run_json("vault", "init", "--encryption", "none", url)
     info = run_json("vault", "info", "--vault", url)
     assert info["vault_id"] == made["vault_id"]
     assert info["vault"] == url
@@ -51,7 +54,7 @@ def test_the_document_names_the_vault(run_json: Callable[..., Any], tmp_path: Pa
      ("azure://aaa/..", 2), ("file:///x\0y", 2)],
 )  # fmt: skip
 def test_an_address_that_is_none_is_wrong_use(run: Run, url: str, code: int) -> None:
-    for line in (["vault", "init", url], ["vault", "info", "--vault", url]):
+    for line in (["vault", "init", "--encryption", "none", url], ["vault", "info", "--vault", url]):
         result = run(*line)
         assert result.exit_code == code
         assert result.stderr.count("\n") == 1
@@ -132,7 +135,7 @@ def test_two_points_are_compared(history: Any, run: Run, run_json: Callable[...,
 async def add_line(history: Any, spool: Path) -> None:
     """Start a branch from the second point, with a page that is written otherwise."""
     store = open_store(history.url)
-    vault = await Vault.open(store)
+    vault = await Vault.open(store, given())
     disk = (await vault.disks())[0]
     branch = Branch("here", "here", "c" * 32, "token", "2026-11-21T01:40:05Z")
     record, number = await add_branch(vault, disk.id, (1, 2), branch)

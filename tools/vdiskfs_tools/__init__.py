@@ -7,7 +7,8 @@ output         what is printed, where, and in which form
 names          DISK@POINT, and names that are safe to print
 mounts, client which mount, and its daemon; launch: starting one
 vaults         which vault, without a daemon; checks: this host
-vault, mount, umount, status, disk, group, point, restore, failover, doctor, completion
+vault, mount, umount, status, disk, group, point, restore, failover, relocate, event, doctor,
+completion
                one file for each group of commands
 
 ``vdiskfs --help`` must be quick. What is slow to import (rich, httpx, trio, numpy and

@@ -23,6 +23,7 @@ class Call:
 
     mount: str | None = None
     vault: str | None = None
+    key_file: str | None = None
     json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -88,6 +89,7 @@ def _global_options() -> list[click.Parameter]:
             help="Which mount; else $VDISKFS_MOUNT.",
         ),
         option("--vault", metavar="URL", help="Which vault; else the mount's."),
+        option("--key-file", metavar="FILE", type=FilePath(), help="Key of an encrypted vault."),
         option("--json", is_flag=True, help="Print one JSON document."),
         option("-q", "--quiet", is_flag=True, help="Print no messages but errors."),
         option("-v", "--verbose", is_flag=True, help="Print more messages."),

@@ -66,12 +66,13 @@ def complete_machines(ctx: click.Context, _param: click.Parameter, incomplete: s
     """Return the names of the vault's machines that begin so; no answer is no names."""
     from vdiskfs.errors import VdiskfsError
     from vdiskfs.machines.vaulted import machine_names
-    from vdiskfs_tools.mounts import vault_url
     from vdiskfs_tools.output import clean
-    from vdiskfs_tools.vaults import with_store
+    from vdiskfs_tools.vaults import with_vault
 
     try:
-        names = with_store(vault_url(call_of(ctx)), machine_names, limit_s=ANSWER_S)
+        names = with_vault(
+            call_of(ctx), lambda vault: machine_names(vault.store), limit_s=ANSWER_S, ask=False
+        )
     except (VdiskfsError, OSError):
         return []
     return [name for name in names if name == clean(name) and name.startswith(incomplete)]

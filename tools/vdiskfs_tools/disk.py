@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import UsageError
+from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import find_mount
@@ -82,15 +82,47 @@ def show(call: Call, *, name: str) -> None:
 
 @disk.command("protect")
 @click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@click.option("--policy", metavar="NAME", help="Let it follow a policy; none: keep all points.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @dry_run_option
 @click.pass_obj
-def protect(call: Call, *, name: str, dry_run: bool) -> None:
+def protect(call: Call, *, name: str, policy: str | None, yes: bool, dry_run: bool) -> None:
     """Protect a disk: DISK is the name of a file in disks/, or of a disk.
+
+    With --policy, also of a disk that is protected already: says first which points that would
+    delete, and asks.
 
     Example:
         vdiskfs disk protect data.bin
+        vdiskfs disk protect web01 --policy default
     """
-    _change(call, name, "protect", {"policy": None}, dry_run=dry_run)
+    if policy is None:
+        _change(call, name, "protect", {"policy": None}, dry_run=dry_run)
+        return
+    from vdiskfs_tools.policies import follow_policy, policy_of, preview_choice
+    from vdiskfs_tools.policy import confirm, say_preview
+
+    chosen = "" if policy == "none" else policy
+    if chosen:
+        policy_of(call, chosen)
+    if call.vault is None:
+        with _client(call) as client:
+            try:
+                known = client.get("disks", name)
+            except NotFoundError:
+                if dry_run:
+                    raise
+                known = client.post("disks", name, "protect", body={"policy": None})
+        name = known.get("name") or name
+    preview = preview_choice(call, name, chosen)
+    if not dry_run:
+        confirm(call, [preview], yes=yes)
+        follow_policy(call, name, chosen)
+    document = {"disk": name, "policy": policy, "preview": preview}
+    if call.out.document(document | {"dry_run": True} if dry_run else document):
+        return
+    say_preview(call, [preview])
+    call.out.say(f"{name}: {'would follow' if dry_run else 'follows'} policy {policy}")
 
 
 @disk.command("unprotect")

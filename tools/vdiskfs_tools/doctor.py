@@ -45,7 +45,7 @@ def doctor(ctx: click.Context) -> None:
         findings += [_check_daemon(entry), _check_keeper(entry)]
     url = call.vault or (entry.vault if entry else None)
     if url is not None:
-        findings.extend(_check_vault(url))
+        findings.extend(_check_vault(call, url))
     ok = all(finding.status != "missing" for finding in findings)
     document = {"ok": ok, "checks": [finding.to_dict() for finding in findings]}
     if not call.out.document(document):
@@ -120,7 +120,7 @@ def _check_keeper(entry: MountEntry) -> Finding:
     )  # fmt: skip
 
 
-def _check_vault(url: str) -> list[Finding]:
+def _check_vault(call: Call, url: str) -> list[Finding]:
     """Look whether the vault is there, has space, lets us write, and has the same time."""
     from vdiskfs_tools.checks import Finding, check_space
     from vdiskfs_tools.vaults import with_store
@@ -129,7 +129,7 @@ def _check_vault(url: str) -> list[Finding]:
     if url.startswith("file:///"):
         findings.append(check_space("vault folder", Path(url.removeprefix("file://"))))
     try:
-        findings.extend(with_store(url, _probe, limit_s=VAULT_LIMIT_S))
+        findings.extend(with_store(url, lambda store: _probe(store, call), limit_s=VAULT_LIMIT_S))
     except NotFoundError as error:
         findings.append(Finding("vault", "missing", error.message, f"vdiskfs vault init {url}"))
     except VdiskfsError as error:
@@ -138,14 +138,15 @@ def _check_vault(url: str) -> list[Finding]:
     return findings
 
 
-async def _probe(store: Any) -> list[Finding]:
+async def _probe(store: Any, call: Call) -> list[Finding]:
     """Create, read and delete an object."""
     import time
 
-    from vdiskfs.catalog import Vault
     from vdiskfs_tools.checks import Finding
+    from vdiskfs_tools.keys import open_vault
 
-    vault = await Vault.open(store)
+    vault = await open_vault(store, call)
+    store = vault.store
     name, content = f"probe-{uuid.uuid4().hex}", b"vdiskfs doctor\n"
     await store.create(name, content)
     back, info = await store.read(name)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from vdiskfs.config import MountSettings
+from vdiskfs.crypto.given import PASSPHRASE
 from vdiskfs.errors import LocalError
 from vdiskfs_tools.answers import error_from
 
@@ -41,7 +42,7 @@ def run_in_place(settings: MountSettings) -> NoReturn:
     os.set_inheritable(descriptor, True)
     kept = bool(os.environ.get("NOTIFY_SOCKET"))
     command = [*(_daemon if kept else _command)(descriptor), "--foreground"]
-    os.execve(command[0], command, _MEMORY | os.environ)  # noqa: S606 (no shell is wanted)
+    os.execve(command[0], command, _environ())  # noqa: S606 (no shell is wanted)
 
 
 def start(settings: MountSettings) -> int:
@@ -82,7 +83,7 @@ def _spawn(
             stdout=log,
             stderr=log,
             cwd="/",
-            env=_MEMORY | os.environ,
+            env=_environ(),
             pass_fds=(descriptor, writing),
             start_new_session=True,
         )
@@ -116,6 +117,11 @@ def _read_answer(
 
 def _command(descriptor: int) -> list[str]:
     return [sys.executable, "-m", "vdiskfs.keeper", "--settings-fd", str(descriptor)]
+
+
+def _environ() -> dict[str, str]:
+    """Return the daemon's environment: the passphrase is in the settings, in memory alone."""
+    return {name: value for name, value in (_MEMORY | os.environ).items() if name != PASSPHRASE}
 
 
 def _daemon(descriptor: int) -> list[str]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,12 @@ def mount(
     if call.vault is None:
         raise UsageError("which vault?", hint="name it with --vault")
     source, mountpoint = (None, *paths) if len(paths) == 1 else paths
-    settings = _settings(call.vault, source, mountpoint, **wanted)
+    settings = _with_key(call, _settings(call.vault, source, mountpoint, **wanted))
     if not (foreground and _is_successor()):
         _check(settings)
     if dry_run:
         # Else the daemon looks, before it mounts: once is enough.
-        _check_vault(settings.vault)
+        _check_vault(settings)
         _show(call, settings, {"dry_run": True})
         return
     from vdiskfs_tools import launch
@@ -166,12 +167,30 @@ def _check_rights(settings: Any) -> None:
         )
 
 
-def _check_vault(url: str) -> None:
-    """Refuse a vault that is not there, or that is of a newer format than we know."""
+def _check_vault(settings: Any) -> None:
+    """Refuse a vault that is not there, that we cannot open, or of a newer format than we know."""
     from vdiskfs.catalog import Vault
+    from vdiskfs.crypto import secrets_of
     from vdiskfs_tools.vaults import with_store
 
-    with_store(url, Vault.open)
+    with_store(settings.vault, lambda store: Vault.open(store, secrets_of(settings)))
+
+
+def _with_key(call: Call, settings: Any) -> Any:
+    """Return the settings with the vault's key: given, or asked for where somebody can be."""
+    from vdiskfs.crypto import given_secrets
+
+    if _is_successor():
+        return settings  # its predecessor has left it the key
+    given = given_secrets(settings.options, call.key_file)
+    passphrase, file_key = given.passphrase, given.file_key
+    if not given:
+        from vdiskfs_tools.keys import ask_passphrase, can_ask, needs_passphrase
+        from vdiskfs_tools.vaults import with_store
+
+        if can_ask() and with_store(settings.vault, needs_passphrase):
+            passphrase = ask_passphrase()
+    return replace(settings, passphrase=passphrase, file_key=file_key and file_key.hex())
 
 
 def _within(path: str, directory: str) -> bool:

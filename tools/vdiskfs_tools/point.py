@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import NotFoundError, UsageError
-from vdiskfs_tools import restore
+from vdiskfs.errors import NotFoundError, UsageError, VdiskfsError
+from vdiskfs_tools import prove, restore
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks_and_groups, complete_points
 from vdiskfs_tools.mounts import find_mount
@@ -68,7 +68,7 @@ def list_points(
             *(item.get(key, "-") for key in keys),
             format_bytes(item.get("changed_bytes")),
             format_bytes(item.get("stored_bytes")),
-            item.get("label") or "",
+            " ".join([*(["held"] if item.get("held") else []), item.get("label") or ""]).strip(),
         ]
         for item in points
     ]
@@ -81,7 +81,10 @@ def list_points(
     shell_complete=complete_disks_and_groups,
 )  # fmt: skip
 @click.option("--label", metavar="TEXT", help="A text that the point carries; 120 bytes at most.")
-@click.option("--consistency", type=click.Choice(["crash"]), default="crash", help="What it holds.")
+@click.option(
+    "--consistency", type=click.Choice(["crash", "application"]), default="crash",
+    help="application: what uses the disks is brought to rest first.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Come back when the vault has it.")
 @dry_run_option
 @click.pass_obj
@@ -112,12 +115,13 @@ def create(
         else:
             with call.out.waiting("waiting for the vault" if wait else "making a point"):
                 document = client.post("points", body=body, patient=True)
-    if call.out.document(document):
-        return
-    if dry_run:
-        call.out.say(f"a point would be made of {', '.join(names)}")
-    for item in document.get("points") or []:
-        call.out.line(f"{item.get('disk')}@#{item.get('epoch')}  {item.get('time')}")
+    if not call.out.document(document):
+        if dry_run:
+            call.out.say(f"a point would be made of {', '.join(names)}")
+        for item in document.get("points") or []:
+            call.out.line(f"{item.get('disk')}@#{item.get('epoch')}  {item.get('time')}")
+    if why := document.get("fell_back"):
+        raise VdiskfsError(f"the point is crash-consistent only: {why}", hint="vdiskfs event list")
 
 
 @point.command("show")
@@ -165,7 +169,43 @@ def diff(call: Call, *, first: str, second: str) -> None:
     call.out.say(f"{counted(len(rows), 'extent')}, {format_bytes(total)}")
 
 
+@point.command("hold")
+@click.argument("name", metavar="DISK@POINT", shell_complete=complete_points)
+@click.option("--note", metavar="TEXT", default="", help="Why; shown with the point.")
+@click.pass_obj
+def hold(call: Call, *, name: str, note: str) -> None:
+    """Keep a point until it is released, whatever the disk's policy says.
+
+    Example:
+        vdiskfs point hold web01@-15m --note "before the upgrade"
+    """
+    from vdiskfs_tools.policies import change_hold
+
+    if len(note.encode(errors="replace")) > 400:
+        raise UsageError("--note: more than 400 bytes")
+    document = change_hold(call, parse_point(name), note)
+    if not call.out.document(document):
+        call.out.say(f"{document['disk']}@#{document['epoch']} ({document['time']}) is held")
+
+
+@point.command("release")
+@click.argument("name", metavar="DISK@POINT", shell_complete=complete_points)
+@click.pass_obj
+def release(call: Call, *, name: str) -> None:
+    """Let the disk's policy decide about a point again.
+
+    Example:
+        vdiskfs point release web01@#123
+    """
+    from vdiskfs_tools.policies import change_hold
+
+    document = change_hold(call, parse_point(name), None)
+    if not call.out.document(document):
+        call.out.say(f"{document['disk']}@#{document['epoch']} is not held any more")
+
+
 point.add_command(restore.restore)
+point.add_command(prove.prove)
 
 
 def _show_group_points(call: Call, points: list[dict[str, Any]]) -> None:
@@ -201,6 +241,7 @@ def _client(call: Call) -> Any:
 def _vault_points(
     call: Call, name: str, since_ns: int | None, until_ns: int | None, limit: int | None
 ) -> list[dict[str, Any]]:
+    from vdiskfs.catalog.proofs import with_proofs
     from vdiskfs_tools.vaults import group_points_of, point_document, with_vault
 
     async def work(vault: Any) -> list[dict[str, Any]]:
@@ -211,7 +252,9 @@ def _vault_points(
             if found is None:
                 raise
             return found
-        return [point_document(name, item) for item in await log.points(since_ns, until_ns, limit)]
+        points = await log.points(since_ns, until_ns, limit)
+        points = await with_proofs(vault.store, log.record.id, points)
+        return [point_document(name, item) for item in points]
 
     return with_vault(call, work)
 

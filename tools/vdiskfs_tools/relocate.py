@@ -314,39 +314,6 @@ def wait_job(call: Call, *, job_id: str) -> None:
     _check_job(document)
 
 
-@click.group(cls=Group)
-def event() -> None:
-    """See what has happened at a mount."""
-
-
-@event.command("list")
-@click.option("--since", default="", metavar="TIME", help="From then on: -1h, or a time.")
-@click.option("--follow", is_flag=True, help="Go on with what happens, until interrupted.")
-@click.pass_obj
-def list_events(call: Call, *, since: str, follow: bool) -> None:
-    """List what has happened to failovers, their machines, and disks that move; the newest last.
-
-    With --json and --follow each event is a line of its own.
-
-    Example:
-        vdiskfs event list --since -1h
-    """
-    with _client(call) as client:
-        last: dict[str, str] | None = None
-        while True:
-            rows = client.get("events", since=since)["events"]
-            if call.json and not follow:
-                call.out.document({"events": rows})
-                return
-            for row in rows[rows.index(last) + 1 if last in rows else 0 :]:
-                if not call.out.document(row):
-                    call.out.say(f"{row['time']}  {row['kind']} {row['subject']}: {row['text']}")
-            last = rows[-1] if rows else last
-            if not follow:
-                return
-            time.sleep(LOOK_S * 4)
-
-
 def _job(client: Any, job_id: str) -> dict[str, Any]:
     for one in client.get("jobs")["jobs"]:
         if one["id"] == job_id:

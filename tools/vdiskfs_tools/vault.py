@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import DamagedError
+from vdiskfs.errors import DamagedError, UsageError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import vault_url
 from vdiskfs_tools.names import parse_disk
 from vdiskfs_tools.output import counted, format_bytes
+from vdiskfs_tools.vaultkey import key
 
 
 @click.group(cls=Group)
@@ -27,21 +28,50 @@ def vault() -> None:
 
 @vault.command("init")
 @click.argument("url")
+@click.option(
+    "--encryption",
+    type=click.Choice(["aes-256-gcm", "none"]),
+    default="aes-256-gcm",
+    show_default=True,
+    help="How what lies in it is encrypted.",
+)
 @dry_run_option
 @click.pass_obj
-def init(call: Call, *, url: str, dry_run: bool) -> None:
+def init(call: Call, *, url: str, encryption: str, dry_run: bool) -> None:
     """Make a vault at URL.
 
+    It is encrypted with a passphrase (asked for, or from VDISKFS_PASSPHRASE or
+    VDISKFS_PASSPHRASE_FILE), with a key file (--key-file; made if it is absent), or with both.
+    Without the key nobody can read it, nor help you.
+
     Example:
-        vdiskfs vault init file:///srv/vault
+        vdiskfs vault init file:///srv/vault --key-file /root/vault.key
     """
+    from vdiskfs_tools.keys import first_secrets
     from vdiskfs_tools.vaults import make_vault
 
-    vault_id = make_vault(url, dry_run=dry_run)
-    document: dict[str, Any] = {"vault": url, "vault_id": vault_id}
+    given, made = None, None
+    if encryption != "none":
+        given, made = first_secrets(call, dry_run=dry_run)
+    elif call.key_file is not None:
+        raise UsageError("--encryption none needs no --key-file")
+    try:
+        vault_id = make_vault(url, given, dry_run=dry_run)
+    except BaseException:
+        if made is not None:
+            made.unlink(missing_ok=True)  # it opens nothing
+        raise
+    document: dict[str, Any] = {"vault": url, "vault_id": vault_id, "encryption": encryption}
+    if made is not None:
+        document["key_file"] = str(made)
     if call.out.document(document | {"dry_run": True} if dry_run else document):
         return
     call.out.say(f"{url}: a vault would be made" if dry_run else f"{url}: vault {vault_id} made")
+    if made is not None:
+        call.out.say(f"{made}: its key; keep a copy elsewhere: without it the vault is lost")
+
+
+vault.add_command(key)
 
 
 @vault.command("info")
@@ -59,7 +89,14 @@ def info(call: Call) -> None:
     if call.out.document(document):
         return
     disks, sites = document["disks"], document["sites"]
-    call.out.facts({"vault": url, "id": document["vault_id"], "made": document["created"]})
+    call.out.facts(
+        {
+            "vault": url,
+            "id": document["vault_id"],
+            "made": document["created"],
+            "encryption": document["encryption"],
+        }
+    )
     if disks:
         call.out.line()
         keys = ("site", "generation", "retired")
@@ -128,6 +165,39 @@ def check(call: Call, *, read_data: bool, disks: tuple[str, ...]) -> None:
             f"{url}: {counted(len(problems), 'object')} damaged or missing",
             hint="restore them, or restore the points that are whole",
         )
+
+
+@vault.command("gc")
+@click.option(
+    "--disk", "disks", metavar="DISK", multiple=True, shell_complete=complete_disks,
+    help="Only this disk; may be given again.",
+)  # fmt: skip
+@dry_run_option
+@click.pass_obj
+def gc(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
+    """Thin disks by their policies, and delete what no point needs any more.
+
+    Mounts do this by themselves for the disks that they own. What was thinned away is deleted
+    an hour later at the earliest.
+
+    Example:
+        vdiskfs vault gc --dry-run --vault file:///srv/vault
+    """
+    from vdiskfs_tools.policies import tend_vault
+
+    names = [parse_disk(name) for name in disks]
+    with call.out.waiting("thinning"):
+        rows = tend_vault(call, names, dry_run=dry_run)
+    if call.out.document({"lines": rows, "dry_run": dry_run}):
+        return
+    if not rows:
+        call.out.say("no disk has a policy")
+        return
+    header = ("DISK", ">GENERATION", ">POINTS", ">BYTES", ">LEFT", ">DELETED", ">WAITING")
+    call.out.table(header, [
+        [row["disk"], row["generation"], row["points"], format_bytes(row["bytes"]), row["left"],
+         row["deleted"], row["waiting"] + row["refused"]] for row in rows
+    ])  # fmt: skip
 
 
 def _hurt(disk: str, hurt: dict[str, Any]) -> str:

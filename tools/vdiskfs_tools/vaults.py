@@ -23,12 +23,15 @@ from vdiskfs.catalog import (
     group_members,
     shared_points,
 )
+from vdiskfs.catalog.vaultfile import read_vault_file
 from vdiskfs.config import load_config, vault_environ
+from vdiskfs.crypto import SCHEME_AES_256_GCM, SCHEME_NONE, Secrets
 from vdiskfs.errors import AlreadyExistsError, NotFoundError, VaultUnreachableError
 from vdiskfs.groupview import group_point_document
 from vdiskfs.store import Store, open_store
 from vdiskfs_tools.call import Call
 from vdiskfs_tools.failures import first_error
+from vdiskfs_tools.keys import open_vault
 from vdiskfs_tools.mounts import vault_url
 from vdiskfs_tools.names import PointName
 
@@ -77,20 +80,27 @@ async def _heed_termination() -> None:
             raise KeyboardInterrupt
 
 
-def with_vault(call: Call, work: Callable[[Vault], Awaitable[T]]) -> T:
-    """Run work on the vault that a command means.
+def with_vault(
+    call: Call, work: Callable[[Vault], Awaitable[T]], *, given: Secrets | None = None,
+    limit_s: float = math.inf, ask: bool = True,
+) -> T:  # fmt: skip
+    """Run work on the vault that a command means, opened with its key.
+
+    ``given`` is the key if it is known already; else it is looked for, and asked for.
 
     Raises:
         NotFoundError: there is no vault there, or nothing says which one is meant.
     """
 
     async def run(store: Store) -> T:
-        return await work(await Vault.open(store))
+        if given:
+            return await work(await Vault.open(store, given))
+        return await work(await open_vault(store, call, ask=ask))
 
-    return with_store(vault_url(call), run)
+    return with_store(vault_url(call), run, limit_s=limit_s)
 
 
-def make_vault(url: str, *, dry_run: bool) -> str | None:
+def make_vault(url: str, given: Secrets | None, *, dry_run: bool) -> str | None:
     """Make a vault and return its id; with ``dry_run``, only look whether that would work.
 
     Raises:
@@ -99,12 +109,12 @@ def make_vault(url: str, *, dry_run: bool) -> str | None:
 
     async def work(store: Store) -> str | None:
         if not dry_run:
-            return (await Vault.init(store)).vault_id
+            return (await Vault.init(store, given)).vault_id
         try:
-            vault = await Vault.open(store)
+            file, _ = await read_vault_file(store)
         except NotFoundError:
             return None
-        raise AlreadyExistsError(f"{url}: there is a vault already: {vault.vault_id}")
+        raise AlreadyExistsError(f"{url}: there is a vault already: {file.vault_id}")
 
     return with_store(url, work)
 
@@ -114,6 +124,7 @@ async def vault_document(vault: Vault) -> dict[str, Any]:
     return {
         "vault_id": vault.vault_id,
         "created": vault.created,
+        "encryption": SCHEME_NONE if vault.key is None else SCHEME_AES_256_GCM,
         "disks": [disk_document(record) for record in await vault.disks()],
         "sites": [asdict(record) for record in await vault.sites()],
     }
@@ -154,7 +165,7 @@ def point_document(disk: str, point: Point) -> dict[str, Any]:
     keys = ("epoch", "time", "consistency", "proof", "label", "size")
     sizes = ("changed_bytes", "stored_bytes", "generation")
     facts = {key: getattr(point, key) for key in (*keys, *sizes)}
-    return {"disk": disk, **facts, "label": facts["label"] or None, "held": False}
+    return {"disk": disk, **facts, "label": facts["label"] or None, "held": point.held}
 
 
 def check_document(report: CheckReport) -> dict[str, Any]:

@@ -9,6 +9,10 @@ check      what is damaged, and whom it hurts
 differences  where two points of a disk differ, in whichever lines
 points     Point, and the ways to name one              records, documents   JSON objects
 groups     consistency groups                       grouppoints   points that disks share
+policy     replication policies                     retention     which points a ladder keeps
+ledger     what a thinned line has                  leaves        deltas between kept states
+thinning   from points that stay to a new ledger    garbage       deleting what is doomed
+upkeep     a line thinned and collected; holds
 """
 
 from vdiskfs.catalog.anchor import Anchor
@@ -17,8 +21,9 @@ from vdiskfs.catalog.differences import Differences, open_differences
 from vdiskfs.catalog.grouppoints import group_points, shared_points
 from vdiskfs.catalog.groups import Group, group_members
 from vdiskfs.catalog.indexcache import IndexCache
-from vdiskfs.catalog.log import DiskLog, Tip
-from vdiskfs.catalog.points import Point
+from vdiskfs.catalog.log import DiskLog
+from vdiskfs.catalog.points import Point, Tip
+from vdiskfs.catalog.policy import Policy
 from vdiskfs.catalog.records import Branch, DiskRecord, Owner, SiteRecord
 from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault
@@ -34,6 +39,7 @@ __all__ = [
     "IndexCache",
     "Owner",
     "Point",
+    "Policy",
     "Problem",
     "SiteRecord",
     "Tip",

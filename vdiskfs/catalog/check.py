@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vdiskfs.catalog.inspection import Inspection, Progress
+from vdiskfs.catalog.inspection import Inspection, Progress, bare
+from vdiskfs.catalog.ledger import ledger_name, read_ledger
 from vdiskfs.catalog.line import MAX_LEVEL
-from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault
 from vdiskfs.catalog.walk import LineState, LineWalk, Listing
@@ -93,19 +94,42 @@ async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> Non
 
 
 async def _listing(work: Inspection, generation: int) -> Listing:
-    """List all slots and joined deltas of a generation."""
-    disk_id = work.record.id
+    """List all slots and joined deltas of a generation; below a horizon those of its ledger."""
+    disk_id, ref = work.record.id, work.record.ledgers.get(generation)
     listing = Listing(generation)
+    horizon = 0
+    if ref is not None:
+        horizon = await _from_ledger(work, listing, ref)
     async for info in work.store.list(slot_prefix(disk_id, generation)):
         parsed = parse_slot(info.name)
         if parsed is not None:
-            listing.slots[parsed[1]] = info
             work.sizes[info.name] = info.size
+            if parsed[1] >= horizon:
+                listing.slots[parsed[1]] = info
     for level in range(1, MAX_LEVEL + 1):
         async for info in work.store.list(joined_prefix(disk_id, generation, level)):
             parts = parse_joined(info.name)
-            if parts is not None and parts[2] < parts[3]:
+            if parts is not None and horizon <= parts[2] < parts[3]:
                 listed = head_from_metadata(dict(info.metadata))
                 listing.joined.append(PieceInfo(info.name, generation, level, parts[2], parts[3],
                                                 info.size, listed, parts[4]))  # fmt: skip
     return listing
+
+
+async def _from_ledger(work: Inspection, listing: Listing, ref: LedgerRef) -> int:
+    """Take what a ledger names; return its horizon."""
+    record, generation = work.record, listing.generation
+    try:
+        ledger = await read_ledger(
+            work.store, record.id, generation, ref.id, record.base(generation)
+        )
+    except (DamagedError, NotFoundError) as error:
+        name = ledger_name(record.id, generation, ref.id)
+        work.problem(name, bare(error, name))
+        listing.lost = ref.horizon
+        return ref.horizon
+    listing.leaves = {leaf.piece.from_epoch: leaf.piece for leaf in ledger.leaves}
+    listing.joined += ledger.joins
+    points = set(ledger.points.epoch.tolist())
+    listing.hidden = {one.to_epoch for one in listing.leaves.values()} - points
+    return ledger.horizon

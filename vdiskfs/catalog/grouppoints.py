@@ -16,8 +16,8 @@ import trio
 
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.points import Point, parse_spec
+from vdiskfs.catalog.proofs import is_proven, list_proven, mark_proven
 from vdiskfs.delta.layout import HEAD_SIZE, NO_ID, decode_head
-from vdiskfs.delta.names import slot_name
 from vdiskfs.errors import DamagedError, NotFoundError, UsageError
 from vdiskfs.point.fetch import first_error
 
@@ -56,6 +56,8 @@ async def group_points(
             f"{spec} is an epoch of one disk, and means nothing of several",
             hint="use a time such as 2026-11-21T01:40:05Z, -15m, or latest",
         )
+    if wanted.proven:
+        return await _newest_proven(find_log, names)
     found = await shared_points(
         find_log, names, until_ns=wanted.until_ns, limit=1, application=wanted.application
     )
@@ -66,6 +68,28 @@ async def group_points(
             hint="make one: vdiskfs point create " + " ".join(names),
         )
     return list(found[-1])
+
+
+async def _newest_proven(find_log: FindLog, names: Sequence[str]) -> list[Point]:
+    logs = [await find_log(name) for name in names]
+    proven = [await list_proven(one.store, one.record.id) for one in logs]
+    for generation, epoch in sorted(proven[0] if proven else (), reverse=True):
+        try:
+            point = await logs[0].find(epoch)
+        except NotFoundError:
+            continue  # it was thinned since
+        moment = point.time_ns
+        for shared in await shared_points(find_log, names, since_ns=moment, until_ns=moment):
+            marked = [
+                mark_proven(one, places.get((one.generation, one.epoch)))
+                for one, places in zip(shared, proven, strict=True)
+            ]
+            if shared[0].generation == generation and all(map(is_proven, marked)):
+                return marked
+    raise NotFoundError(
+        f"{', '.join(names)}: no recovery point that all of them share is proven of each",
+        hint="vdiskfs point prove DISK@POINT, for each of them",
+    )
 
 
 async def shared_points(
@@ -149,7 +173,7 @@ class _Search:
 async def _seal_of(log: DiskLog, one: _Placed) -> str:
     """Return the number of the seal that made a point; NO_ID: it is not known, or a disk's own."""
     point = one.point
-    name = slot_name(log.record.id, point.generation, one.from_epoch)
+    name = log.delta_name(point, one.from_epoch)
     try:
         head = decode_head(await log.store.read_range(name, 0, HEAD_SIZE), where=name)
     except (DamagedError, NotFoundError):

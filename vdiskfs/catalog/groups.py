@@ -19,7 +19,7 @@ from vdiskfs.catalog.documents import (
     encode_document,
     take,
 )
-from vdiskfs.catalog.records import safe_name
+from vdiskfs.catalog.records import named_by, safe_name
 from vdiskfs.catalog.vault import Vault
 from vdiskfs.crash import hook
 from vdiskfs.delta.layout import is_id
@@ -247,13 +247,7 @@ def by_age(groups: Sequence[Group]) -> list[Group]:
 
 def group_named(object_name: str) -> str | None:
     """Return whose document an object is; None: nobody's."""
-    part = object_name.removeprefix(PREFIX).removesuffix(".json")
-    raw = re.sub(rb"%([0-9a-f]{2})", lambda hit: bytes([int(hit[1], 16)]), part.encode())
-    try:
-        name = raw.decode()
-    except UnicodeDecodeError:
-        return None
-    return name if name and _object_name(name) == object_name else None
+    return named_by(object_name, PREFIX)
 
 
 async def _write(store: Store, group: Group, *, etag: str | None) -> str:

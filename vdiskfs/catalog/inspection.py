@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import trio
 
+from vdiskfs.catalog.ledger import LEAF_LEVEL
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.delta.entries import I64, U64, Bools, Entries, distinct
@@ -136,9 +137,11 @@ class Inspection:
         return f"{size} bytes where {said} were stored" if size != said else "frames are damaged"
 
     def _is_read_here(self, piece: Piece, name: str) -> bool:
-        """Return whether frames are to be read: for slots, and where no slot could say."""
+        """Return whether frames are to be read: for slots and leaves, and where none could say."""
         if not self.read_data:
             return False
+        if piece.info.level == LEAF_LEVEL:
+            return True
         return piece.head.kind is Kind.SLOT or (name in self._problems and name not in self._bad)
 
 

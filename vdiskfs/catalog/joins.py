@@ -56,7 +56,12 @@ def due_runs(line: Line, level: int) -> Iterator[list[PieceInfo]]:
     for piece in line.cover:
         block = piece.from_epoch >> shift
         inside = (piece.to_epoch - 1) >> shift == block and (block + 1) << shift <= tip
-        fits = inside and piece.level < level and _tail_bytes(piece) <= _limit(piece)
+        fits = (
+            inside
+            and piece.from_epoch >= line.floor
+            and piece.level < level
+            and tail_bytes(piece) <= _limit(piece)
+        )
         if run and (not fits or run[-1].from_epoch >> shift != block):
             yield from _useful(run)
             run = []
@@ -66,11 +71,12 @@ def due_runs(line: Line, level: int) -> Iterator[list[PieceInfo]]:
 
 
 def _useful(run: list[PieceInfo]) -> Iterator[list[PieceInfo]]:
-    if len(run) > 1 and sum(_tail_bytes(piece) for piece in run) <= JOIN_LIMIT:
+    if len(run) > 1 and sum(tail_bytes(piece) for piece in run) <= JOIN_LIMIT:
         yield run
 
 
-def _tail_bytes(piece: PieceInfo) -> int:
+def tail_bytes(piece: PieceInfo) -> int:
+    """Return the bytes at the end of a delta that hold all but its frames."""
     return piece.listed.tail_bytes if piece.listed else piece.size
 
 
@@ -81,7 +87,7 @@ def _limit(piece: PieceInfo) -> int:
 async def _join(
     line: Line, tables: Tables, cache: IndexCache | None, *, level: int, run: list[PieceInfo]
 ) -> None:
-    tails = [await _tail(tables, cache, piece) for piece in run]
+    tails = [await read_tail(tables, cache, piece) for piece in run]
     with _workplace(cache) as directory:
         path, head, table = await trio.to_thread.run_sync(
             _write, tables, run, tails, level, directory
@@ -125,9 +131,9 @@ def _write(
     return path, head, concat_points([points_of(delta) for delta in deltas])
 
 
-async def _tail(tables: Tables, cache: IndexCache | None, piece: PieceInfo) -> bytes:
+async def read_tail(tables: Tables, cache: IndexCache | None, piece: PieceInfo) -> bytes:
     """Return the tail of a delta: from the cache if it is right there, else the vault's."""
-    length = _tail_bytes(piece)
+    length = tail_bytes(piece)
     if cache is not None:
         found = await trio.to_thread.run_sync(cache.get, piece.name)
         if found is not None and len(found) == length and _is_whole(found, piece):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import trio
 
+from vdiskfs.catalog.ledger import Ledger, read_ledger, shortest
+from vdiskfs.catalog.records import LedgerRef
 from vdiskfs.delta.layout import HEAD_SIZE, ListedHead, decode_head, head_from_metadata, listed_of
 from vdiskfs.delta.names import (
     joined_prefix,
@@ -43,6 +45,7 @@ class Line:
     ``cover`` is in order, without overlap. ``fence`` is the slot that ended the line.
     ``holes`` and ``gap`` are where slots are missing: inside the cover, and at its end,
     with later slots listed. ``bad`` are joined deltas found damaged: they are not used.
+    Of a line that was thinned ``ref`` names the ledger, which is read when it is needed.
 
     Tasks may use it at once: what one learns is there for the others in one step.
     """
@@ -58,20 +61,26 @@ class Line:
     holes: list[Span] = field(default_factory=list)
     gap: Span | None = None
     bad: set[str] = field(default_factory=set)
+    ref: LedgerRef | None = None
+    ledger: Ledger | None = None
     _learning: trio.Lock = field(default_factory=trio.Lock, repr=False, compare=False)
 
     @property
     def tip(self) -> int:
         """Return the newest epoch known."""
-        return self.cover[-1].to_epoch if self.cover else self.base
+        return self.cover[-1].to_epoch if self.cover else self.floor
+
+    @property
+    def floor(self) -> int:
+        """Return the epoch from which on slots count: the horizon, or the base."""
+        return self.base if self.ref is None else self.ref.horizon
 
     async def refresh(self) -> None:
         """Learn what was added: everything the first time, then what follows the tip."""
         async with self._learning:
             slots = self._trailing_slots()
             if not self.loaded:
-                await self._survey(self.base)
-                self.loaded = True
+                await self._load()
             elif len(slots) >= STALE_SLOTS:
                 await self._survey(slots[0].from_epoch)
             else:
@@ -81,8 +90,18 @@ class Line:
         """Learn everything, if nothing is known yet."""
         async with self._learning:
             if not self.loaded:
-                await self._survey(self.base)
-                self.loaded = True
+                await self._load()
+
+    async def _load(self) -> None:
+        kept: list[PieceInfo] = []
+        if self.ref is not None:
+            self.ledger = await read_ledger(
+                self.store, self.disk_id, self.generation, self.ref.id, self.base
+            )
+            kept = shortest(self.ledger.pieces, self.base, self.ref.horizon) or []
+        await self._survey(self.floor)
+        self.cover = [*kept, *self.cover]
+        self.loaded = True
 
     def append(self, info: PieceInfo) -> None:
         """Add the slot that starts at the tip; others are known already, or come later."""
@@ -131,6 +150,13 @@ class Line:
         """Return the longest deltas from one epoch to another, in order, and what is missing."""
         without |= self.bad
         found: list[PieceInfo] = []
+        if self.ledger is not None and wanted[0] < self.floor:
+            # Below the horizon nothing is looked for: the ledger has all there is.
+            end = min(wanted[1], self.floor)
+            way = shortest(self.ledger.pieces, wanted[0], end, without)
+            if way is None:
+                return [], [wanted]
+            found, wanted = way, (end, wanted[1])
         spans = [wanted] if wanted[0] < wanted[1] else []
         for level in range(MAX_LEVEL, -1, -1):
             rest: list[Span] = []
@@ -151,6 +177,11 @@ class Line:
         for prefix in _prefixes(span):
             found += await self._list(level, prefix)
         return _choose(found, span)
+
+    async def listed_all(self, level: int, span: Span) -> list[PieceInfo]:
+        """List all deltas of a level that lie inside a finite span, whatever they overlap."""
+        found = [piece for prefix in _prefixes(span) for piece in await self._list(level, prefix)]
+        return [one for one in found if span[0] <= one.from_epoch and one.to_epoch <= span[1]]
 
     async def _pieces_within(
         self, level: int, span: Span, without: frozenset[str]
@@ -306,10 +337,19 @@ class Line:
     def _trailing_slots(self) -> list[PieceInfo]:
         slots: list[PieceInfo] = []
         for piece in reversed(self.cover):
-            if piece.level:
+            if piece.level or piece.from_epoch < self.floor:
                 break
             slots.append(piece)
         return slots[::-1]
+
+
+class DamagedJoinError(Exception):
+    """A joined delta of a line cannot be read."""
+
+    def __init__(self, line: Line, piece: PieceInfo) -> None:
+        super().__init__(piece.name)
+        self.line = line
+        self.piece = piece
 
 
 def uncovered(span: Span, pieces: Iterable[PieceInfo]) -> list[Span]:

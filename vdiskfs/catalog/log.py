@@ -7,9 +7,11 @@ tasks at once; readers it opened are free of that.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,41 +19,34 @@ import numpy as np
 import trio
 
 from vdiskfs.catalog.chain import Chains
+from vdiskfs.catalog.documents import DOCUMENT_LIMIT
+from vdiskfs.catalog.garbage import FRESH_S, boottime_s
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.joins import make_joins
-from vdiskfs.catalog.line import Line
-from vdiskfs.catalog.points import Point, Wanted, parse_spec, point_of
+from vdiskfs.catalog.line import END, DamagedJoinError, Line
+from vdiskfs.catalog.points import Point, Tip, Wanted, newest_row, parse_spec, point_of
+from vdiskfs.catalog.proofs import is_proven, list_proven, mark_proven
 from vdiskfs.catalog.publish import (
     Progress,
     check_segments,
+    collected,
+    keep_tail,
     publish_slot,
     upload_segments,
 )
-from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.records import DiskRecord, LedgerRef, decode_disk
 from vdiskfs.catalog.saved import read_saved, write_saved
 from vdiskfs.catalog.tables import Tables
 from vdiskfs.delta import Spooled, genesis_digest
-from vdiskfs.delta.layout import Flags, listed_of
+from vdiskfs.delta.layout import listed_of
 from vdiskfs.delta.names import slot_name
-from vdiskfs.delta.points import PointTable
+from vdiskfs.delta.points import PointRow, PointTable, concat_points
 from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.point import BlockCache, Piece, PieceInfo, PointReader
 from vdiskfs.store import Store
 from vdiskfs.units import format_time
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Tip:
-    """Where a generation ends: what the next delta must start from."""
-
-    generation: int
-    epoch: int
-    digest: bytes
-    time_ns: int
-    size: int
-    fenced: bool
 
 
 class DiskLog:
@@ -74,19 +69,58 @@ class DiskLog:
         self.generation = generation
         self.cache = cache
         self._blocks = blocks
-        self._tables = Tables(store, blocks, vault_id, record.id)
-        self._chains = Chains(self._tables, record.name)
-        self._lines = [
-            Line(store, record.id, number, record.base(number))
-            for number in (*(parent for parent, _ in record.lineage(generation)), generation)
-        ]
-        for line, (_, end) in zip(self._lines, record.lineage(generation), strict=False):
-            line.end = end
+        self.tables = Tables(store, blocks, vault_id, record.id)
+        self._chains = Chains(self.tables, record.name)
+        self._lines: list[Line] = []
+        self.adopt(record)
 
     @property
     def line(self) -> Line:
         """Return the line of the generation itself."""
         return self._lines[-1]
+
+    def adopt(self, record: DiskRecord) -> None:
+        """Take the disk's record as it was just read; lines that were thinned are read anew."""
+        before = {line.generation: line for line in self._lines}
+        self.record = record
+        self._record_at = boottime_s()
+        lines = []
+        lineage = record.lineage(self.generation)
+        for number, end in [*lineage, (self.generation, END)]:
+            ref = record.ledgers.get(number)
+            line = before.get(number)
+            if line is None or line.ref != ref:
+                line = Line(self.store, record.id, number, record.base(number), end, ref=ref)
+            lines.append(line)
+        self._lines = lines
+
+    def learned(self, record: DiskRecord) -> None:
+        """Take from the disk's record what concerns its points: ledgers, holds, the policy."""
+        # Whose line it is, and where it forks, is ownership's to say.
+        self.adopt(replace(self.record, ledgers=record.ledgers, holds=record.holds,
+                           policy=record.policy))  # fmt: skip
+
+    def _refs(self) -> list[LedgerRef | None]:
+        return [line.ref for line in self._lines]
+
+    async def _learned(self, refs: list[LedgerRef | None]) -> bool:
+        """Read the record again; say if a line was thinned since; others may have seen that."""
+        with contextlib.suppress(DamagedError, NotFoundError):  # what was hurt first is told
+            await self.learn()
+        return refs != self._refs()
+
+    async def learn(self) -> None:
+        """Read the disk's record again."""
+        where = f"disks/{self.record.id}/disk.json"
+        data, _ = await self.store.read(where, limit=DOCUMENT_LIMIT)
+        record = decode_disk(data, self.record.id, where=where)
+        if self.generation in record.parents:
+            self.learned(record)
+
+    async def _be_fresh(self) -> None:
+        """Look at the record, if what is known of it is old: slots may have been collected."""
+        if boottime_s() - self._record_at > FRESH_S:
+            await self.learn()
 
     async def refresh(self) -> Tip:
         """Learn what others added, and return the tip."""
@@ -98,8 +132,13 @@ class DiskLog:
         Raises:
             DamagedError: its newest delta is damaged, or one before it is missing.
         """
-        await self.line.refresh()
-        return await self._around(self._tip)
+        await self._be_fresh()
+
+        async def ask() -> Tip:
+            await self.line.refresh()
+            return await self._tip()
+
+        return await self._around(ask)
 
     async def _tip(self) -> Tip:
         line = self.line
@@ -108,7 +147,7 @@ class DiskLog:
             raise DamagedError(f"{name}: the delta is missing, and later ones are there")
         fenced = line.fence is not None
         if line.cover:
-            head = (await self._ask(line, line.cover[-1], self._tables.piece)).head
+            head = (await self._ask(line, line.cover[-1], self.tables.piece)).head
             return Tip(self.generation, head.to_epoch, head.to_digest, head.time_ns, head.size,
                        fenced)  # fmt: skip
         if line.base == 0:
@@ -144,9 +183,16 @@ class DiskLog:
             DamagedError: a segment it refers to is not in the vault.
         """
         head = spooled.head
+        if head.from_epoch < self.line.floor:
+            raise collected(head)
         await upload_segments(self.store, self.record.id, spooled.segments, progress)
         await check_segments(self.store, spooled)
         await publish_slot(self.store, spooled)
+        # Invariant: a slot below the horizon may have been collected, and so be filled twice.
+        # One that is not below it, as disk.json says afterwards, was never filled before.
+        await self._be_fresh()
+        if head.from_epoch < self.line.floor:
+            raise collected(head)
         if progress is not None:
             progress(head.object_size)
         name = slot_name(head.disk_id, head.generation, head.from_epoch)
@@ -155,19 +201,38 @@ class DiskLog:
                              head.object_size, listed_of(head))  # fmt: skip
             self.line.append(info)
             if self.cache is not None:
-                await trio.to_thread.run_sync(_keep_tail, self.cache, name, spooled)
+                await trio.to_thread.run_sync(keep_tail, self.cache, name, spooled)
         return Point(
             head.generation, head.to_epoch, head.time_ns, head.flags, head.size,
             head.changed_bytes, head.stored_bytes, head.label,
         )  # fmt: skip
+
+    def is_below(self, generation: int, epoch: int) -> bool:
+        """Say whether an epoch of the lineage lies where points may have been thinned away."""
+        line = next((one for one in self._lines if one.generation == generation), None)
+        return line is not None and line.ref is not None and epoch <= line.floor
+
+    async def line_points(self) -> PointTable:
+        """Return the points of the generation itself, oldest first."""
+
+        async def ask() -> PointTable:
+            line = self.line
+            await line.load()
+            return concat_points([await self._table(line, piece) for piece in line.cover])
+
+        return await self._around(ask)
 
     async def publish_joins(self) -> int:
         """Join what can be joined now; return how many joined deltas were made.
 
         May be called at any time and again: what is there already is left alone.
         """
-        await self._load(self.line)
-        return await make_joins(self.line, self._tables, self.cache)
+
+        async def ask() -> int:
+            await self.line.load()
+            return await make_joins(self.line, self.tables, self.cache)
+
+        return await self._around(ask)
 
     async def points(
         self, since_ns: int | None = None, until_ns: int | None = None, limit: int | None = None
@@ -183,7 +248,7 @@ class DiskLog:
     ) -> list[Point]:
         found: list[Point] = []
         for line, end in self._newest_lines():
-            await self._load(line)
+            await line.load()
             for piece in reversed(tuple(line.cover)):
                 if piece.from_epoch >= end or (limit is not None and len(found) >= limit):
                     continue
@@ -191,7 +256,7 @@ class DiskLog:
                     continue
                 if since_ns is not None and await self._last(line, piece) < since_ns:
                     return _limited(found, limit)
-                table = await self._ask(line, piece, self._tables.table)
+                table = await self._table(line, piece)
                 stop = int(np.searchsorted(table.epoch, np.uint64(end), side="right"))
                 for index in range(stop - 1, -1, -1):
                     moment = int(table.time_ns[index])
@@ -199,10 +264,15 @@ class DiskLog:
                         since_ns is not None and moment < since_ns
                     ):
                         continue
-                    found.append(point_of(table.row(index), line.generation))
+                    found.append(self._point(table.row(index), line))
                     if limit is not None and len(found) >= limit:
                         return _limited(found, limit)
         return _limited(found, limit)
+
+    def _point(self, row: PointRow, line: Line) -> Point:
+        place = (line.generation, row.epoch)
+        held = any((hold.generation, hold.epoch) == place for hold in self.record.holds)
+        return point_of(row, line.generation, held=held)
 
     async def find(self, spec: str | int, now_ns: int | None = None) -> Point:
         """Return the point that a name means: the newest at or before a time.
@@ -212,21 +282,40 @@ class DiskLog:
             UsageError: the name is none.
         """
         wanted = parse_spec(spec, time.time_ns() if now_ns is None else now_ns)
+        if wanted.proven:
+            return await self._find_proven()
         point = await self._around(lambda: self._find(wanted))
         if point is None:
             raise await self._around(lambda: self._not_found(spec, wanted))
         return point
 
+    async def _find_proven(self) -> Point:
+        """Return the newest point of which more is known than that it is stored."""
+        proven = await list_proven(self.store, self.record.id)
+        for line, end in self._newest_lines():
+            epochs = [epoch for (generation, epoch), one in proven.items()
+                      if generation == line.generation and epoch <= end]  # fmt: skip
+            for epoch in sorted(epochs, reverse=True):
+                point = await self._around(partial(self._find, Wanted(epoch=epoch)))
+                if point is not None and point.generation == line.generation:
+                    point = mark_proven(point, proven[point.generation, epoch])
+                    if is_proven(point):
+                        return point
+        raise NotFoundError(
+            f"{self.record.name}: no point of it is proven",
+            hint=f"vdiskfs point prove {self.record.name}@latest --level hashed",
+        )
+
     async def _find(self, wanted: Wanted) -> Point | None:
         for line, end in self._newest_lines():
-            await self._load(line)
+            await line.load()
             for piece in reversed(tuple(line.cover)):
                 if piece.from_epoch >= end or not await self._may_hold(line, piece, wanted):
                     continue
-                table = await self._ask(line, piece, self._tables.table)
-                index = _newest(table, wanted, end)
+                table = await self._table(line, piece)
+                index = newest_row(table, wanted, end)
                 if index is not None:
-                    return point_of(table.row(index), line.generation)
+                    return self._point(table.row(index), line)
         return None
 
     async def open(self, point: Point | int) -> PointReader:
@@ -241,11 +330,27 @@ class DiskLog:
         generations = [line.generation for line in self._lines]
         if point.generation not in generations:
             raise NotFoundError(f"{self._title(point.epoch)}: no generation {point.generation}")
-        lines = self._lines[: generations.index(point.generation) + 1]
+        count = generations.index(point.generation) + 1
         epoch, title = point.epoch, self._title(point.epoch)
 
+        async def again(without: frozenset[str]) -> Sequence[Piece]:
+            await self.learn()  # what is open still, of deltas that are gone, proves nothing
+            return await reopen(without)
+
         async def reopen(without: frozenset[str]) -> Sequence[Piece]:
-            return await self._chains.open(lines, epoch, without)
+            while True:
+                lines, refs = self._lines[:count], self._refs()
+                try:
+                    return await self._chains.open(lines, epoch, without)
+                except (DamagedError, NotFoundError) as error:
+                    learned = await self._learned(refs)
+                    if not await self._is_kept(count - 1, epoch):
+                        raise NotFoundError(
+                            f"{title}: the point was thinned away",
+                            hint=f"see `vdiskfs point list {self.record.name}`",
+                        ) from error
+                    if not learned:
+                        raise
 
         pieces = await reopen(frozenset())
         head = pieces[-1].head
@@ -255,15 +360,34 @@ class DiskLog:
             )
         return PointReader(
             self.store, pieces, title=title, size=head.size, generation=point.generation,
-            epoch=epoch, reopen=reopen,
+            epoch=epoch, reopen=again,
         )  # fmt: skip
 
+    async def _is_kept(self, index: int, epoch: int) -> bool:
+        """Say whether an epoch of a line is above its horizon, or one that its ledger leads to."""
+        line = self._lines[index]
+        await line.load()
+        return line.ledger is None or epoch > line.floor or any(
+            leaf.piece.to_epoch == epoch for leaf in line.ledger.leaves
+        )  # fmt: skip
+
+    def delta_name(self, point: Point, from_epoch: int) -> str:
+        """Return the name of the delta that ends at a point; the point before is known."""
+        line = next(one for one in self._lines if one.generation == point.generation)
+        for leaf in line.ledger.leaves if line.ledger is not None else ():
+            if leaf.piece.to_epoch == point.epoch:
+                return leaf.piece.name
+        return slot_name(self.record.id, line.generation, max(from_epoch, line.floor))
+
+    async def leads_to(self, generation: int, epoch: int) -> bool:
+        """Say whether the state at an epoch was not thinned away, if it was ever there."""
+        index = [line.generation for line in self._lines].index(generation)
+        return await self._is_kept(index, epoch)
+
     async def deltas(
-        self,
-        after: tuple[int, int] | None,
-        until: tuple[int, int],
+        self, after: tuple[int, int] | None, until: tuple[int, int],
         without: frozenset[str] = frozenset(),
-    ) -> list[Piece]:
+    ) -> list[Piece]:  # fmt: skip
         """Open the deltas that lead from one place of the lineage to another, oldest first.
 
         A place is a generation and an epoch; None: the empty disk. Joined deltas that are
@@ -274,9 +398,15 @@ class DiskLog:
         """
         generations = [line.generation for line in self._lines]
         first = 0 if after is None else generations.index(after[0])
-        lines = self._lines[first : generations.index(until[0]) + 1]
+        last = generations.index(until[0]) + 1
         start = None if after is None else after[1]
-        return await self._chains.open(lines, until[1], without, after=start)
+        while True:
+            lines, refs = self._lines[first:last], self._refs()
+            try:
+                return await self._chains.open(lines, until[1], without, after=start)
+            except (DamagedError, NotFoundError):
+                if not await self._learned(refs):
+                    raise
 
     def save(self, path: Path) -> None:
         """Write what is known of the points to a local file.
@@ -284,24 +414,17 @@ class DiskLog:
         Raises:
             LocalError: it cannot be written.
         """
-        write_saved(path, self._identity, self._lines, self._tables.known())
+        write_saved(path, [self.vault_id, self.record.id], self._lines, self.tables.known())
 
     def load(self, path: Path) -> bool:
         """Take up what was saved; return False if it is of no use. The tip is read anew."""
-        tables = read_saved(path, self._identity, self._lines)
+        tables = read_saved(path, [self.vault_id, self.record.id], self._lines)
         if tables is not None:
-            self._tables.restore(tables)
+            self.tables.restore(tables)
         return tables is not None
-
-    @property
-    def _identity(self) -> list[str]:
-        return [self.vault_id, self.record.id]
 
     def _title(self, epoch: int) -> str:
         return f"{self.record.name}@{epoch}"
-
-    async def _load(self, line: Line) -> None:
-        await line.load()
 
     def _newest_lines(self) -> Iterator[tuple[Line, int]]:
         """Yield the lines, newest first, each with the last epoch that counts."""
@@ -311,11 +434,27 @@ class DiskLog:
     async def _around(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask again without each joined delta that turns out to be damaged."""
         while True:
+            refs = self._refs()
             try:
                 return await ask()
-            except _DamagedJoinError as broken:
+            except DamagedJoinError as broken:
                 line, piece = broken.line, broken.piece
-            await line.dissolve(piece)
+            except (DamagedError, NotFoundError):
+                # What is gone was perhaps collected: the line is another one now.
+                if not await self._learned(refs):
+                    raise
+                continue
+            if not await self._learned(refs):
+                await line.dissolve(piece)
+
+    async def _table(self, line: Line, piece: PieceInfo) -> PointTable:
+        """Return the points inside a delta of a line: below the horizon those of the ledger."""
+        if line.ledger is None or piece.to_epoch > line.floor:
+            return await self._ask(line, piece, self.tables.table)
+        points = line.ledger.points
+        ends = np.array([piece.from_epoch, piece.to_epoch], np.uint64)
+        low, high = np.searchsorted(points.epoch, ends, side="right").tolist()
+        return points.part(low, high)
 
     async def _ask(
         self, line: Line, piece: PieceInfo, ask: Callable[[PieceInfo], Awaitable[T]]
@@ -325,13 +464,13 @@ class DiskLog:
         except (DamagedError, NotFoundError) as error:
             if not piece.level:
                 raise
-            raise _DamagedJoinError(line, piece) from error
+            raise DamagedJoinError(line, piece) from error
 
     async def _first(self, line: Line, piece: PieceInfo) -> int:
-        return await self._ask(line, piece, self._tables.first_time)
+        return await self._ask(line, piece, self.tables.first_time)
 
     async def _last(self, line: Line, piece: PieceInfo) -> int:
-        return await self._ask(line, piece, self._tables.last_time)
+        return await self._ask(line, piece, self.tables.last_time)
 
     async def _may_hold(self, line: Line, piece: PieceInfo, wanted: Wanted) -> bool:
         if wanted.epoch is not None:
@@ -343,7 +482,7 @@ class DiskLog:
     async def _not_found(self, spec: str | int, wanted: Wanted) -> NotFoundError:
         name = self.record.name
         for line in self._lines:
-            await self._load(line)
+            await line.load()
             if line.cover:
                 first = await self._first(line, line.cover[0])
                 if wanted.until_ns is not None:
@@ -357,33 +496,5 @@ class DiskLog:
         return NotFoundError(f"{name}: it has no points yet")
 
 
-class _DamagedJoinError(Exception):
-    """A joined delta of a line cannot be read."""
-
-    def __init__(self, line: Line, piece: PieceInfo) -> None:
-        super().__init__(piece.name)
-        self.line = line
-        self.piece = piece
-
-
-def _newest(table: PointTable, wanted: Wanted, end: int) -> int | None:
-    """Return the row of the newest point of a table that is wanted, up to an epoch."""
-    fits = table.epoch <= np.uint64(end)
-    if wanted.epoch is not None:
-        fits &= table.epoch == np.uint64(wanted.epoch)
-    if wanted.until_ns is not None:
-        fits &= table.time_ns <= np.uint64(max(0, wanted.until_ns))
-    if wanted.application:
-        fits &= (table.flags & np.uint8(Flags.APPLICATION)) != 0
-    rows = np.flatnonzero(fits)
-    return int(rows[-1]) if len(rows) else None
-
-
 def _limited(found: list[Point], limit: int | None) -> list[Point]:
     return found[:limit][::-1]
-
-
-def _keep_tail(cache: IndexCache, name: str, spooled: Spooled) -> None:
-    with spooled.path.open("rb") as file:
-        file.seek(spooled.head.tail_offset)
-        cache.put(name, file.read())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.owners import Claim, fence
+from vdiskfs.catalog.points import Tip
 from vdiskfs.catalog.records import (
     ASKED,
     REFUSED,
@@ -30,6 +31,9 @@ __all__ = [
     "ASKED", "REFUSED", "RELEASED", "STOPPING", "Fork", "answer", "ask_for", "catch_up",
     "fork_off", "give_back", "is_forked", "note_move", "withdraw",
 ]  # fmt: skip
+
+
+_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +73,47 @@ async def fork_off(
     if record.generation != fork.expected:
         raise _overtaken(record)
     tip = await fence(log(record), wanted.writer, scratch)
+    for _ in range(_TRIES):
+        record = await vault.disk(record.id)
+        await _check_kept(log(record), fork)
+        try:
+            return await _fork(vault, record, fork, wanted, tip)
+        except _ThinnedError:
+            continue  # it is looked at anew whether the point is still there
+    raise ConflictError(f"disk {record.name}: it is thinned all the time")
+
+
+class _ThinnedError(Exception):
+    """The line of a fork has another ledger than when its point was looked for."""
+
+
+async def _check_kept(points: DiskLog, fork: Fork) -> None:
+    """Check that the state a generation is to begin with is one that was not thinned away.
+
+    Raises:
+        NotFoundError: it was.
+    """
+    if fork.epoch and not await points.leads_to(fork.generation, fork.epoch):
+        raise NotFoundError(
+            f"{points.record.name}@{fork.epoch}: the point was thinned away",
+            hint=f"vdiskfs point list {points.record.name}",
+        )
+
+
+async def _fork(
+    vault: Vault, record: DiskRecord, fork: Fork, wanted: Claim, tip: Tip
+) -> DiskRecord:
+    checked = record.ledgers.get(fork.generation)
 
     def change(found: DiskRecord) -> DiskRecord:
         if is_forked(found, fork):
             return found  # an earlier try landed, its answer was lost
         if found.generation != fork.expected:
             raise _overtaken(found)
+        # Invariant: a fork and a horizon are swapped in the same document, each against what
+        # the other one says: whoever comes second looks again.
+        if found.ledgers.get(fork.generation) != checked:
+            raise _ThinnedError
         number = found.next_generation
         branches = dict(found.branches)
         owner, moved = found.owner, fork.moved

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs.catalog.log import DiskLog, Tip
+from vdiskfs.catalog.log import DiskLog
+from vdiskfs.catalog.points import Tip
 from vdiskfs.catalog.records import RELEASED, Branch, DiskRecord, Owner
 from vdiskfs.catalog.vault import Vault, now_text
 from vdiskfs.crash import hook

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from vdiskfs.delta.layout import Flags
-from vdiskfs.delta.points import PointRow
+from vdiskfs.delta.points import PointRow, PointTable
 from vdiskfs.errors import UsageError
 from vdiskfs.units import format_time, parse_time
 
@@ -18,7 +20,9 @@ LATEST_PROVEN = "latest-proven"
 class Point:
     """A recovery point: an epoch of a generation whose deltas the vault holds.
 
-    ``proof`` is the level proven: ``stored`` (the vault has acknowledged it).
+    ``proof`` is the level proven: ``stored`` (the vault has acknowledged it), or more, where
+    `catalog.proofs.with_proofs` has looked; LEVEL-failed where that was tried and failed.
+    ``held``: it stays whatever its disk's policy says.
     """
 
     generation: int
@@ -30,6 +34,7 @@ class Point:
     stored_bytes: int
     label: str = ""
     proof: str = "stored"
+    held: bool = False
 
     @property
     def time(self) -> str:
@@ -42,11 +47,23 @@ class Point:
         return "application" if self.flags & Flags.APPLICATION else "crash"
 
 
-def point_of(row: PointRow, generation: int) -> Point:
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """Where a generation ends: what the next delta must start from."""
+
+    generation: int
+    epoch: int
+    digest: bytes
+    time_ns: int
+    size: int
+    fenced: bool
+
+
+def point_of(row: PointRow, generation: int, *, held: bool = False) -> Point:
     """Return a row of a table as a point of a generation."""
     return Point(
         generation, row.epoch, row.time_ns, row.flags, row.size, row.changed_bytes,
-        row.stored_bytes, row.label,
+        row.stored_bytes, row.label, held=held,
     )  # fmt: skip
 
 
@@ -54,12 +71,14 @@ def point_of(row: PointRow, generation: int) -> Point:
 class Wanted:
     """What a name of a point asks for: an epoch, or the newest point with these properties.
 
-    The newest of all where nothing is set; at or before ``until_ns`` where that is.
+    The newest of all where nothing is set; at or before ``until_ns`` where that is. ``proven``:
+    of which more is known than that the vault has acknowledged it.
     """
 
     epoch: int | None = None
     until_ns: int | None = None
     application: bool = False
+    proven: bool = False
 
 
 def parse_spec(spec: str | int, now_ns: int) -> Wanted:
@@ -71,9 +90,10 @@ def parse_spec(spec: str | int, now_ns: int) -> Wanted:
     if isinstance(spec, int):
         return Wanted(epoch=spec)
     text = spec.strip()
-    # Every point of a list is proven to be stored, so far the only level there is.
-    if text in {LATEST, LATEST_PROVEN}:
+    if text == LATEST:
         return Wanted()
+    if text == LATEST_PROVEN:
+        return Wanted(proven=True)
     if text == LATEST_APPLICATION:
         return Wanted(application=True)
     if text.isascii() and text.isdigit() and len(text) < 19:
@@ -85,3 +105,16 @@ def parse_spec(spec: str | int, now_ns: int) -> Wanted:
             f"not a point: {spec[:80]!r}",
             hint="use an epoch, a time such as 2026-11-21T01:40:05Z, -15m, or latest",
         ) from None
+
+
+def newest_row(table: PointTable, wanted: Wanted, end: int) -> int | None:
+    """Return the row of the newest point of a table that is wanted, up to an epoch."""
+    fits = table.epoch <= np.uint64(end)
+    if wanted.epoch is not None:
+        fits &= table.epoch == np.uint64(wanted.epoch)
+    if wanted.until_ns is not None:
+        fits &= table.time_ns <= np.uint64(max(0, wanted.until_ns))
+    if wanted.application:
+        fits &= (table.flags & np.uint8(Flags.APPLICATION)) != 0
+    rows = np.flatnonzero(fits)
+    return int(rows[-1]) if len(rows) else None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import trio
 
+from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, SpooledSegment, delta_metadata
 from vdiskfs.delta.layout import HEAD_SIZE, DeltaHead, decode_head
@@ -95,6 +96,15 @@ async def publish_slot(store: Store, spooled: Spooled) -> None:
     hook("slot.published")
 
 
+def collected(head: DeltaHead) -> ConflictError:
+    """Return what to raise where a delta's slot lies below the horizon of its line."""
+    name = slot_name(head.disk_id, head.generation, head.from_epoch)
+    return ConflictError(
+        f"{name}: is below the horizon of its line",
+        hint="this site was displaced: another one has gone on from there long ago",
+    )
+
+
 async def is_stored(store: Store, head: DeltaHead) -> bool:
     """Say whether the vault holds this delta in its slot."""
     name = slot_name(head.disk_id, head.generation, head.from_epoch)
@@ -103,6 +113,13 @@ async def is_stored(store: Store, head: DeltaHead) -> bool:
     except NotFoundError:
         return False
     return (found.to_digest, found.writer_id) == (head.to_digest, head.writer_id)
+
+
+def keep_tail(cache: IndexCache, name: str, spooled: Spooled) -> None:
+    """Keep the index of a delta of the spool, so that joining it reads nothing back."""
+    with spooled.path.open("rb") as file:
+        file.seek(spooled.head.tail_offset)
+        cache.put(name, file.read())
 
 
 async def _recognise(store: Store, name: str, head: DeltaHead) -> None:

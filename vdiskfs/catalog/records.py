@@ -84,13 +84,33 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """A point that stays until it is released. ``since`` is ISO 8601."""
+
+    generation: int
+    epoch: int
+    note: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRef:
+    """The ledger of a generation: up to ``horizon`` it alone says what there is."""
+
+    id: str
+    horizon: int
+
+
+@dataclass(frozen=True, slots=True)
 class DiskRecord:
     """A protected disk: disks/<id>/disk.json, changed by compare-and-swap.
 
     ``generation`` is the one that may grow; ``parents`` has for each generation where it
     began: None (with the empty disk) or a generation and its epoch. ``branches`` are those
     beside the main line. ``retired`` is when the image went away, or None. ``handover`` and
-    ``moved`` are there while the disk goes from one site to another.
+    ``moved`` are there while the disk goes from one site to another. ``policy`` names the
+    replication policy ("": none, every point is kept), ``ledgers`` has the generations that
+    were thinned.
     """
 
     id: str
@@ -106,6 +126,9 @@ class DiskRecord:
     branches: Mapping[int, Branch] = field(default_factory=dict)
     handover: Handover | None = None
     moved: Moved | None = None
+    policy: str = ""
+    holds: tuple[Hold, ...] = ()
+    ledgers: Mapping[int, LedgerRef] = field(default_factory=dict)
 
     @property
     def next_generation(self) -> int:
@@ -136,7 +159,9 @@ class SiteRecord:
     """A heartbeat: sites/<site>.<writer>.json, one for each state directory.
 
     ``process`` names the process that writes it, so that one that runs on the same kernel
-    can tell whether it lives; ``interval_s`` is how often it does.
+    can tell whether it lives; ``interval_s`` is how often it does. ``states`` is where its disks
+    stood, by id, as its own status says it; ``uses`` are the points (disk id, generation, epoch)
+    that are open there.
     """
 
     site: str
@@ -149,6 +174,9 @@ class SiteRecord:
     writer: str = ""
     process: str = ""
     interval_s: int = 10
+    states: Mapping[str, str] = field(default_factory=dict)
+    healths: Mapping[str, str] = field(default_factory=dict)
+    uses: tuple[tuple[str, int, int], ...] = ()
 
 
 def encode_disk(record: DiskRecord) -> bytes:
@@ -167,6 +195,8 @@ def encode_disk(record: DiskRecord) -> bytes:
         },
         "handover": asdict(record.handover) if record.handover else None,
         "moved": asdict(record.moved) if record.moved else None,
+        "policy": record.policy, "holds": [asdict(hold) for hold in record.holds],
+        "ledgers": {str(number): asdict(ref) for number, ref in sorted(record.ledgers.items())},
     })  # fmt: skip
 
 
@@ -193,6 +223,9 @@ def decode_disk(data: bytes, disk_id: str, *, where: str) -> DiskRecord:
         branches=_branches(values.get("branches"), where),
         handover=_handover(values.get("handover"), where),
         moved=_moved(values.get("moved"), where),
+        policy=take({"policy": "", **values}, "policy", str, where=where),
+        holds=_holds(values.get("holds", []), where),
+        ledgers=_ledgers(values.get("ledgers", {}), where),
     )
     if not set(record.branches) <= set(record.parents) - {record.generation}:
         raise FormatError("a branch is no generation beside the main line", where=where)
@@ -269,6 +302,32 @@ def _branches(values: object, where: str) -> dict[int, Branch]:
     return found
 
 
+def _holds(values: object, where: str) -> tuple[Hold, ...]:
+    if not isinstance(values, list) or not all(isinstance(one, dict) for one in values):
+        raise FormatError("the holds have another type", where=where)
+    return tuple(
+        Hold(
+            take(one, "generation", int, where=where), take(one, "epoch", int, where=where),
+            **_texts(one, ("note", "since"), where),
+        )
+        for one in values
+    )  # fmt: skip
+
+
+def _ledgers(values: object, where: str) -> dict[int, LedgerRef]:
+    if not isinstance(values, dict) or not all(isinstance(one, dict) for one in values.values()):
+        raise FormatError("the ledgers have another type", where=where)
+    found = {}
+    for key, one in values.items():
+        ref = LedgerRef(
+            take(one, "id", str, where=where), take(one, "horizon", int, where=where)
+        )  # fmt: skip
+        if not is_id(ref.id):
+            raise FormatError("a ledger has no id", where=where)
+        found[_generation(key, where)] = ref
+    return found
+
+
 def _texts(values: dict[str, Any], keys: tuple[str, ...], where: str) -> dict[str, str]:
     return {key: take(values, key, str, where=where) for key in keys}
 
@@ -279,7 +338,9 @@ def encode_site(record: SiteRecord) -> bytes:
         "format": FORMAT, "site": record.site, "host": record.host, "time": record.time,
         "version": record.version, "disks": list(record.disks), "pid": record.pid,
         "started": record.started, "writer": record.writer, "process": record.process,
-        "interval_s": record.interval_s,
+        "interval_s": record.interval_s, "states": dict(sorted(record.states.items())),
+        "healths": dict(sorted(record.healths.items())),
+        "uses": [list(use) for use in record.uses],
     })  # fmt: skip
 
 
@@ -289,6 +350,9 @@ def decode_site(data: bytes, *, where: str) -> SiteRecord:
     disks = take(values, "disks", list, where=where)
     if not all(isinstance(disk, str) and is_id(disk) for disk in disks):
         raise FormatError("a disk is no id", where=where)
+    filled = {"states": {}, "healths": {}, **values}
+    states = take(filled, "states", dict, where=where)
+    healths = take(filled, "healths", dict, where=where)
     return SiteRecord(
         site=take(values, "site", str, where=where),
         host=take(values, "host", str, where=where),
@@ -300,7 +364,31 @@ def decode_site(data: bytes, *, where: str) -> SiteRecord:
         writer=take({"writer": "", **values}, "writer", str, where=where),
         process=take({"process": "", **values}, "process", str, where=where),
         interval_s=take({"interval_s": 10, **values}, "interval_s", int, where=where),
+        states={disk: str(state) for disk, state in states.items()},
+        healths={disk: str(health) for disk, health in healths.items()},
+        uses=_uses(values.get("uses", []), where),
     )
+
+
+def named_by(object_name: str, prefix: str) -> str | None:
+    """Return the user's name in PREFIX/NAME.json, as `safe_name` made it; None: it made none."""
+    part = object_name.removeprefix(prefix).removesuffix(".json")
+    raw = re.sub(rb"%([0-9a-f]{2})", lambda hit: bytes([int(hit[1], 16)]), part.encode())
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return name if name and f"{prefix}{safe_name(name)}.json" == object_name else None
+
+
+def _uses(values: object, where: str) -> tuple[tuple[str, int, int], ...]:
+    if not isinstance(values, list):
+        raise FormatError("what a site uses has another type", where=where)
+    for one in values:
+        kinds = [type(part) for part in one] if isinstance(one, list) else []
+        if kinds != [str, int, int] or not is_id(one[0]):
+            raise FormatError("a point that a site uses is none", where=where)
+    return tuple((one[0], one[1], one[2]) for one in values)
 
 
 def safe_name(name: str) -> str:

@@ -65,7 +65,7 @@ def read_saved(
     tables: dict[str, PointTable] = {}
     for line in lines:
         item = packed.get(line.generation)
-        if item is not None and item["base"] == line.base:
+        if item is not None and item["base"] == line.base and line.ref is None:
             line.cover = [_unpack_piece(piece) for piece in item["cover"]]
             line.loaded = bool(line.cover)
             for name, table in item["tables"].items():
@@ -74,8 +74,14 @@ def read_saved(
 
 
 def _pack_line(line: Line, tables: dict[str, PointTable]) -> dict[str, Any]:
-    # A line that has ended, or has holes, is surveyed again.
-    usable = line.loaded and line.fence is None and not line.holes and line.gap is None
+    # A line that has ended, has holes or was thinned is surveyed again.
+    usable = (
+        line.loaded
+        and line.ref is None
+        and line.fence is None
+        and not line.holes
+        and line.gap is None
+    )
     cover = line.cover if usable else []
     return {
         "generation": line.generation,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from vdiskfs.catalog.anchor import VAULT, check_identity, vault_id_in
+import trio
+
+from vdiskfs.catalog.anchor import VAULT, check_identity
 from vdiskfs.catalog.documents import (
     DOCUMENT_LIMIT,
-    FORMAT,
     decode_document,
     encode_document,
     take,
@@ -27,6 +28,8 @@ from vdiskfs.catalog.records import (
     encode_site,
     safe_name,
 )
+from vdiskfs.catalog.vaultfile import VaultFile, read_vault_file, unlock
+from vdiskfs.crypto import DataKey, Secrets, Slot, make_slot, new_data_key
 from vdiskfs.delta.layout import is_id
 from vdiskfs.errors import (
     AlreadyExistsError,
@@ -37,6 +40,7 @@ from vdiskfs.errors import (
     UsageError,
 )
 from vdiskfs.point import BlockCache
+from vdiskfs.sealed import SealedStore, Seen
 from vdiskfs.store import Store
 
 _NAME_TRIES = 1000
@@ -54,52 +58,72 @@ class Vault:
     _site_etags: dict[str, str | None] = field(default_factory=dict)
 
     @classmethod
-    async def init(cls, store: Store, *, encryption: str = "none") -> Vault:
-        """Make an empty vault.
+    async def init(cls, store: Store, given: Secrets | None = None) -> Vault:
+        """Make an empty vault, encrypted if something is given that is to open it.
 
         Raises:
-            UsageError: encryption is asked for, which this version has not.
+            UsageError: the passphrase is empty or too long.
             StateError: there is a vault already.
         """
-        if encryption != "none":
-            raise UsageError(f"encryption {encryption}: not supported by this version")
+        file = VaultFile(uuid.uuid4().hex, now_text())
+        key = None
+        if given:
+            key = new_data_key(file.vault_id)
+            slot = await trio.to_thread.run_sync(_first_slot, key, given, file.created)
+            file = replace(file, slots=(slot,), revision=1)
         await store.prepare()
-        values = {
-            "format": FORMAT,
-            "vault_id": uuid.uuid4().hex,
-            "created": now_text(),
-            "encryption": {"scheme": "none"},
-        }
         try:
-            await store.create(VAULT, encode_document(values))
+            await store.create(VAULT, file.encode(key))
         except AlreadyExistsError:
             raise StateError(f"{store.describe()} holds a vault already") from None
-        return await cls.open(store)
+        return await cls.open(store, key)
 
     @classmethod
-    async def open(cls, store: Store) -> Vault:
-        """Open a vault.
+    async def open(
+        cls, store: Store, given: Secrets | DataKey | None = None, *,
+        seen: Callable[[str], Seen] | None = None,
+    ) -> Vault:  # fmt: skip
+        """Open a vault. Where it is encrypted its ``store`` is one around the given one.
+
+        Args:
+            store: the vault's, or that of a vault that was opened before.
+            given: what opens it.
+            seen: gives what this site has seen of the vault with an id.
 
         Raises:
             NotFoundError: there is none.
             FormatError: it is damaged, or of a newer format.
-            UsageError: it is encrypted, which this version cannot read.
+            KeyNeededError: it is encrypted, and nothing is given.
+            RefusedError: what is given does not open it, or it is not encrypted.
+            WrongVaultError: its keys are older than what was seen.
         """
         where = f"{store.describe()}: {VAULT}"
-        try:
-            data, _ = await store.read(VAULT, limit=DOCUMENT_LIMIT)
-        except NotFoundError:
-            raise NotFoundError(
-                f"no vault at {store.describe()}", hint="make one with `vdiskfs vault init`"
-            ) from None
-        values = decode_document(data, where=where)
-        scheme = take(values, "encryption", dict, where=where).get("scheme")
-        if scheme != "none":
-            raise UsageError(
-                f"{where}: encryption {str(scheme)[:40]!r} is not supported by this version"
-            )
-        vault_id = vault_id_in(values, where=where)
-        return cls(store, vault_id, take(values, "created", str, where=where))
+        file, _ = await read_vault_file(store)
+        if isinstance(store, SealedStore):
+            same = file.vault_id == store.key.vault_id
+            if same:
+                await unlock(file, store.key, where=where)
+            return cls(store, file.vault_id, file.created)
+        key = await unlock(file, given, where=where)
+        if key is None:
+            return cls(store, file.vault_id, file.created)
+        remembered = seen(file.vault_id) if seen is not None else Seen()
+        remembered.check(
+            VAULT, file.revision, remembered.get(VAULT), where=store.describe(), name=VAULT
+        )
+        return cls(SealedStore(store, key, remembered), file.vault_id, file.created)
+
+    @classmethod
+    def reopened(
+        cls, store: Store, vault_id: str, created: str, key: DataKey | None, seen: Seen
+    ) -> Vault:
+        """Return a vault that a predecessor has opened. Asks nothing."""
+        return cls(store if key is None else SealedStore(store, key, seen), vault_id, created)
+
+    @property
+    def key(self) -> DataKey | None:
+        """Return the vault's data key; None: it is not encrypted."""
+        return self.store.key if isinstance(self.store, SealedStore) else None
 
     async def create_disk(
         self, name: str, *, file: str, size: int, site: str, disk_id: str | None = None,
@@ -321,6 +345,10 @@ def _site_object(site: str, writer: str) -> str:
         if writer
         else f"sites/{safe_name(site)}.json"
     )
+
+
+def _first_slot(key: DataKey, given: Secrets, created: str) -> Slot:
+    return make_slot(key, given, label="first", created=created)
 
 
 def now_text() -> str:

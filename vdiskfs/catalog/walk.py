@@ -13,7 +13,7 @@ from vdiskfs.catalog.look import look
 from vdiskfs.catalog.tables import check_table
 from vdiskfs.delta.blocks import POINTS
 from vdiskfs.delta.digest import epoch_digest
-from vdiskfs.delta.layout import LIMIT, DeltaHead, Flags, head_from_metadata
+from vdiskfs.delta.layout import LIMIT, DeltaHead, Flags, Kind, head_from_metadata
 from vdiskfs.delta.names import slot_name
 from vdiskfs.delta.points import PointRow, PointTable, concat_points, point_row
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
@@ -28,6 +28,12 @@ class Listing:
     generation: int
     slots: dict[int, ObjectInfo] = field(default_factory=dict)
     joined: list[PieceInfo] = field(default_factory=list)
+    leaves: dict[int, PieceInfo] = field(default_factory=dict)
+    """Below the horizon of a thinned line: what leads from state to state there."""
+    hidden: set[int] = field(default_factory=set)
+    """Where one of these ends, and no point is."""
+    lost: int = 0
+    """The horizon of a line whose ledger cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,9 @@ class LineWalk:
         """Walk to the end; return the state at the epochs wanted."""
         states: dict[int, LineState] = {}
         await self._open_joined()
-        order = sorted(self._listing.slots)
+        order = sorted([*self._listing.leaves, *self._listing.slots])
+        if self._listing.lost > self._position:
+            await self._lose(self._position, self._listing.lost, "cannot be found")
         self._note(wanted, states)
         for number, epoch in enumerate(order):
             after = order[number + 1] if number + 1 < len(order) else None
@@ -70,7 +78,7 @@ class LineWalk:
             if epoch > self._position:
                 await self._lose(self._position, epoch, "is missing")
                 self._note(wanted, states)
-            if not await self._slot(self._listing.slots[epoch], after):
+            if not await self._slot(self._info(epoch), after):
                 break
             self._note(wanted, states)
         return states
@@ -80,18 +88,29 @@ class LineWalk:
             hurt = dict(self._tracker.state)
             states[self._position] = LineState(self._digest, self._size, hurt)
 
-    def _name(self, epoch: int) -> str:
-        return slot_name(self._work.record.id, self._listing.generation, epoch)
+    def _info(self, epoch: int) -> PieceInfo:
+        leaf = self._listing.leaves.get(epoch)
+        if leaf is not None:
+            return leaf
+        info = self._listing.slots[epoch]
+        listed = head_from_metadata(dict(info.metadata))
+        return PieceInfo(info.name, self._listing.generation, 0, epoch, 0, info.size, listed)
 
-    async def _slot(self, info: ObjectInfo, after: int | None) -> bool:
-        """Pass the slot at the position; return False at a fence."""
-        work, start = self._work, self._position
+    def _name(self, epoch: int) -> str:
+        leaf = self._listing.leaves.get(epoch)
+        return (
+            leaf.name
+            if leaf is not None
+            else slot_name(self._work.record.id, self._listing.generation, epoch)
+        )
+
+    async def _slot(self, info: PieceInfo, after: int | None) -> bool:
+        """Pass the slot, or the leaf, at the position; return False at a fence."""
+        work, start, listed = self._work, self._position, info.listed
         work.report.deltas += 1
         work.step()
-        listed = head_from_metadata(dict(info.metadata))
-        piece_info = PieceInfo(info.name, self._listing.generation, 0, start, 0, info.size, listed)
         try:
-            piece = await work.open(piece_info)
+            piece = await work.open(info)
             self._check_link(piece.head)
             change = await look(work, piece, pages_hurt(self._tracker.state))
         except VdiskfsError as error:
@@ -108,7 +127,8 @@ class LineWalk:
             return False
         self._tracker.apply(change)
         self._digest, self._size = head.to_digest, head.size
-        self._rows[head.to_epoch] = point_row(head)
+        if head.kind is Kind.SLOT:
+            self._rows[head.to_epoch] = point_row(head)
         await self._reach(head.to_epoch)
         return True
 
@@ -118,7 +138,8 @@ class LineWalk:
             raise FormatError("does not follow the delta before it", where=name)
         if self._size is not None and head.from_size != self._size:
             raise FormatError("starts from another size than the disk had", where=name)
-        if not head.flags & Flags.MERGED and head.to_digest != epoch_digest(head):
+        whole = head.kind is Kind.SLOT and not head.flags & Flags.MERGED
+        if whole and head.to_digest != epoch_digest(head):
             raise FormatError("its digest is not that of its content", where=name)
 
     async def _lose(self, start: int, end: int, message: str) -> None:
@@ -137,7 +158,8 @@ class LineWalk:
         for info in sorted(self._ending.get(epoch, []), key=lambda info: info.level):
             await self._joined(info)
         self._tracker.remember(epoch)
-        self._count(epoch)
+        if epoch not in self._listing.hidden:
+            self._count(epoch)
 
     def _count(self, epoch: int) -> None:
         self._work.report.points += 1

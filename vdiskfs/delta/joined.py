@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from vdiskfs.delta.builder import IndexBuilder
-from vdiskfs.delta.layout import HEAD_SIZE, DeltaHead, Kind
+from vdiskfs.delta.layout import HEAD_SIZE, NO_ID, DeltaHead, Kind
 from vdiskfs.delta.local import LocalDelta
 from vdiskfs.delta.merge import (
     INVALID,
@@ -29,9 +30,12 @@ from vdiskfs.errors import FormatError
 
 
 def write_joined(
-    deltas: Sequence[LocalDelta], level: int, directory: Path
+    deltas: Sequence[LocalDelta], level: int, directory: Path, *, points: PointTable | None = None
 ) -> tuple[Path, DeltaHead]:
     """Join deltas that follow each other, oldest first; return the file and its head.
+
+    ``points`` are those inside, where not all of the deltas' points are; then the head has the
+    number of the seal that the newest delta has.
 
     Raises:
         FormatError: they do not follow each other, or one is damaged.
@@ -40,14 +44,41 @@ def write_joined(
     newest = list(reversed(deltas))
     limits = page_limits([delta.head.cut for delta in newest])
     sources = [_source(delta, limit) for delta, limit in zip(newest, limits, strict=True)]
+    heads = [delta.head for delta in deltas]
+    if points is None:
+        points = concat_points([points_of(delta) for delta in deltas])
+        heads[-1] = replace(heads[-1], group_id=NO_ID)
+    return _write(sources, heads, level, points, directory)
+
+
+def write_moved(
+    joined: LocalDelta, part: LocalDelta, directory: Path
+) -> tuple[Path, DeltaHead]:  # fmt: skip
+    """Write a joined delta again, over the same pages as a part of a pass holds them.
+
+    Raises:
+        FormatError: the part does not hold what the delta says.
+    """
+    sources = [source_of(part, INVALID, 1 << 62)]
+    path, head = _write(sources, [joined.head], joined.head.level, joined.points(), directory)
+    if head.content_digest != joined.head.content_digest:
+        path.unlink()
+        raise FormatError("what was moved is not what was there", where=joined.where)
+    return path, head
+
+
+def _write(
+    sources: Sequence[Source], heads: Sequence[DeltaHead], level: int, points: PointTable,
+    directory: Path,
+) -> tuple[Path, DeltaHead]:  # fmt: skip
     numbers = ObjectNumbers(sources)
     builder = IndexBuilder(directory)
     path = directory / f"{uuid.uuid4().hex}.joined"
     try:
         content = merge_into(builder, sources, numbers)
-        builder.add_points(concat_points([points_of(delta) for delta in deltas]))
+        builder.add_points(points)
         builder.add_objects(numbers.table())
-        head = _head([delta.head for delta in deltas], level, content)
+        head = _head(heads, level, content)
         temporary = path.with_suffix(".tmp")
         with temporary.open("xb") as out:
             head = write_tail(out, HEAD_SIZE, head, builder, rows=builder.rows())
@@ -93,5 +124,5 @@ def _head(heads: Sequence[DeltaHead], level: int, content: bytes) -> DeltaHead:
         to_epoch=last.to_epoch, time_ns=last.time_ns, first_time_ns=first.first_time_ns,
         size=last.size, cut=min(head.cut for head in heads), from_size=first.from_size,
         from_digest=first.from_digest, to_digest=last.to_digest, content_digest=content,
-        changed_bytes=sum(head.changed_bytes for head in heads),
+        changed_bytes=sum(head.changed_bytes for head in heads), group_id=last.group_id,
     )  # fmt: skip

@@ -168,7 +168,8 @@ def decode_head(data: bytes, *, where: str = "") -> DeltaHead:
             hint="use a newer vdiskfs",
         )
     if scheme or any(fields[31]):
-        raise FormatError("an encrypted delta: not supported by this version", where=where)
+        # Encryption is outside (vdiskfs.sealed): here it is reserved, and zero.
+        raise FormatError("the head has unknown values", where=where)
     if (
         kind not in (1, 2, 3)
         or flags & ~_KNOWN_FLAGS

@@ -6,7 +6,7 @@ copy        one disk's writable copy: absent bytes come from the vault, written 
 taken       a disk that was failed over for good, over its copy (copyfile)
 failovers   all of a mount's; documents: what scripts get of them; choose, targets: of which disks
 drills      test failovers                     machine, bootblocks   what runs on them
-free        may a disk be failed over here
+free        may a disk be failed over here     known     of a disk, before it is taken
 relocation  failovers for good                 asking    the other site is asked first
 homecoming  failback                           ownmachines  what runs here, when it is asked for
 """

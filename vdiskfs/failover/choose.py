@@ -15,9 +15,10 @@ import trio
 from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
 from vdiskfs.errors import AlreadyExistsError
 from vdiskfs.failover.failovers import Failovers
+from vdiskfs.failover.gaps import find_points_there
 from vdiskfs.failover.record import FailoverRecord, Member, check_name
 from vdiskfs.failover.states import Kind, State
-from vdiskfs.failover.targets import FindLog, Target, find_points, find_target
+from vdiskfs.failover.targets import FindLog, Target, find_target
 from vdiskfs.machines import Machine
 from vdiskfs.point import PointReader
 from vdiskfs.tree import plain_name
@@ -61,11 +62,12 @@ async def choose(
 
     Raises:
         NotFoundError: no such disk, or no such point.
+        StateError: a disk is being resynchronized, and has no point of that time yet.
     """
     readers: dict[str, PointReader] = {}
     members: list[Member] = []
     try:
-        for one in await find_points(vault, find_log, target, spec, time.time_ns()):
+        for one in await find_points_there(vault, find_log, target, spec, time.time_ns()):
             taken = [member.file for member in members]
             member = member_of(one.disk, one.points, one.point, taken)
             reader = await one.points.open(one.point)

@@ -89,7 +89,7 @@ class Failovers:
     def __init__(
         self, core: native.Core, state: StateDirectory, vault: Vault, find_log: FindLog,
         next_cookie: Callable[[], int], *, shown_in: Path, host: MachinesConfig,
-        nursery: trio.Nursery,
+        nursery: trio.Nursery, events: Events,
     ) -> None:  # fmt: skip
         """Know of none yet.
 
@@ -102,12 +102,13 @@ class Failovers:
             shown_in: the directory of the mount that shows them.
             host: what machines may use of this host.
             nursery: where machines are judged.
+            events: is told what becomes of them.
         """
         self.vault = vault
         self.find_log = find_log
         self.changing = trio.Lock()
         """Held while one is made, or changed."""
-        self.events = Events(state.path)
+        self.events = events
         self._host = host
         self._nursery = nursery
         self._shown_in = shown_in
@@ -176,6 +177,13 @@ class Failovers:
         """Say whether a failover is still there."""
         return failover_id in self._by_id
 
+    def in_use(self) -> list[tuple[str, int, int]]:
+        """Return the points (disk id, generation, epoch) that copies are filled from."""
+        return [
+            (member.disk_id, member.generation, member.epoch)
+            for failover in self.all() for member in failover.record.members if member.epoch
+        ]  # fmt: skip
+
     def find(self, name: str) -> Failover:
         """Return the failover of a name.
 
@@ -206,7 +214,12 @@ class Failovers:
         failover = await trio.to_thread.run_sync(self._make, record)
         self.enter(failover)
         disks = ", ".join(one.disk for one in record.members)
-        self.events.tell("failover", record.name, f"{record.state}: {record.kind} of {disks}")
+        self.events.tell(
+            "failover.state",
+            record.name,
+            f"{record.state}: {record.kind} of {disks}",
+            disk=_disks(record),
+        )
         return failover
 
     def _make(self, record: FailoverRecord) -> Failover:
@@ -269,7 +282,7 @@ class Failovers:
         return {
             member.disk_id: WritableCopy(
                 self._core, directory / member.disk_id, member, self._next_cookie(),
-                partial(self._read, member), is_away=self._is_away, boot_id=self._boot_id,
+                partial(self._read, member), is_away=self.is_away, boot_id=self._boot_id,
             )
             for member in members
         }  # fmt: skip
@@ -290,7 +303,8 @@ class Failovers:
         await points.refresh()
         return await points.open(await points.find(member.epoch))
 
-    async def _is_away(self) -> bool:
+    async def is_away(self) -> bool:
+        """Say whether the vault as a whole is not there, or another one is."""
         try:
             found = await Vault.open(self.vault.store)
         except (NotFoundError, VaultUnreachableError):
@@ -305,9 +319,12 @@ class Failovers:
             await trio.to_thread.run_sync(write_record, path, body)
             before, failover.record = failover.record, record
         if before.state is not record.state:
-            self.events.tell("failover", record.name, f"{before.state} -> {record.state}")
+            text = f"{before.state} -> {record.state}"
+            self.events.tell("failover.state", record.name, text, disk=_disks(record))
         if record.health is not None and before.health != record.health:
-            self.events.tell("machine", record.name, record.health.detail)
+            self.events.tell(
+                "machine.health", record.name, record.health.detail, disk=_disks(record)
+            )
 
     # ---- machines ----------------------------------------------------------------------
 
@@ -419,7 +436,8 @@ class Failovers:
         await self.discard_copies(failover)
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
-        self.events.tell("failover", failover.record.name, "removed")
+        record = failover.record
+        self.events.tell("failover.removed", record.name, "removed", disk=_disks(record))
 
     def _remove_files(self, failover: Failover) -> None:
         gone = self._root / f".{failover.record.id}.old"
@@ -430,6 +448,10 @@ class Failovers:
             shutil.rmtree(gone)
         except OSError as error:
             raise LocalError(f"{failover.directory}: {error.strerror}") from error
+
+
+def _disks(record: FailoverRecord) -> str:
+    return ",".join(one.disk for one in record.members)
 
 
 async def apart(name: str, act: Callable[..., Awaitable[None]], *arguments: object) -> None:

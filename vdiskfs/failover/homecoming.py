@@ -10,41 +10,36 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from vdiskfs.catalog import DiskLog, DiskRecord, Owner, Vault
+from vdiskfs.catalog import DiskLog, DiskRecord
 from vdiskfs.catalog.moves import Fork, is_forked, note_move
-from vdiskfs.catalog.records import Moved
-from vdiskfs.catalog.vault import now_text
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import (
-    DamagedError,
     NotFoundError,
     StateError,
-    VaultUnreachableError,
     VdiskfsError,
 )
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.choose import new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
-from vdiskfs.failover.jobs import Act, Runner, begin
+from vdiskfs.failover.jobs import Runner, Steps, begin
+from vdiskfs.failover.known import fork_of, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.homeward import HomeMover, MoveProgress, prepare_home
-from vdiskfs.image import make_track
 from vdiskfs.machines import Mapped
-from vdiskfs.ownernote import Note, Start, read_note, write_note
+from vdiskfs.ownernote import Start
 from vdiskfs.protection import Protection
 from vdiskfs.ratelimit import RateLimiter
-from vdiskfs.state import DiskPaths, FileStamp, LastEnd, sync_directory
 from vdiskfs.state import DiskRecord as LocalRecord
+from vdiskfs.state import FileStamp, LastEnd, sync_directory
 from vdiskfs.tree import SourceFile
 
 log = logging.getLogger(__name__)
@@ -83,7 +78,7 @@ class Homecomings:
             if failover.record.kind is not Kind.FAILBACK:
                 continue
             if job is not None and not job.ended_ns:
-                self._runner.start(failover, self._steps(failover, job.kind))
+                self._runner.start(failover, self._steps(job.kind))
             elif job is None:
                 self._failovers.start_apart(failover, self._go, failover, Step.FAILBACK)
             elif failover.record.state is State.FAILING_BACK:
@@ -246,24 +241,15 @@ class Homecomings:
     # ---- steps -----------------------------------------------------------------------------
 
     async def _go(self, failover: Failover, kind: Step) -> None:
-        if not self._runner.is_running(failover):
-            await self._failovers.write(failover, jobs=begin(failover, kind))
-            self._runner.start(failover, self._steps(failover, kind))
+        await self._runner.go_on(failover, kind, self._steps(kind))
 
-    def _steps(self, failover: Failover, kind: Step) -> list[tuple[str, Act]]:
-        def step(act: Callable[[Failover], Awaitable[None]]) -> Act:
-            return partial(act, failover)
-
+    def _steps(self, kind: Step) -> Steps:
         if kind is Step.FAILBACK:
-            return [
-                ("shipped", step(self._ship_own)), ("parked", step(self._park)),
-                ("moved", step(self._move)), ("following", step(self._begin_following)),
-            ]  # fmt: skip
-        return [
-            ("asked", step(self._asking.ask)), ("released", step(self._released)),
-            ("moved", step(self._move)), ("home", step(self._take)),
-            ("machine", step(self._start_machine)), ("over", step(self._over)),
-        ]  # fmt: skip
+            return [("shipped", self._ship_own), ("parked", self._park),
+                    ("moved", self._move), ("following", self._begin_following)]  # fmt: skip
+        return [("asked", self._asking.ask), ("released", self._released),
+                ("moved", self._move), ("home", self._take),
+                ("machine", self._start_machine), ("over", self._over)]  # fmt: skip
 
     async def _ship_own(self, failover: Failover) -> None:
         """Have all that was written here in the vault, and note the point that the image is."""
@@ -345,7 +331,7 @@ class Homecomings:
             path = Path(file.proc_path) if file is not None else self._partial(member)
             mover = HomeMover(
                 path, self._notes(failover, member), partial(self._log, member.disk_id),
-                limiter=self._limiter, is_away=self._is_away, verify=True,
+                limiter=self._limiter, is_away=self._failovers.is_away, verify=True,
             )  # fmt: skip
             self._coming[key] = mover
         return self._coming[key]
@@ -353,12 +339,6 @@ class Homecomings:
     async def _log(self, disk_id: str, generation: int) -> DiskLog:
         record = await self._site.vault.disk(disk_id)
         return self._site.vault.log(record, generation)
-
-    async def _is_away(self) -> bool:
-        try:
-            return (await Vault.open(self._site.vault.store)).vault_id != self._site.vault.vault_id
-        except (NotFoundError, VaultUnreachableError):
-            return True
 
     async def _move(self, failover: Failover) -> None:
         """Bring each image to the newest point of the other site."""
@@ -434,26 +414,16 @@ class Homecomings:
         self._coming.pop(f"{failover.record.id}/{member.disk_id}", None)
 
     def _fork(self, failover: Failover, member: Member, record: DiskRecord) -> Fork:
-        source = record.owner
-        if record.moved is not None and record.moved.id == failover.record.id:
-            source = record.moved.source
-        if source is None:
-            source = Owner(record.site, "", "", record.created)
-        moved = Moved(
-            failover.record.id, member.token, str(Kind.FAILBACK), str(State.FAILBACK_UNCOMMITTED),
-            self._site.name, now_text(), record.generation, source,
-        )  # fmt: skip
-        return Fork(member.generation, member.epoch, member.current, moved)
+        state = State.FAILBACK_UNCOMMITTED
+        return fork_of(failover.record, member, record, site=self._site.name, state=state)
 
     def _taken(self, member: Member, file: SourceFile) -> tuple[LocalRecord, Start]:
         """Return what is known of a disk that was taken, and how it ended; in a thread."""
         state = self._site.state
-        for record in state.records():
-            if record.disk_id == member.disk_id:
-                if record.end == FileStamp.of(file.identity()):
-                    return record, Start(LastEnd.CLEAN, sure=True)
-                return record, Start(state.end_of_disk(record))
-        raise DamagedError(f"disk {member.disk}: what was known of it here is gone")
+        record = state.record(member.disk_id)
+        if record.end == FileStamp.of(file.identity()):
+            return record, Start(LastEnd.CLEAN, sure=True)
+        return record, Start(state.end_of_disk(record))
 
     def _named(self, member: Member) -> SourceFile:
         """Give an image that was made anew its name, and return its file, held."""
@@ -466,26 +436,10 @@ class Homecomings:
         return self._protection.files.find(member.file)
 
     def _prepare(self, member: Member, file: SourceFile) -> LocalRecord:
-        """Make what is known of the disk here anew, as after a clean end; in a thread."""
-        state = self._site.state
-        before, note = state.disk(member.disk_id).directory, Note()
-        if before.exists():
-            note = read_note(before)
-        identity = file.identity()
-        record = LocalRecord(
-            disk_id=member.disk_id, name=member.disk, file=file.path,
-            vault_id=self._site.vault.vault_id, writer_id=state.writer_id,
-            device=identity.device, inode=identity.inode, birth_ns=identity.birth_ns,
-            generation=member.generation, epoch=member.epoch, digest=member.digest,
-            size=member.size, time_ns=member.time_ns, end=FileStamp.of(identity),
-        )  # fmt: skip
-
-        def fill(paths: DiskPaths) -> None:
-            paths.parked.touch(mode=0o600)  # there was never a moment without
-            write_note(paths.directory, replace(note, place="", line=0, handed=""))
-            make_track(paths, member.size)
-
-        state.create_disk(record, fill, again=True)
+        # It is parked from its first moment on.
+        record = prepare_disk(
+            self._site, member, file, lambda paths: paths.parked.touch(mode=0o600)
+        )
         hook("failback.prepared")
         return record
 

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 KEPT = 16
 """Jobs of a failover that are remembered."""
 
-Act = Callable[[], Awaitable[None]]
+Steps = Sequence[tuple[str, Callable[[Failover], Awaitable[None]]]]
+"""What a job does, in order, each by its name."""
 
 
 def begin(failover: Failover, kind: Step) -> tuple[Job, ...]:
@@ -50,7 +51,15 @@ class Runner:
         """Say whether a job of the failover runs now."""
         return failover.record.id in self._running
 
-    def start(self, failover: Failover, steps: Sequence[tuple[str, Act]]) -> None:
+    async def go_on(self, failover: Failover, kind: Step, steps: Steps) -> None:
+        """Begin a job, or go on with one of its kind, unless one runs. Durably under way."""
+        if self.is_running(failover):
+            return
+        if not failover.is_at(kind) or (failover.job is not None and failover.job.error):
+            await self._failovers.write(failover, jobs=begin(failover, kind))
+        self.start(failover, steps)
+
+    def start(self, failover: Failover, steps: Steps) -> None:
         """Do what is left of a failover's newest job; who asked looks at its record."""
         if failover.record.id not in self._running:
             scope, ended = trio.CancelScope(), trio.Event()
@@ -65,7 +74,7 @@ class Runner:
             await ended.wait()
 
     async def _run(
-        self, failover: Failover, steps: Sequence[tuple[str, Act]], scope: trio.CancelScope,
+        self, failover: Failover, steps: Steps, scope: trio.CancelScope,
         ended: trio.Event,
     ) -> None:  # fmt: skip
         try:
@@ -76,12 +85,12 @@ class Runner:
             self._running.pop(failover.record.id, None)
             ended.set()
 
-    async def _run_steps(self, failover: Failover, steps: Sequence[tuple[str, Act]]) -> None:
+    async def _run_steps(self, failover: Failover, steps: Steps) -> None:
         name, key = failover.record.name, failover.record.id
         try:
             for step, act in steps:
                 if not failover.has_done(step):
-                    await act()
+                    await act(failover)
                     if not self._failovers.has(key) or failover.job is None:
                         return  # it was the last step: nothing is left of it
                     await self._note(failover, done=(*failover.job.done, step))
@@ -107,7 +116,7 @@ class Runner:
     async def _failed(self, failover: Failover, error: VdiskfsError) -> None:
         kind = failover.job.kind if failover.job is not None else "?"
         log.error("failover %s: %s stands still: %s", failover.record.name, kind, error)
-        self._tell(failover, f"stands still: {error}")
+        self._tell(failover, f"stands still: {error}", "job.stands")
         try:
             await self._note(
                 failover, error=error.message, hint=error.hint or "", code=error.exit_code
@@ -118,7 +127,8 @@ class Runner:
             job = replace(job, error=error.message, code=error.exit_code)
             failover.record = replace(failover.record, jobs=(*others, job))
 
-    def _tell(self, failover: Failover, text: str) -> None:
+    def _tell(self, failover: Failover, text: str, code: str = "job.step") -> None:
         if failover.job is not None:
             what = f"{failover.job.id} {failover.job.kind}: {text}"
-            self._failovers.events.tell("job", failover.record.name, what)
+            disks = ",".join(one.disk for one in failover.record.members)
+            self._failovers.events.tell(code, failover.record.name, what, disk=disks)

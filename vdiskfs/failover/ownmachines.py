@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 
+from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.states import Kind, State, Step, after
+from vdiskfs.machines import Mapped
 
 log = logging.getLogger(__name__)
 
@@ -17,10 +19,11 @@ log = logging.getLogger(__name__)
 class OwnMachines:
     """Stops them, and notes that their disks have gone. Trio thread only."""
 
-    def __init__(self, failovers: Failovers, shutdown_s: float) -> None:
-        """Take the mount's failovers, and how many seconds a guest has to turn itself off."""
+    def __init__(self, failovers: Failovers, host: MachinesConfig) -> None:
+        """Take the mount's failovers, and what this host allows machines."""
         self._failovers = failovers
-        self._shutdown_s = shutdown_s
+        self._shutdown_s = host.shutdown_s
+        self._networks = Mapped(host.networks)
 
     def _having(self, disk_id: str) -> Failover | None:
         for failover in self._failovers.all():
@@ -42,20 +45,41 @@ class OwnMachines:
         if failover is not None:
             after(failover.record.name, failover.record.state, Step.HANDOVER)
 
-    async def stop_for(self, disk_id: str) -> bool:
-        """Stop the machine of a failover that has the disk; False: no failover has it.
+    async def runs_on(self, disk_id: str) -> bool | None:
+        """Say whether the machine of a failover runs on the disk; None: no failover has it."""
+        failover = self._having(disk_id) or self._brought(disk_id)
+        if failover is None:
+            return None
+        return failover.machine is not None and await failover.machine.state() != "down"
+
+    async def start_for(self, disk_id: str) -> bool:
+        """Start it again; False: not all of its disks are this site's yet.
+
+        Raises:
+            VdiskfsError: as `Failovers.start_machine`.
+        """
+        failover = self._having(disk_id) or self._brought(disk_id)
+        if failover is None or any(not one.is_ours for one in failover.taken.values()):
+            return False
+        if failover.machine is not None:
+            await self._failovers.ensure_machine(failover, self._networks)
+        return True
+
+    async def stop_for(self, disk_id: str) -> None:
+        """Stop the machine of the failover that has the disk.
 
         A guest that does not turn itself off in time is turned off: what it had synced is there.
         """
         failover = self._having(disk_id) or self._brought(disk_id)
-        if failover is None:
-            return False
-        machine = failover.machine
-        if machine is not None and not await machine.shut_down(self._shutdown_s):
+        machine = None if failover is None else failover.machine
+        if (
+            failover is not None
+            and machine is not None
+            and not await machine.shut_down(self._shutdown_s)
+        ):
             log.error("failover %s: machine %s did not turn itself off within %.0f s: it is ended",
                       failover.record.name, machine.machine.name, self._shutdown_s)  # fmt: skip
             await machine.end()
-        return True
 
     async def handed(self, disk_id: str) -> None:
         """The disk was released: with the last one the failover has ended."""

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import trio
 
-from vdiskfs.catalog import DiskLog, DiskRecord, Owner
+from vdiskfs.catalog import DiskLog, DiskRecord
 from vdiskfs.catalog.moves import Fork, give_back, note_move, withdraw
-from vdiskfs.catalog.records import Moved
-from vdiskfs.catalog.vault import now_text
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
@@ -34,7 +32,8 @@ from vdiskfs.failover.choose import (
 )
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.free import check_free
-from vdiskfs.failover.jobs import Act, Runner, begin
+from vdiskfs.failover.jobs import Runner, Steps, begin
+from vdiskfs.failover.known import fork_of
 from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -206,15 +205,17 @@ class Relocations:
         if kind is Kind.PLANNED:
             members = unknown_members(found)
         else:
-            members, readers = await choose(self._site.vault, self._find_log(found), target, spec)
+            find_log = self._find_log(found, lambda record: record.generation)
+            members, readers = await choose(self._site.vault, find_log, target, spec)
             await close(readers)
         return replace(record, members=with_tokens(members, found))
 
-    def _find_log(self, found: Sequence[DiskRecord]) -> FindLog:
+    def _find_log(self, found: Sequence[DiskRecord], line: Callable[[DiskRecord], int]) -> FindLog:
+        """Return what gives the points of disks, by name, each in the line that is meant."""
         by_name = {one.name: one for one in found}
 
         async def find(name: str) -> DiskLog:
-            points = self._site.vault.log(by_name[name])
+            points = self._site.vault.log(by_name[name], line(by_name[name]))
             await points.refresh()
             return points
 
@@ -238,7 +239,7 @@ class Relocations:
             state = after(name, failover.record.state, Step.CHANGE_POINT)
             records = [await self._site.vault.disk(one.disk_id) for one in failover.record.members]
             members, readers = await choose(
-                self._site.vault, self._find_source_log(records), failover.target, spec
+                self._site.vault, self._find_log(records, _line_at_source), failover.target, spec
             )
             await close(readers)
             members = with_tokens(members, records)
@@ -252,19 +253,6 @@ class Relocations:
             hook("failover.changing")
             await self._restart(failover, Step.CHANGE_POINT)
         return failover.record
-
-    def _find_source_log(self, records: Sequence[DiskRecord]) -> FindLog:
-        by_name = {one.name: one for one in records}
-
-        async def find(name: str) -> DiskLog:
-            record = by_name[name]
-            if record.moved is None:
-                raise StateError(f"disk {name}: is not failed over any more")
-            points = self._site.vault.log(record, record.moved.generation)
-            await points.refresh()
-            return points
-
-        return find
 
     async def commit(self, name: str, *, dry_run: bool) -> FailoverRecord:
         """Make it final: it cannot be rolled back any more, and its point not be changed."""
@@ -353,27 +341,21 @@ class Relocations:
     # ---- steps ---------------------------------------------------------------------------
 
     async def _restart(self, failover: Failover, kind: Step) -> None:
-        if self._runner.is_running(failover):
-            return
-        await self._failovers.write(failover, jobs=begin(failover, kind))
-        self._runner.start(failover, self._steps(failover, kind))
+        await self._runner.go_on(failover, kind, self._steps(failover, kind))
 
-    def _steps(self, failover: Failover, kind: Step) -> list[tuple[str, Act]]:
-        def step(act: Callable[[Failover], Awaitable[None]]) -> Act:
-            return partial(act, failover)
-
-        take = [("copies", step(self._failovers.make_copies)), ("taken", step(self._take)),
-                ("machine", step(self._start_machine)), ("over", step(self._over))]  # fmt: skip
+    def _steps(self, failover: Failover, kind: Step) -> Steps:
+        take: Steps = [("copies", self._failovers.make_copies), ("taken", self._take),
+                       ("machine", self._start_machine), ("over", self._over)]  # fmt: skip
         if kind is Step.START:
-            ask = [("asked", step(self._asking.ask)), ("released", step(self._asking.wait))]
+            ask: Steps = [("asked", self._asking.ask), ("released", self._asking.wait)]
             return [*(ask if failover.record.kind is Kind.PLANNED else []), *take]
         if kind is Step.CHANGE_POINT:
-            return [("ended", step(self._end)), *take]
+            return [("ended", self._end), *take]
         if kind is Step.ROLLBACK:
-            return [("ended", step(self._end)), ("returned", step(self._give_back)),
-                    ("removed", step(self._failovers.remove))]  # fmt: skip
+            return [("ended", self._end), ("returned", self._give_back),
+                    ("removed", self._failovers.remove)]  # fmt: skip
         if kind is Step.REPROTECT:
-            return [("resumed", step(self._replicate)), ("shipped", step(self._wait_shipped))]
+            return [("resumed", self._replicate), ("shipped", self._wait_shipped)]
         raise StateError(f"failover {failover.record.name}: {kind} has no steps")
 
     async def _take(self, failover: Failover) -> None:
@@ -383,18 +365,11 @@ class Relocations:
             taken = failover.taken[member.disk_id]
             if taken.disk is None:  # else an earlier try of this run has started it
                 record = await self._site.vault.disk(member.disk_id)
-                await taken.take(self._fork(failover.record, member, record))
+                await taken.take(self._fork(failover, member, record))
 
-    def _fork(self, record: FailoverRecord, member: Member, disk: DiskRecord) -> Fork:
-        before, own = disk.moved, record.id
-        source, generation = disk.owner, disk.generation
-        if before is not None and before.id == own:
-            source, generation = before.source, before.generation
-        if source is None:
-            source = Owner(disk.site, "", "", disk.created)
-        moved = Moved(own, member.token, str(record.kind), str(State.FAILED_OVER), self._site.name,
-                      now_text(), generation, source)  # fmt: skip
-        return Fork(member.generation, member.epoch, member.current, moved)
+    def _fork(self, failover: Failover, member: Member, record: DiskRecord) -> Fork:
+        state = State.FAILED_OVER
+        return fork_of(failover.record, member, record, site=self._site.name, state=state)
 
     async def _start_machine(self, failover: Failover) -> None:
         await self._failovers.ensure_machine(failover, self._networks)
@@ -483,3 +458,10 @@ class Relocations:
                 f"failover {failover.record.name}: {failover.job.kind if failover.job else 'a job'}"
                 " is under way", hint=f"vdiskfs failover show {failover.record.name}",
             )  # fmt: skip
+
+
+def _line_at_source(record: DiskRecord) -> int:
+    """Return the line that was current where a disk that is failed over came from."""
+    if record.moved is None:
+        raise StateError(f"disk {record.name}: is not failed over any more")
+    return record.moved.generation

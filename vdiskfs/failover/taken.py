@@ -19,15 +19,15 @@ from vdiskfs.catalog.moves import Fork, is_forked
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.diskfiles import writable_again
-from vdiskfs.errors import DamagedError, VdiskfsError
+from vdiskfs.errors import VdiskfsError
 from vdiskfs.failover.copy import WritableCopy
 from vdiskfs.failover.copyfile import CopyFile
+from vdiskfs.failover.known import prepare_disk
 from vdiskfs.failover.record import Member
 from vdiskfs.health import State
-from vdiskfs.image import make_track
-from vdiskfs.ownernote import Note, Start, read_note, write_note
+from vdiskfs.ownernote import Start, read_note
 from vdiskfs.protection import Protection
-from vdiskfs.state import DiskPaths, DiskRecord, FileStamp, LastEnd
+from vdiskfs.state import DiskRecord, FileStamp, LastEnd
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +58,14 @@ class TakenDisk:
         self._file = CopyFile(copy, path)
         self._nursery = nursery
         self._track: native.Track | None = None
-        self._early: LastEnd | None = None
         self._scope = trio.CancelScope()
         self.on_ours: Callable[[], None] = lambda: None
 
     @property
     def is_ours(self) -> bool:
         """Whether it is known that no other site has the disk."""
-        return (
-            self.disk is not None
-            and self.disk.line.displaced is None
-            and (not self.disk.line.handed)
-        )
+        line = self.disk.line if self.disk is not None else None
+        return line is not None and line.displaced is None and not line.handed
 
     @property
     def member(self) -> Member:
@@ -97,27 +93,10 @@ class TakenDisk:
         await self._start(record, Start(LastEnd.CLEAN, sure=True, fork=fork))
 
     def _prepare(self) -> DiskRecord:
-        """Make what is known of the disk here, as after a clean end; in a thread."""
-        state, member = self._site.state, self.member
-        before, note = state.disk(member.disk_id).directory, Note()
-        if before.exists():
-            # An earlier run was cut off: what it has told the vault it has to know again.
-            note = read_note(before)
-        identity = self._file.identity()
-        record = DiskRecord(
-            disk_id=member.disk_id, name=member.disk, file=self._file.path,
-            vault_id=self._site.vault.vault_id, writer_id=state.writer_id,
-            device=identity.device, inode=identity.inode, birth_ns=identity.birth_ns,
-            generation=member.generation, epoch=member.epoch, digest=member.digest,
-            size=member.size, time_ns=member.time_ns, end=FileStamp.of(identity),
+        record = prepare_disk(
+            self._site, self.member, self._file,
+            lambda paths: (paths.directory / "paused").touch(mode=0o600),
         )  # fmt: skip
-
-        def fill(paths: DiskPaths) -> None:
-            write_note(paths.directory, replace(note, place="", line=0, handed=""))
-            (paths.directory / "paused").touch(mode=0o600)
-            make_track(paths, member.size)
-
-        state.create_disk(record, fill, again=True)
         hook("failover.prepared")
         return record
 
@@ -155,8 +134,7 @@ class TakenDisk:
         state, image = self._site.state, self.copy.image
         image.refuse_writes(True)
         try:
-            record = self._record()
-            last_end = state.end_of_disk(record)
+            record = state.record(self.member.disk_id)
             paths = state.disk(record.disk_id)
             note = read_note(paths.directory)
             if note.handed or note.line:
@@ -164,10 +142,7 @@ class TakenDisk:
             if record.end is not None and record.end == FileStamp.of(self._file.identity()):
                 paths.sums.check()
                 paths.sums.remove()
-                self._early = LastEnd.CLEAN
-            elif last_end is LastEnd.DAEMON_DIED:
-                self._early = LastEnd.DAEMON_DIED
-            else:
+            elif state.end_of_disk(record) is not LastEnd.DAEMON_DIED:
                 return
             self._track = native.Track(paths.track, image.size())
             image.set_track(self._track)
@@ -180,13 +155,7 @@ class TakenDisk:
             if self._track is not None:
                 image.set_track(None)
                 self._track.close()
-            self._track = self._early = None
-
-    def _record(self) -> DiskRecord:
-        for record in self._site.state.records():
-            if record.disk_id == self.member.disk_id:
-                return record
-        raise DamagedError(f"disk {self.member.disk}: what was known of it here is gone")
+            self._track = None
 
     async def take_up(self) -> None:
         """Start it again, as soon as the vault answers."""
@@ -200,11 +169,11 @@ class TakenDisk:
                 await trio.sleep(TAKE_UP_S)
 
     async def _again(self) -> None:
-        record = await trio.to_thread.run_sync(self._record)
+        state = self._site.state
+        record = await trio.to_thread.run_sync(state.record, self.member.disk_id)
         # What is written since `resume` is tracked: its bitmaps go on, as a successor's do.
-        how = Start(self._site.state.end_of_disk(record))
-        if self._early is not None:
-            how = Start(LastEnd.DAEMON_DIED, sure=True)
+        tracked = self._track is not None
+        how = Start(LastEnd.DAEMON_DIED, sure=True) if tracked else Start(state.end_of_disk(record))
         await self._start(record, how)
 
     # ---- the end -------------------------------------------------------------------------

@@ -6,7 +6,6 @@ stranger's wish (see ``permission``).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from vdiskfs.catalog.documents import (
@@ -16,7 +15,7 @@ from vdiskfs.catalog.documents import (
     encode_document,
     take,
 )
-from vdiskfs.catalog.records import safe_name
+from vdiskfs.catalog.records import named_by, safe_name
 from vdiskfs.crash import hook
 from vdiskfs.errors import ConflictError, DamagedError, FormatError, NotFoundError, UsageError
 from vdiskfs.machines.definition import from_dict, to_dict
@@ -57,7 +56,8 @@ async def list_machines(store: Store) -> list[Listed]:
 async def machine_names(store: Store) -> list[str]:
     """Return the names of all machines, sorted; one listing."""
     listed = [info.name async for info in store.list(_PREFIX)]
-    return sorted(name for name in map(_machine_name, listed) if name is not None)
+    named = [named_by(one, _PREFIX) for one in listed]
+    return sorted(name for name in named if name is not None)
 
 
 async def read_machine(store: Store, name: str) -> tuple[Machine, str]:
@@ -134,14 +134,3 @@ async def machine_of(store: Store, disk: str) -> Machine | None:
 
 def _object_name(name: str) -> str:
     return f"{_PREFIX}{safe_name(name)}.json"
-
-
-def _machine_name(object_name: str) -> str | None:
-    """Return whose document an object is; None: nobody's."""
-    part = object_name.removeprefix(_PREFIX).removesuffix(".json")
-    raw = re.sub(rb"%([0-9a-f]{2})", lambda hit: bytes([int(hit[1], 16)]), part.encode())
-    try:
-        name = raw.decode()
-    except UnicodeDecodeError:
-        return None
-    return name if name and _object_name(name) == object_name else None

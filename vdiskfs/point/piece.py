@@ -32,6 +32,7 @@ from vdiskfs.delta.points import PointTable, decode_points
 from vdiskfs.delta.refs import ObjectRef, ObjectTable
 from vdiskfs.errors import FormatError
 from vdiskfs.point.cache import Block, BlockCache
+from vdiskfs.sealed import expect_size
 from vdiskfs.store import Store
 
 # An object of this size is read whole at once; of others this much of the end.
@@ -170,7 +171,9 @@ class Piece:
         table: ObjectTable = await self._block(
             rows[0], lambda row, stored: decode_objects(row, stored, where=self.name), 1
         )
-        return table.ref(number - int(rows[0]["first"]))
+        ref = table.ref(number - int(rows[0]["first"]))
+        expect_size(self._store, ref.name(self.head.disk_id), ref.size)
+        return ref
 
     async def points(self, row: np.void) -> PointTable:
         """Return a block of points."""

@@ -139,11 +139,16 @@ class PointReader:
         out = bytearray(count * PAGE_SIZE)
         mask = np.zeros(count, np.bool_)
         for first, end in self._windows(first_page, count):
-            part = await self._resolve(first, end, places=True)
-            try:
-                await fetch_pages(self._store, part.found, first_page, out, self._limiter)
-            except (DamagedError, NotFoundError) as error:
-                raise self._damaged(error) from error
+            while True:
+                part = await self._resolve(first, end, places=True)
+                try:
+                    await fetch_pages(self._store, part.found, first_page, out, self._limiter)
+                    break
+                except NotFoundError as error:
+                    if not await self.renew():
+                        raise self._damaged(error) from error
+                except DamagedError as error:
+                    raise self._damaged(error) from error
             mask[first - first_page : end - first_page] = part.kind == FULL
         return out, mask
 
@@ -197,10 +202,27 @@ class PointReader:
         Raises:
             DamagedError: it is not a joined one.
         """
+        if isinstance(error, NotFoundError) and await self.renew():
+            return
         if piece.head.kind is not Kind.JOINED or self._reopen is None:
             raise self._damaged(error) from error
         self._bad |= {piece.name}
         self._pieces = list(await self._reopen(self._bad))
+
+    async def renew(self) -> bool:
+        """Look for the chain again: its objects may have been replaced; say whether they were.
+
+        Raises:
+            NotFoundError: the point was thinned away.
+        """
+        if self._reopen is None or not self._pieces:
+            return False
+        pieces = list(await self._reopen(self._bad))
+        if pieces[-1].head.to_digest != self.digest:
+            raise DamagedError(f"{self.title}: its deltas lead to another state than before")
+        changed = [piece.name for piece in pieces] != [piece.name for piece in self._pieces]
+        self._pieces = pieces
+        return changed
 
     # ---- pages that lie apart ----------------------------------------------------------
 
@@ -223,10 +245,16 @@ class PointReader:
             DamagedError: the vault does not hold what was stored.
         """
         out = bytearray(len(chosen.pages) * PAGE_SIZE)
-        try:
-            await fetch_pages(self._store, chosen.found, chosen.pages, out, self._limiter)
-        except (DamagedError, NotFoundError) as error:
-            raise self._damaged(error) from error
+        while True:
+            try:
+                await fetch_pages(self._store, chosen.found, chosen.pages, out, self._limiter)
+                break
+            except NotFoundError as error:
+                if not await self.renew():
+                    raise self._damaged(error) from error
+                chosen = await self.choose(chosen.pages, places=True)
+            except DamagedError as error:
+                raise self._damaged(error) from error
         self.gathered_bytes += stored_bytes(chosen.found)
         return out
 

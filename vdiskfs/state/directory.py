@@ -262,9 +262,14 @@ class StateDirectory:
         Raises:
             DamagedError: a record is damaged or absent, or parts of a disk are; names it.
         """
-        return [self._read_disk(disk_id) for disk_id in self._disk_ids()]
+        return [self.record(disk_id) for disk_id in self._disk_ids()]
 
-    def _read_disk(self, disk_id: str) -> DiskRecord:
+    def record(self, disk_id: str) -> DiskRecord:
+        """Return the record of one disk.
+
+        Raises:
+            DamagedError: it is damaged or absent, or parts of the disk are; names it.
+        """
         paths = self.disk(disk_id)
         try:
             body = read_record(paths.record)

@@ -64,20 +64,38 @@ class ImageLock:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise _busy(name) from None
             raise
-        against = [SHARED_BASE + n for n in _USED] + [PERM_BASE + n for n in _REFUSED]
-        if any(self._is_held(offset) for offset in against):
+        if _is_against(self._fd):
             raise _busy(name)
-
-    def _is_held(self, offset: int) -> bool:
-        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK, offset))
-        kind: int = _FLOCK.unpack(answer)[0]
-        return kind != fcntl.F_UNLCK
 
     def close(self) -> None:
         """Give the bytes back. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def is_in_use(path: str) -> bool:
+    """Tell whether somebody uses an image directly, without keeping anybody from doing so.
+
+    Raises:
+        OSError: the file cannot be read, or its file system keeps no locks.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _is_against(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_against(fd: int) -> bool:
+    against = [SHARED_BASE + n for n in _USED] + [PERM_BASE + n for n in _REFUSED]
+    return any(_is_held(fd, offset) for offset in against)
+
+
+def _is_held(fd: int, offset: int) -> bool:
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK, offset))
+    kind: int = _FLOCK.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def _bytes_held() -> list[int]:

@@ -53,8 +53,12 @@ def users_of(*mountpoints: str) -> list[MountUser]:
 
 
 def _top(mountpoint: Path) -> str:
-    """The real path, without asking the mount for anything."""
-    return str(mountpoint.parent.resolve() / mountpoint.name)
+    """The real path, without asking the mount for anything: it may be this process's own."""
+    mounted = set(mounted_paths()) - {"/"}
+    top = next(
+        (one for one in (mountpoint, *mountpoint.parents) if str(one) in mounted), mountpoint
+    )
+    return str(top.parent.resolve() / top.name / mountpoint.relative_to(top))
 
 
 def _is_below(path: str, tops: list[str]) -> bool:

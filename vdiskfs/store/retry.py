@@ -79,7 +79,15 @@ class RetryingStore:
 
     def __init__(self, store: Store, policy: RetryPolicy | None = None) -> None:
         self._store = store
-        self._policy = policy or RetryPolicy()
+        self.retries = 0
+        """Calls that were made again, since the start."""
+        policy = policy or RetryPolicy()
+        self._sleep = policy.sleep
+        self._policy = replace(policy, sleep=self._counted)
+
+    async def _counted(self, delay_s: float) -> None:
+        self.retries += 1
+        await self._sleep(delay_s)
 
     @property
     def requests(self) -> int:

@@ -1,0 +1,127 @@
+"""What thinning might take away from somebody who has just chosen it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from tests.catalog.harness import bench, content
+from tests.catalog.test_thinning import Site
+from tests.delta.model import T0
+from vdiskfs.catalog import Vault
+from vdiskfs.catalog.garbage import ClockError
+from vdiskfs.catalog.moves import Fork, fork_off
+from vdiskfs.catalog.owners import Claim
+from vdiskfs.catalog.proofs import Proof, write_proof
+from vdiskfs.catalog.records import Moved, Owner
+from vdiskfs.catalog.retention import kept, parse_ladder
+from vdiskfs.catalog.upkeep import Upkeep, hold_point
+from vdiskfs.delta.layout import Flags
+from vdiskfs.errors import NotFoundError
+from vdiskfs.units import NS
+
+COARSE = parse_ladder("100s for 4000s")
+
+
+def upkeep(site: Site, ahead_s: int = 0) -> Upkeep:
+    vault = Vault(site.bench.store, site.bench.vault.vault_id, "")
+    return Upkeep(vault, "cc" * 16, clock=lambda: site.now_ns + ahead_s * NS)
+
+
+async def test_a_failover_begins_where_a_point_was_dropped_and_stays_readable(
+    tmp_path: Path,
+) -> None:
+    """Chosen, then thinned out of the list at the horizon, then forked from, then thinned on."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(1))
+        await site.publish(249)
+        chosen = await (await site.log()).find("latest")
+        log = await site.log()
+        await site.publish(1)
+        await site.thinner().run(COARSE, site.now_ns)
+        await site.publish(3)
+        with pytest.raises(NotFoundError):
+            await hold_point(test.vault, log, chosen, "too late")
+        owner = Owner("here", "dd" * 16, "", "x")
+        moved = Moved("f" * 32, "ab" * 16, "unplanned", "FailedOver", "there", "x", 1, owner)
+        record = await fork_off(
+            test.vault, await site.record(), Fork(1, chosen.epoch, 1, moved),
+            Claim("there", "ee" * 16, "ff" * 16, ()), log=lambda one: test.vault.log(one, 1),
+            scratch=tmp_path / "fence",
+        )  # fmt: skip
+        assert record.parents[record.generation] == (1, chosen.epoch)
+        site.bench.log.adopt(record)
+        await site.thinner().run(COARSE, site.now_ns + 3600 * NS)
+        record = await site.record()
+        fresh = Vault(test.store, test.vault.vault_id, "").log(record)
+        assert (await fresh.tip()).epoch == chosen.epoch
+
+
+async def test_points_that_were_asked_for_are_not_crowded_out(tmp_path: Path) -> None:
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(2))
+        for number in range(6):
+            await test.publish(flags=Flags.APPLICATION if number in (1, 4) else Flags(0))
+            await site.publish(50)
+        await site.thinner().run(COARSE, site.now_ns)
+        points = await (await site.log()).points()
+        assert sum(one.consistency == "application" for one in points) == 2
+
+
+async def test_the_newest_proven_point_stays(tmp_path: Path) -> None:
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(3))
+        await site.publish(150)
+        log = await site.log()
+        for epoch in (17, 31):
+            proof = Proof("hashed", "pass", "", "2026-11-22T00:00:00Z", 1.0, "here")
+            await write_proof(test.store, log.record.id, (1, epoch), proof)
+        test.store.now_ns = site.now_ns
+        await upkeep(site).tend(log, COARSE, tmp_path / "thin")
+        left = [one.epoch for one in await log.points()]
+        assert 31 in left
+        assert 17 not in left
+
+
+def test_points_of_one_time_stay_or_go_together() -> None:
+    """They were sealed while a clock that had been ahead was put back."""
+    times = np.array([10, 60, 60, 60, 130], np.uint64) * np.uint64(NS) + np.uint64(T0 // NS * NS)
+    epochs = np.arange(1, 6, dtype=np.uint64)
+    stays = kept(epochs, times, parse_ladder("1m for 1h"), int(times[-1]))
+    assert stays[1] == stays[2] == stays[3]
+    assert stays[1:4].all()
+
+
+async def test_a_clock_that_was_ahead_at_the_last_seal_stops_thinning(tmp_path: Path) -> None:
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(4))
+        await site.publish(150)
+        test.store.now_ns = site.now_ns - 86400 * NS
+        with pytest.raises(ClockError, match="its newest point is of"):
+            await upkeep(site, -86400).tend(await site.log(), COARSE, tmp_path / "thin")
+
+
+async def test_many_that_open_what_was_collected_all_find_the_new_way(tmp_path: Path) -> None:
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(5))
+        await site.publish(200)
+        log = await site.log()
+        points = await log.points()
+        await site.thinner().run(COARSE, site.now_ns)
+        await site.collect()
+        left = {one.epoch for one in await (await site.log()).points()}
+        wanted = [one for one in points if one.epoch in left]
+        assert wanted
+
+        async def read(number: int) -> None:
+            point = wanted[number % len(wanted)]
+            async with await log.open(point) as reader:
+                assert await content(reader) == test.model.states[point.epoch]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(read, number)

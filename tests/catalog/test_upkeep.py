@@ -1,0 +1,233 @@
+"""When lines are tended, and when not: clocks, open points, immutable containers, policies."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.catalog.harness import Bench, bench
+from tests.catalog.test_thinning import LADDER, Site
+from tests.delta.model import T0
+from vdiskfs.catalog import SiteRecord, Vault
+from vdiskfs.catalog.garbage import GRACE_S, STEP_S, ClockError
+from vdiskfs.catalog.policy import (
+    PRESETS,
+    Policy,
+    changed_policy,
+    list_policies,
+    read_policy,
+    set_policy,
+)
+from vdiskfs.catalog.records import decode_disk, decode_site, encode_disk, encode_site
+from vdiskfs.catalog.retention import parse_ladder
+from vdiskfs.catalog.upkeep import Tended, Upkeep, hold_point, release_point
+from vdiskfs.errors import FormatError, NotFoundError, RefusedError, UsageError
+from vdiskfs.units import NS, format_time
+
+
+class Tender:
+    """Tends the disk of a bench; clocks are moved by hand."""
+
+    def __init__(self, test: Bench, directory: Path) -> None:
+        self.test = test
+        self.directory = directory
+        self.local_ns = self.store_ns = T0
+        self.upkeep = Upkeep(
+            Vault(test.store, test.vault.vault_id, ""), "cc" * 16, clock=lambda: self.local_ns
+        )
+
+    def at(self, seconds: float, *, skew_s: float = 0) -> None:
+        self.store_ns = T0 + int(seconds * NS)
+        self.local_ns = self.store_ns + int(skew_s * NS)
+        self.test.store.now_ns = self.store_ns
+
+    async def tend(self, *, dry_run: bool = False, ladder: str = "") -> Tended:
+        rungs = parse_ladder(ladder) if ladder else LADDER
+        log = self.upkeep.vault.log(await self.test.vault.disk(self.test.record.id))
+        return await self.upkeep.tend(log, rungs, self.directory / "thin", dry_run=dry_run)
+
+
+async def test_what_a_dry_run_says_is_what_is_done(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(1)), Tender(test, tmp_path)
+        await site.publish(120)
+        tender.at(121)
+        before = dict(test.store.objects)
+        said = await tender.tend(dry_run=True)
+        assert {name for name in test.store.objects if name != "clock.json"} == set(before)
+        done = await tender.tend()
+        assert (said.thinned.points, said.thinned.bytes) == (
+            done.thinned.points,
+            done.thinned.bytes,
+        )
+        assert said.thinned.points > 50
+        assert said.thinned.oldest_ns == done.thinned.oldest_ns
+        assert len(await site.check()) == done.thinned.left
+
+
+@pytest.mark.parametrize("skew_s", [-301, 301])
+async def test_clocks_that_disagree_stop_it(tmp_path: Path, skew_s: int) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(2)), Tender(test, tmp_path)
+        await site.publish(60)
+        tender.at(10_000, skew_s=skew_s)
+        with pytest.raises(ClockError):
+            await tender.tend()
+        assert len(await site.check()) == 60
+
+
+async def test_a_clock_a_year_ahead_does_not_delete_the_year(tmp_path: Path) -> None:
+    """All clocks agree, and are wrong: the points are thinned for one day, not for a year."""
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(3)), Tender(test, tmp_path)
+        await site.publish(60)
+        ladder = "1s for 2d, 1m for 1y"
+        tender.at(61)
+        await tender.tend(ladder=ladder)
+        year = 366 * 86400
+        tender.at(61 + year)
+        assert (await tender.tend(ladder=ladder)).thinned.points == 0
+        tender.at(62)
+        with pytest.raises(ClockError, match="before the last thinning"):
+            await tender.tend(ladder=ladder)
+        assert len(await site.check()) == 60
+        # A host that really was off for a year is caught up with, a day at a time.
+        for day in range(1, 5):
+            tender.at(61 + year + day)
+            await tender.tend(ladder=ladder)
+        assert len(await site.check()) < 10
+        assert STEP_S == 86400
+
+
+async def test_nothing_is_deleted_within_the_grace_period(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(4)), Tender(test, tmp_path)
+        await site.publish(100)
+        before = {name for name in test.store.objects if name != "clock.json"}
+        tender.at(101)
+        await tender.tend()
+        tender.at(101 + GRACE_S - 1)
+        await tender.tend()
+        assert before <= set(test.store.objects)
+        tender.at(103 + GRACE_S)
+        assert (await tender.tend()).collected.deleted > 50
+        assert not before <= set(test.store.objects)
+        await site.check()
+
+
+async def test_what_is_open_somewhere_stays_as_long_as_that_site_lives(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(5)), Tender(test, tmp_path)
+        await site.publish(100)
+
+        async def beat(uses: tuple[tuple[str, int, int], ...], seconds: float) -> None:
+            await test.vault.write_site(SiteRecord(
+                site="b", host="b", time=format_time(T0 + int(seconds * NS)), version="1",
+                disks=(), pid=1, started="", writer="dd" * 16, uses=uses,
+            ))  # fmt: skip
+
+        use = (test.record.id, 1, 13)
+        tender.at(101)
+        await tender.tend()
+        assert 13 not in await site.check()
+        # Opened just before it was thinned away: nothing is deleted while it is open.
+        await beat((use,), 102)
+        tender.at(110 + GRACE_S)
+        assert (await tender.tend()).collected.deleted == 0
+        # The site is silent for more than a week: it does not count any more.
+        tender.at(110 + 8 * 86400)
+        assert (await tender.tend()).collected.deleted > 50
+
+
+async def test_what_an_immutability_policy_keeps_is_waited_for(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(6)), Tender(test, tmp_path)
+        await site.publish(100)
+        tender.at(101)
+        await tender.tend()
+        delete = test.store.delete
+
+        async def refuse(name: str) -> None:
+            raise RefusedError("the vault refused: BlobImmutableDueToPolicy")
+
+        test.store.delete = refuse  # type: ignore[method-assign]
+        tender.at(105 + GRACE_S)
+        first = (await tender.tend()).collected
+        assert first.refused > 50
+        assert first.deleted == 0
+        test.store.delete = delete  # type: ignore[method-assign]
+        second = (await tender.tend()).collected
+        assert second.deleted == first.refused
+        await site.check()
+
+
+async def test_a_hold_keeps_a_point_until_it_is_released(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(7)), Tender(test, tmp_path)
+        await site.publish(100)
+        log = await site.log()
+        point = await log.find(17)
+        assert not point.held
+        await hold_point(test.vault, log, point, "why")
+        assert (await log.find(17)).held
+        tender.at(101)
+        await tender.tend()
+        left = await site.check()
+        assert 17 in left
+        assert 16 not in left
+        await release_point(test.vault, await site.log(), point)
+        with pytest.raises(NotFoundError, match="not held"):
+            await release_point(test.vault, await site.log(), point)
+        await tender.tend()
+        assert 17 not in await site.check()
+        with pytest.raises(NotFoundError):
+            await hold_point(test.vault, await site.log(), point, "too late")
+
+
+async def test_policies_are_kept_in_the_vault(tmp_path: Path) -> None:
+    async with bench() as test:
+        store = test.store
+        assert {one.name for one in await list_policies(store)} == set(PRESETS)
+        assert (await read_policy(store, "default")).ladder == parse_ladder(
+            "1s for 1h, 1m for 1d, 1h for 15d, 1d for 1y"
+        )
+        made = await set_policy(
+            store,
+            "shop",
+            lambda one: changed_policy(one, {"retention": "1s for 1h", "rpo_error": "5m"}),
+        )
+        assert (
+            await read_policy(store, "shop")
+            == made
+            == Policy("shop", retention="1s for 1h", rpo_error="5m")
+        )
+        assert {one.name for one in await list_policies(store)} == {*PRESETS, "shop"}
+        with pytest.raises(NotFoundError):
+            await read_policy(store, "other")
+        with pytest.raises(UsageError, match="no 'speed'"):
+            changed_policy(made, {"speed": "1"})
+        with pytest.raises(UsageError, match="above rpo_error"):
+            changed_policy(made, {"rpo_warning": "6m"})
+        data, metadata, _ = store.objects["policies/shop.json"]
+        store.put("policies/shop.json", data.replace(b"1s for 1h", b"1s for 1s for"), metadata)
+        with pytest.raises(FormatError):
+            await read_policy(store, "shop")
+
+
+async def test_records_say_again_what_was_written(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(8)), Tender(test, tmp_path)
+        await site.publish(60)
+        log = await site.log()
+        await hold_point(test.vault, log, await log.find(9), "why")
+        tender.at(200)
+        await tender.tend()
+        record = replace(await site.record(), policy="default")
+        assert record.ledgers
+        assert record.holds
+        assert decode_disk(encode_disk(record), record.id, where="x") == record
+        heart = SiteRecord("a", "b", "", "1", (), 1, "", uses=((record.id, 1, 5),))
+        assert decode_site(encode_site(heart), where="x") == heart

@@ -1,0 +1,126 @@
+"""Proofs of points on a real mount: read back, and their file systems checked after replay."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.loopdev import attached, mounted
+from tests.e2e.mounted import PROGRAM, CommandError, MountedSite
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
+
+MIB = 1 << 20
+FAST = "epoch_interval_s = 0.1\nheartbeat_s = 1\n"
+
+
+def prove(site: MountedSite, disk: str, level: str = "checked") -> dict[str, Any]:
+    found: dict[str, Any] = site.json("point", "prove", f"{disk}@latest", "--level", level)
+    return found
+
+
+def partitioned(path: Path) -> None:
+    """Two partitions: an ext4 file system, and nothing."""
+    with path.open("r+b") as file:
+        file.truncate(64 * MIB)
+        entries = ((0x83, 2048, 32 * 2048), (0x82, 40 * 2048, 8 * 2048))
+        table = b"".join(
+            struct.pack("<B3sB3sII", 0, bytes(3), kind, bytes(3), start, count)
+            for kind, start, count in entries
+        )
+        file.seek(446)
+        file.write(table.ljust(64, b"\0") + b"\x55\xaa")
+    subprocess.run(["mkfs.ext4", "-q", "-E", f"offset={MIB}", path, "32M"], check=True)
+
+
+def test_points_are_read_back_and_their_file_systems_checked(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        for disk, make in (("ext", "mkfs.ext4"), ("hurt", "mkfs.ext4"), ("xfs", "mkfs.xfs")):
+            subprocess.run([make, "-q", site.add_image(disk, 320 * MIB)], check=True)
+        subprocess.run(["mkfs.btrfs", "-q", site.add_image("btrfs", 128 * MIB)], check=True)
+        partitioned(site.add_image("parts", 64 * MIB))
+        site.add_image("none", MIB, os.urandom(MIB))
+        with (site.source / "hurt.img").open("r+b") as file:
+            file.seek(4096)  # the descriptors of its groups
+            file.write(os.urandom(4096))
+        site.init().mount()
+        disks = ("ext", "xfs", "btrfs", "parts", "none", "hurt")
+        for disk in disks:
+            site.wait_shipped(disk)
+        # A point of a file system that is mounted and written to: its journal is to be replayed.
+        for disk in ("ext", "xfs"):
+            kind = "ext4" if disk == "ext" else disk
+            with (
+                attached(site.image(disk)) as device,
+                mounted(device, tmp_path / "fs", kind=kind) as place,
+            ):
+                (place / "file").write_bytes(os.urandom(MIB))
+                os.sync()
+                site.json("point", "create", disk, "--wait")
+        wanted = {"ext": "pass", "xfs": "pass", "btrfs": "pass", "parts": "pass",
+                  "none": "inconclusive"}  # fmt: skip
+        assert {disk: prove(site, disk)["outcome"] for disk in wanted} == wanted
+        with pytest.raises(CommandError, match=r"exit 6(.|\n)*disk \(ext4\) DAMAGED"):
+            prove(site, "hurt")
+        proofs = {disk: site.points(disk)[-1]["proof"] for disk in disks}
+        assert proofs == {"ext": "checked", "xfs": "checked", "btrfs": "checked",
+                          "parts": "checked", "none": "hashed", "hurt": "checked-failed"}  # fmt: skip
+        assert site.json("point", "show", "ext@latest-proven")["proof"] == "checked"
+        with pytest.raises(CommandError, match="exit 3"):
+            site.json("point", "show", "hurt@latest-proven")
+        proven = site.mountpoint / "recovery-points" / "ext" / "latest-proven"
+        assert (proven / "ext.img").stat().st_size == 320 * MIB
+        # Nothing is left of the copies.
+        assert site.json("failover", "list")["failovers"] == []
+        listed = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
+        assert str(tmp_path) not in listed.stdout
+
+
+def test_what_the_vault_has_lost_fails_its_proof(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        site.add_image("web01", MIB, os.urandom(MIB))
+        site.init().mount().wait_shipped("web01")
+        assert prove(site, "web01", "hashed")["outcome"] == "pass"
+        epoch = site.points("web01")[-1]["epoch"]
+        files = [one for one in (tmp_path / "vault").rglob("*") if one.is_file()]
+        large = [one for one in files if one.stat().st_size > MIB // 2]
+        for one in large:
+            with one.open("r+b") as file:
+                file.seek(MIB // 4)
+                file.write(b"rotten")
+        assert large
+        with pytest.raises(CommandError, match="exit 6"):
+            prove(site, "web01", "hashed")
+        assert site.points("web01")[-1]["proof"] == "hashed-failed"
+        assert site.points("web01")[-1]["epoch"] == epoch
+
+
+def test_a_proof_that_is_killed_leaves_nothing_for_the_next_one(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        subprocess.run(["mkfs.ext4", "-q", site.add_image("web01", 64 * MIB)], check=True)
+        site.init().mount().wait_shipped("web01")
+        command = [str(PROGRAM), "-m", str(site.mountpoint), "point", "prove", "web01@latest",
+                   "--level", "checked"]  # fmt: skip
+        with subprocess.Popen(command, env=site.environ, stderr=subprocess.DEVNULL) as one:
+            site.wait(
+                "it has made its copy", lambda: bool(os.listdir(site.mountpoint / "failovers"))
+            )
+            one.send_signal(signal.SIGKILL)
+        assert prove(site, "web01")["outcome"] == "pass"
+        site.wait("nothing is left", lambda: not site.json("failover", "list")["failovers"])
+
+
+def test_the_newest_point_is_proven_in_the_background(tmp_path: Path) -> None:
+    options = f'{FAST}prove_interval_s = 1\nprove_level = "checked"\n'
+    with MountedSite(tmp_path, options=options) as site:
+        subprocess.run(["mkfs.ext4", "-q", site.add_image("web01", 64 * MIB)], check=True)
+        site.init().mount().wait_shipped("web01")
+        site.wait("it is proven", lambda: site.points("web01")[-1]["proof"] == "checked")
+        site.wait("status says so", lambda: site.disk("web01")["proven_point_age_s"] is not None)
+        assert site.json("failover", "list")["failovers"] == []

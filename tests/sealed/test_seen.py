@@ -1,0 +1,110 @@
+"""What a site remembers of a vault, and where that must raise no false alarm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.catalog.memory import MemoryStore
+from vdiskfs.crypto import new_data_key
+from vdiskfs.errors import WrongVaultError
+from vdiskfs.sealed import SealedStore, Seen
+
+KEY = new_data_key("5" * 32)
+NAME = "groups/shop.json"
+
+
+class Clock:
+    def __init__(self, now: int) -> None:
+        self.now = now
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def store_at(memory: MemoryStore, now: int, path: Path | None = None) -> SealedStore:
+    seen = Seen(path, vault_id="5" * 32, clock=Clock(now))
+    seen.load()
+    return SealedStore(memory, KEY, seen)
+
+
+async def test_an_older_state_is_noticed_after_a_restart(tmp_path: Path) -> None:
+    memory = MemoryStore()
+    path = tmp_path / "seen"
+    first = store_at(memory, 100, path)
+    await first.create(NAME, b"one")
+    old = memory.objects.copy()
+    (stored,) = old
+    etag = (await first.stat(NAME)).etag
+    await first.replace(NAME, b"two", etag=etag)
+    await first.aclose()
+    memory.objects = old
+    again = store_at(memory, 300, path)
+    for look in (again.read, again.stat):
+        with pytest.raises(WrongVaultError, match="gone back in time: groups/shop.json"):
+            await look(NAME)
+    again.seen.forget()
+    assert (await again.read(NAME))[0] == b"one"
+    assert not path.exists() or stored
+
+
+async def test_clocks_that_differ_raise_no_alarm() -> None:
+    """Who changes an object has seen it: its revision grows, whatever the clock says."""
+    memory = MemoryStore()
+    ahead, behind = store_at(memory, 10**18, None), store_at(memory, 5, None)
+    await ahead.create(NAME, b"0")
+    for turn in range(6):
+        writer = (behind, ahead)[turn % 2]
+        etag = (await writer.stat(NAME)).etag if turn % 3 else (await writer.read(NAME))[1].etag
+        await writer.replace(NAME, b"%d" % turn, etag=etag)
+        for reader in (ahead, behind):
+            assert (await reader.read(NAME))[0] == b"%d" % turn
+
+
+async def test_an_answer_that_comes_late_raises_no_alarm() -> None:
+    """A read that began before a write of the same process may end after it, with what was."""
+    memory = MemoryStore()
+    store = store_at(memory, 100)
+    await store.create(NAME, b"old")
+    began, go_on = trio.Event(), trio.Event()
+    plain_read = memory.read
+
+    async def slow_read(name: str, *, limit: int = 64 << 20) -> object:
+        answer = await plain_read(name, limit=limit)
+        began.set()
+        await go_on.wait()
+        return answer
+
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append((await store.read(NAME))[0])
+
+    async with trio.open_nursery() as nursery:
+        memory.read = slow_read  # type: ignore[assignment,method-assign]
+        nursery.start_soon(read)
+        await began.wait()
+        memory.read = plain_read  # type: ignore[method-assign]
+        await store.replace(NAME, b"new", etag=memory.objects[next(iter(memory.objects))][2])
+        go_on.set()
+    assert found == [b"old"]
+
+
+async def test_what_is_damaged_is_begun_anew_and_said(tmp_path: Path, expect_log: object) -> None:
+    path = tmp_path / "seen"
+    path.write_bytes(b"{")
+    expect_log("what was seen of the vault is not known any more")  # type: ignore[operator]
+    memory = MemoryStore()
+    store = store_at(memory, 100, path)
+    await store.create(NAME, b"one")
+    assert store.seen.due or path.stat().st_size > 1
+
+
+async def test_heartbeats_are_not_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "seen"
+    store = store_at(MemoryStore(), 100, path)
+    await store.create("sites/here.json", b"one")
+    await store.aclose()
+    assert not path.exists()

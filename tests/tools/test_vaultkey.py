@@ -1,0 +1,121 @@
+"""vdiskfs vault init and vault key, with passphrases and key files."""
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from vdiskfs.crypto import slots
+
+Run = Callable[..., Result]
+Json = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key of the user who runs the tests, and cheap passphrases."""
+    for name in ("PASSPHRASE", "PASSPHRASE_FILE", "KEY_FILE"):
+        monkeypatch.delenv(f"VDISKFS_{name}", raising=False)
+    monkeypatch.setattr(slots, "SCRYPT_N", 1 << 10)
+
+
+def test_without_a_key_and_a_terminal_all_ways_are_named(run: Run, tmp_path: Path) -> None:
+    result = run("vault", "init", f"file://{tmp_path}/v")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    for way in ("VDISKFS_PASSPHRASE", "VDISKFS_PASSPHRASE_FILE", "--key-file", "--encryption none"):
+        assert way in result.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_key_file_is_made_with_the_vault_and_only_with_it(run: Run, tmp_path: Path) -> None:
+    key, url = tmp_path / "key", f"file://{tmp_path}/v"
+    assert run("vault", "init", url, "--key-file", str(key), "--dry-run").exit_code == 0
+    assert not key.exists()
+    result = run("vault", "init", url, "--key-file", str(key), "--json")
+    document = json.loads(result.stdout)
+    assert (document["encryption"], document["key_file"]) == ("aes-256-gcm", str(key))
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    again = run("vault", "init", url, "--key-file", str(tmp_path / "second"))
+    assert again.exit_code == 4
+    assert not (tmp_path / "second").exists()
+    assert key.exists()
+
+
+def test_what_opens_it_and_what_does_not(
+    run: Run, run_json: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/v"
+    monkeypatch.setenv("VDISKFS_PASSPHRASE", "the right one")
+    assert run("vault", "init", url).exit_code == 0
+    assert run_json("vault", "info", "--vault", url)["encryption"] == "aes-256-gcm"
+    for wrong in ("the wrong one", None):
+        if wrong is None:
+            monkeypatch.delenv("VDISKFS_PASSPHRASE")
+        else:
+            monkeypatch.setenv("VDISKFS_PASSPHRASE", wrong)
+        for command in (["vault", "info"], ["vault", "check"], ["disk", "list"], ["point", "list", "x"],
+                        ["vault", "key", "list"], ["machine", "list"]):  # fmt: skip
+            result = run(*command, "--vault", url)
+            assert result.exit_code == 7, command
+            assert result.stderr.count("\n") == 1
+            assert "one" not in result.stderr.replace("right one", "").replace("none", "")
+
+
+def test_a_key_for_a_vault_that_has_none_is_refused(run: Run, tmp_path: Path) -> None:
+    """Somebody may have put it in the place of the encrypted one."""
+    url = f"file://{tmp_path}/v"
+    assert run("vault", "init", "--encryption", "none", url).exit_code == 0
+    key = tmp_path / "key"
+    run("vault", "init", f"file://{tmp_path}/other", "--key-file", str(key))
+    result = run("vault", "info", "--vault", url, "--key-file", str(key))
+    assert result.exit_code == 7
+    assert "not encrypted" in result.stderr
+
+
+def test_keys_come_change_and_go(run: Run, run_json: Json, tmp_path: Path) -> None:
+    """Each opens the vault as long as it is there; the last one stays."""
+    url, first, second, third = f"file://{tmp_path}/v", *(str(tmp_path / n) for n in "abc")
+    run("vault", "init", url, "--key-file", first)
+
+    def opens(key: str) -> bool:
+        return run("vault", "info", "--vault", url, "--key-file", key).exit_code == 0
+
+    added = run_json("vault", "key", "add", "--vault", url, "--key-file", first,
+                     "--new-key-file", second, "--label", "for the other site")["key"]  # fmt: skip
+    assert (added["kind"], added["label"]) == ("key-file", "for the other site")
+    assert opens(first)
+    assert opens(second)
+    changed = run_json("vault", "key", "change", "--vault", url, "--key-file", second,
+                       "--new-key-file", third)["key"]  # fmt: skip
+    assert opens(third)
+    assert not opens(second)
+    keys = run_json("vault", "key", "list", "--vault", url, "--key-file", third)["keys"]
+    assert [key["label"] for key in keys] == ["first", "for the other site"]
+    shown = run("vault", "key", "list", "--vault", url, "--key-file", third).stdout
+    assert changed["id"] in shown
+    remove = ("vault", "key", "remove", "--vault", url, "--key-file", third)
+    assert run(*remove, "00000000").exit_code == 3
+    assert run(*remove, keys[0]["id"]).exit_code == 0
+    assert not opens(first)
+    assert run(*remove, changed["id"]).exit_code == 4
+    assert opens(third)
+
+
+def test_a_key_of_file_and_passphrase_needs_both(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, key = f"file://{tmp_path}/v", str(tmp_path / "key")
+    words = tmp_path / "words"
+    words.touch(0o600)
+    words.write_text("open sesame\n")
+    monkeypatch.setenv("VDISKFS_PASSPHRASE_FILE", str(words))
+    assert run("vault", "init", url, "--key-file", key).exit_code == 0
+    assert run("vault", "info", "--vault", url, "--key-file", key).exit_code == 0
+    assert run("vault", "info", "--vault", url).exit_code == 7
+    monkeypatch.delenv("VDISKFS_PASSPHRASE_FILE")
+    assert run("vault", "info", "--vault", url, "--key-file", key).exit_code == 7

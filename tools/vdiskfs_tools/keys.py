@@ -1,0 +1,108 @@
+"""The key of an encrypted vault, as a command gets it: given, or asked for on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from vdiskfs.catalog import Vault
+from vdiskfs.catalog.vaultfile import read_vault_file
+from vdiskfs.config import load_config
+from vdiskfs.crypto import Secrets, given_secrets, make_key_file, read_key_file
+from vdiskfs.crypto.given import given_passphrase
+from vdiskfs.errors import KeyNeededError, UsageError
+from vdiskfs.store import Store
+from vdiskfs_tools.call import Call
+
+_INIT_HINT = (
+    "set VDISKFS_PASSPHRASE or VDISKFS_PASSPHRASE_FILE, or name --key-file FILE (it is made if"
+    " it is absent), or decline with --encryption none"
+)
+
+
+def call_secrets(call: Call) -> Secrets:
+    """Return what is given to open a vault; nothing is asked."""
+    return given_secrets(load_config(None), call.key_file)
+
+
+async def open_vault(store: Store, call: Call, *, ask: bool = True) -> Vault:
+    """Open a vault with what is given, or with what the user types.
+
+    Raises:
+        VdiskfsError: as `Vault.open`.
+    """
+    given = call_secrets(call)
+    try:
+        return await Vault.open(store, given)
+    except KeyNeededError:
+        if given.passphrase is not None or not (ask and can_ask()):
+            raise
+    return await Vault.open(store, Secrets(ask_passphrase(), given.file_key))
+
+
+async def needs_passphrase(store: Store) -> bool:
+    """Look whether a vault is encrypted."""
+    return (await read_vault_file(store))[0].slots is not None
+
+
+def can_ask() -> bool:
+    """Tell whether somebody sits at a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask_passphrase(*, new: bool = False) -> str:
+    """Ask for a passphrase on the terminal; a new one twice."""
+    text = "New passphrase of the vault" if new else "Passphrase of the vault"
+    again = "The same again" if new else False
+    answer: str = click.prompt(text, hide_input=True, err=True, confirmation_prompt=again)
+    return answer
+
+
+def first_secrets(call: Call, *, dry_run: bool) -> tuple[Secrets, Path | None]:
+    """Return what is to open a new vault, and the key file that was made for it.
+
+    Raises:
+        UsageError: nothing is given, and nobody can be asked.
+        RefusedError: what is named cannot be read.
+    """
+    made = None
+    if call.key_file is not None and not Path(call.key_file).exists():
+        made = Path(call.key_file)
+        given = Secrets(given_passphrase(), bytes(32) if dry_run else make_key_file(made))
+    else:
+        given = call_secrets(call)
+    given.check()
+    if given:
+        return given, None if dry_run else made
+    if not can_ask():
+        raise UsageError("a vault is encrypted, and no key was given", hint=_INIT_HINT)
+    return Secrets("dry run" if dry_run else ask_passphrase(new=True)), None
+
+
+def new_secrets(
+    *, key_file: str | None, passphrase_file: str | None, both: bool = False
+) -> Secrets:
+    """Return what another key of a vault is to be: named by options, or asked for.
+
+    Raises:
+        UsageError: nothing is named, and nobody can be asked.
+        RefusedError: what is named cannot be read.
+    """
+    from vdiskfs.crypto.given import read_passphrase_file  # noqa: PLC0415
+
+    passphrase = read_passphrase_file(Path(passphrase_file)) if passphrase_file else None
+    file_key = None
+    if key_file is not None:
+        path = Path(key_file)
+        file_key = read_key_file(path) if path.exists() else make_key_file(path)
+    if passphrase is None and (both or file_key is None):
+        if not can_ask():
+            raise UsageError(
+                "which new key?", hint="name --new-key-file FILE or --new-passphrase-file FILE"
+            )
+        passphrase = ask_passphrase(new=True)
+    found = Secrets(passphrase, file_key)
+    found.check()
+    return found

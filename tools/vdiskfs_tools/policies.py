@@ -1,0 +1,175 @@
+"""Policies, holds and garbage of a vault, without a daemon. Slow to import."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from vdiskfs.catalog import DiskRecord, Vault
+from vdiskfs.catalog.policy import (
+    Policy,
+    changed_policy,
+    list_policies,
+    read_policy,
+    set_policy,
+)
+from vdiskfs.catalog.retention import Ladder
+from vdiskfs.catalog.upkeep import Tended, Upkeep, choose_policy, hold_point, release_point
+from vdiskfs.errors import NotFoundError
+from vdiskfs.units import format_time
+from vdiskfs_tools.call import Call
+from vdiskfs_tools.names import PointName
+from vdiskfs_tools.vaults import found_point, point_document, with_vault
+
+
+def policies_of(call: Call) -> list[dict[str, Any]]:
+    """Return all policies, each with the disks that follow it."""
+
+    async def work(vault: Vault) -> list[dict[str, Any]]:
+        disks = await vault.disks()
+        return [_document(one, disks) for one in await list_policies(vault.store)]
+
+    return with_vault(call, work)
+
+
+def policy_of(call: Call, name: str) -> dict[str, Any]:
+    """Return one policy."""
+
+    async def work(vault: Vault) -> dict[str, Any]:
+        return _document(await read_policy(vault.store, name), await vault.disks())
+
+    return with_vault(call, work)
+
+
+def preview_policy(call: Call, name: str, values: dict[str, str]) -> dict[str, Any]:
+    """Return what a change of a policy would delete."""
+
+    async def work(vault: Vault) -> dict[str, Any]:
+        changed = changed_policy(await _read_or_new(vault, name), values)
+        followers = [record for record in await vault.disks() if record.policy == name]
+        rows = [await _preview(vault, record, changed.ladder) for record in followers]
+        return {"policy": changed.to_body(), "disks": rows}
+
+    return with_vault(call, work)
+
+
+def change_policy(call: Call, name: str, values: dict[str, str]) -> dict[str, Any]:
+    """Change a policy; return it."""
+
+    async def work(vault: Vault) -> dict[str, Any]:
+        found = await set_policy(vault.store, name, lambda one: changed_policy(one, values))
+        return found.to_body()
+
+    return with_vault(call, work)
+
+
+def preview_choice(call: Call, disk: str, name: str) -> dict[str, Any]:
+    """Return what a disk would lose by following a policy ("": none)."""
+
+    async def work(vault: Vault) -> dict[str, Any]:
+        ladder = (await read_policy(vault.store, name)).ladder if name else ()
+        return await _preview(vault, await vault.find_disk(disk), ladder)
+
+    return with_vault(call, work)
+
+
+def follow_policy(call: Call, disk: str, name: str) -> None:
+    """Let a disk follow a policy."""
+
+    async def work(vault: Vault) -> None:
+        if name:
+            await read_policy(vault.store, name)
+        await _tell_owner(vault, await choose_policy(vault, (await vault.find_disk(disk)).id, name))
+
+    with_vault(call, work)
+
+
+def change_hold(call: Call, wanted: PointName, note: str | None) -> dict[str, Any]:
+    """Hold a point with a note, or (None) release it; return it."""
+
+    async def work(vault: Vault) -> dict[str, Any]:
+        log, point, disk = await found_point(vault, wanted)
+        if note is None:
+            record = await release_point(vault, log, point)
+        else:
+            record = await hold_point(vault, log, point, note)
+        await _tell_owner(vault, record)
+        return point_document(disk, await log.find(point.epoch))
+
+    return with_vault(call, work)
+
+
+def tend_vault(call: Call, disks: list[str], *, dry_run: bool) -> list[dict[str, Any]]:
+    """Thin and collect disks (all that have a policy); return a row for each line."""
+
+    async def work(vault: Vault) -> list[dict[str, Any]]:
+        records = [await vault.find_disk(name) for name in disks] or await vault.disks()
+        upkeep = Upkeep(vault, uuid.uuid4().hex)
+        rows = []
+        for record in records:
+            if not record.policy:
+                continue
+            ladder = (await read_policy(vault.store, record.policy)).ladder
+            for number in sorted(record.parents):
+                with tempfile.TemporaryDirectory(prefix="vdiskfs-thin-") as scratch:
+                    while True:
+                        tended = await upkeep.tend(
+                            vault.log(record, number), ladder, Path(scratch) / "line",
+                            dry_run=dry_run,
+                        )  # fmt: skip
+                        rows.append(_row(record, tended))
+                        if dry_run or not tended.thinned.more:
+                            break
+            if not dry_run:
+                await _tell_owner(vault, record)
+        return rows
+
+    return with_vault(call, work)
+
+
+async def _preview(vault: Vault, record: DiskRecord, ladder: Ladder) -> dict[str, Any]:
+    upkeep = Upkeep(vault, uuid.uuid4().hex)
+    points = size = 0
+    oldest: int | None = None
+    for number in sorted(record.parents):
+        with tempfile.TemporaryDirectory(prefix="vdiskfs-thin-") as scratch:
+            tended = await upkeep.tend(
+                vault.log(record, number), ladder, Path(scratch), dry_run=True
+            )
+        thinned = tended.thinned
+        points, size = points + thinned.points, size + thinned.bytes
+        if thinned.oldest_ns is not None:
+            oldest = thinned.oldest_ns if oldest is None else min(oldest, thinned.oldest_ns)
+    return {
+        "disk": record.name, "points": points, "bytes": size,
+        "oldest": None if oldest is None else format_time(oldest),
+    }  # fmt: skip
+
+
+def _row(record: DiskRecord, tended: Tended) -> dict[str, Any]:
+    thinned, done = tended.thinned, tended.collected
+    return {
+        "disk": record.name, "generation": thinned.generation, "points": thinned.points,
+        "bytes": thinned.bytes, "left": thinned.left, "deleted": done.deleted,
+        "waiting": done.waiting, "refused": done.refused, "time": format_time(time.time_ns()),
+    }  # fmt: skip
+
+
+async def _tell_owner(vault: Vault, record: DiskRecord) -> None:
+    """Let who has the disk see it at its next heartbeat."""
+    if record.owner is not None:
+        await vault.touch_site(record.owner.site, record.owner.writer)
+
+
+async def _read_or_new(vault: Vault, name: str) -> Policy:
+    try:
+        return await read_policy(vault.store, name)
+    except NotFoundError:
+        return Policy(name)
+
+
+def _document(policy: Policy, disks: list[DiskRecord]) -> dict[str, Any]:
+    return {**policy.to_body(), "disks": [one.name for one in disks if one.policy == policy.name]}

@@ -1,0 +1,152 @@
+"""``vdiskfs vault key``: what opens an encrypted vault."""
+
+# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vdiskfs_tools.call import Call, FilePath, Group
+from vdiskfs_tools.mounts import vault_url
+
+if TYPE_CHECKING:
+    from vdiskfs.catalog import Vault
+    from vdiskfs.crypto import Slot
+
+
+@click.group("key", cls=Group)
+def key() -> None:
+    """Add, remove and change the keys of an encrypted vault.
+
+    A key is a passphrase, a key file, or both together. Each opens the vault; what it holds
+    is not encrypted again when keys come and go.
+    """
+
+
+def _new_key_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--both", is_flag=True, help="The new key needs file and passphrase."),
+        click.option(
+            "--new-passphrase-file", metavar="FILE", type=FilePath(),
+            help="The new passphrase is its first line.",
+        ),
+        click.option(
+            "--new-key-file", metavar="FILE", type=FilePath(),
+            help="The new key file; made if it is absent.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@key.command("add")
+@_new_key_options
+@click.option("--label", default="", metavar="TEXT", help="What it is for.")
+@click.pass_obj
+def add(call: Call, /, *, label: str, **new: Any) -> None:
+    """Let another key open the vault too.
+
+    The vault is opened with a key that it has (see vdiskfs(1)); the new one is named by
+    options, or asked for.
+
+    Example:
+        vdiskfs vault key add --new-key-file /root/second.key --vault file:///srv/vault
+    """
+    from vdiskfs.catalog.keys import add_slot
+    from vdiskfs_tools.keys import new_secrets
+    from vdiskfs_tools.vaults import with_vault
+
+    if len(label) > 100 or not label.isprintable():
+        raise click.UsageError("a label has at most 100 characters, all printable")
+
+    async def work(vault: Vault) -> Slot:
+        return await add_slot(vault, new_secrets(**_named(new)), label=label)
+
+    slot = with_vault(call, work)
+    if not call.out.document({"vault": vault_url(call), "key": _document(slot)}):
+        call.out.say(f"key {slot.id} opens the vault now")
+
+
+@key.command("change")
+@_new_key_options
+@click.pass_obj
+def change(call: Call, /, **new: Any) -> None:
+    """Put another key in the place of the one that is given.
+
+    Example:
+        vdiskfs vault key change --vault file:///srv/vault
+    """
+    from vdiskfs.catalog.keys import change_slot
+    from vdiskfs.errors import UsageError
+    from vdiskfs_tools.keys import ask_passphrase, call_secrets, can_ask, new_secrets
+    from vdiskfs_tools.vaults import with_vault
+
+    old = call_secrets(call)
+    if not old and can_ask():
+        from vdiskfs.crypto import Secrets
+
+        old = Secrets(ask_passphrase())
+
+    async def work(vault: Vault) -> Slot:
+        if vault.key is None:
+            raise UsageError("the vault is not encrypted: it has no keys")
+        return await change_slot(vault, old, new_secrets(**_named(new)))
+
+    slot = with_vault(call, work, given=old)
+    if not call.out.document({"vault": vault_url(call), "key": _document(slot)}):
+        call.out.say(f"key {slot.id} opens the vault now, and the old one no more")
+
+
+@key.command("remove")
+@click.argument("key_id", metavar="KEY")
+@click.pass_obj
+def remove(call: Call, *, key_id: str) -> None:
+    """Let a key open the vault no more.
+
+    Whoever has a copy of the vault as it was can still open that with the old key.
+
+    Example:
+        vdiskfs vault key remove 9f3a01bc --vault file:///srv/vault
+    """
+    from vdiskfs.catalog.keys import remove_slot
+    from vdiskfs_tools.vaults import with_vault
+
+    with_vault(call, lambda vault: remove_slot(vault, key_id))
+    if not call.out.document({"vault": vault_url(call), "removed": key_id}):
+        call.out.say(f"key {key_id} is removed")
+
+
+@key.command("list")
+@click.pass_obj
+def list_keys(call: Call) -> None:
+    """List the keys of a vault.
+
+    Example:
+        vdiskfs vault key list --vault file:///srv/vault
+    """
+    from vdiskfs.catalog.keys import list_slots
+    from vdiskfs_tools.vaults import with_vault
+
+    slots = with_vault(call, list_slots)
+    if call.out.document({"vault": vault_url(call), "keys": [_document(one) for one in slots]}):
+        return
+    call.out.table(
+        ("KEY", "KIND", "MADE", "LABEL"),
+        [[one.id, one.kind, one.created, one.label or "-"] for one in slots],
+    )
+
+
+def _named(new: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a new key as `new_secrets` takes them."""
+    return {
+        "key_file": new["new_key_file"],
+        "passphrase_file": new["new_passphrase_file"],
+        "both": new["both"],
+    }
+
+
+def _document(slot: Slot) -> dict[str, str]:
+    return {"id": slot.id, "kind": slot.kind, "label": slot.label, "created": slot.created}

@@ -1,0 +1,427 @@
+"""Thinning one line: fewer points, fewer objects, the same bytes. A ledger is its outcome.
+
+What is written before the commit is garbage until the commit, and what the commit dooms was
+the truth until then: whoever dies in between leaves one of both. The commit is one swap of
+disk.json, which fails if a hold, a fork or another ledger came in between. The proof is in
+vdiskfs-internals(7), "Thinning".
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import numpy as np
+
+from vdiskfs.catalog.joins import JOIN_LIMIT, SLOT_INDEX_LIMIT, tail_bytes
+from vdiskfs.catalog.leaves import LeafWriter
+from vdiskfs.catalog.ledger import (
+    JOIN_LEVEL,
+    LEAF_LEVEL,
+    Leaf,
+    Ledger,
+    ledger_prefix,
+    ref_names,
+    shortest,
+    write_ledger,
+)
+from vdiskfs.catalog.line import MAX_LEVEL
+from vdiskfs.catalog.log import DiskLog
+from vdiskfs.catalog.records import DiskRecord, LedgerRef
+from vdiskfs.catalog.retention import Ladder, kept
+from vdiskfs.catalog.vault import Vault
+from vdiskfs.crash import hook
+from vdiskfs.delta.entries import Bools
+from vdiskfs.delta.frames import DEFAULT_LEVEL
+from vdiskfs.delta.layout import Flags
+from vdiskfs.delta.names import segment_prefix
+from vdiskfs.delta.points import PointTable
+from vdiskfs.errors import ConflictError, DamagedError
+from vdiskfs.point import PieceInfo
+from vdiskfs.units import NS
+
+SPAN_LIMIT = 1 << 16
+"""Epochs by which the horizon moves at most at once: what a run holds in memory."""
+
+_ALIGN = 256  # epochs: where joined deltas of the second level end
+_BEHIND_NS = 600 * NS
+_GROUP_NS = 256 * NS
+_GROUP_FANOUT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """What thinning a line does, or would do. Bytes are as stored when the points were made."""
+
+    generation: int
+    points: int
+    bytes: int
+    oldest_ns: int | None
+    left: int
+    more: bool = False
+    """There are more points than one run takes: run it again."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    record: DiskRecord
+    horizon: int
+    stays: PointTable
+    drops: PointTable
+    oldest_ns: int | None
+    left: int
+    more: bool
+    goes: PointTable
+    stay_count: int
+    protected: frozenset[int]
+
+
+class Thinner:
+    """Thins one generation of one disk; `plan` asks, `run` does it."""
+
+    def __init__(
+        self, vault: Vault, log: DiskLog, *, writer_id: str, scratch: Path,
+        compression_level: int = DEFAULT_LEVEL,
+    ) -> None:  # fmt: skip
+        """Use a log of the generation. ``scratch`` is this line's alone, also after a kill."""
+        self._vault = vault
+        self._log = log
+        self._writer_id = writer_id
+        self._scratch = scratch
+        self._level = compression_level
+
+    async def plan(
+        self, ladder: Ladder, now_ns: int, leased: Collection[tuple[int, int]] = ()
+    ) -> Thinned:
+        """Say what comes of a ladder: what `run` does, and what the next ones will do."""
+        plan = await self._plan(ladder, now_ns, leased)
+        return _outcome(self._log.generation, replace(plan, drops=plan.goes, left=plan.stay_count))
+
+    async def run(
+        self, ladder: Ladder, now_ns: int, *, thin_ns: int | None = None,
+        leased: Collection[tuple[int, int]] = (), gone: Collection[str] = (),
+    ) -> Thinned:  # fmt: skip
+        """Thin the line: on return what is to go is doomed, and is in no list.
+
+        Args:
+            ladder: which points stay; holds, forks and the newest stay whatever it says.
+            now_ns: the store's time.
+            thin_ns: the time that ages are counted from, if it is not that.
+            leased: points that are open somewhere: they stay.
+            gone: doomed names that were deleted.
+
+        Raises:
+            ConflictError: the disk was changed meanwhile; nothing was decided.
+            DamagedError: a delta that is to be rewritten is damaged; nothing was decided.
+        """
+        thin_ns = now_ns if thin_ns is None else thin_ns
+        # Behind a clock that jumped: how far it was followed is noted, whatever comes of it.
+        behind = thin_ns + _BEHIND_NS < now_ns
+        plan = await self._plan(ladder, thin_ns, leased, whole=behind)
+        line, record = self._log.line, plan.record
+        old = line.ledger
+        leftovers = [path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")]
+        caught_up = old is None or old.now_ns >= thin_ns - _BEHIND_NS
+        if plan.horizon == line.base or (
+            plan.horizon == line.floor and not len(plan.drops) and not leftovers and caught_up
+        ):
+            return _outcome(line.generation, plan)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        ledger = await self._write(plan, thin_ns)
+        doomed = await self._doomed(record, old, ledger, leftovers)
+        since = dict(old.doomed) if old is not None else {}
+        doomed = (doomed | set(since)) - set(gone)
+        # Also of what was doomed before: a branch may have been given it since.
+        segments = {name for name in doomed if name.startswith(segment_prefix(record.id))}
+        doomed -= await self._needed_elsewhere(record, segments)
+        ledger = replace(ledger, doomed={name: since.get(name, now_ns) for name in sorted(doomed)})
+        # Invariant: what is doomed is needed by nothing below the horizon. What lies above
+        # needs only itself, and segments of its own.
+        if set(ledger.doomed) & ledger.live(record.id):
+            raise DamagedError(f"disk {record.name}: thinning would delete what it keeps")
+        await self._commit(plan, ledger)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        hook("thin.done")
+        return _outcome(line.generation, plan)
+
+    # ---- what stays ----------------------------------------------------------------------
+
+    async def _plan(
+        self,
+        ladder: Ladder,
+        now_ns: int,
+        leased: Collection[tuple[int, int]],
+        *,
+        whole: bool = False,
+    ) -> _Plan:
+        log = self._log
+        log.adopt(await self._vault.disk(log.record.id))
+        await log.tip()
+        table = await log.line_points()
+        record, generation = log.record, log.generation
+        protected = {fork[1] for fork in record.parents.values() if fork and fork[0] == generation}
+        protected |= {hold.epoch for hold in record.holds if hold.generation == generation}
+        protected |= {epoch for at, epoch in leased if at == generation}
+        stays = kept(table.epoch, table.time_ns, ladder, now_ns, protected)
+        # Points that somebody asked for are not crowded out by those of each second.
+        for flag in (Flags.APPLICATION, Flags.LABELLED):
+            marked = (table.flags & int(flag)) != 0
+            if marked.any():
+                stays[marked] |= kept(table.epoch[marked], table.time_ns[marked], ladder, now_ns)
+        horizon, more = await self._horizon(table, stays, whole=whole)
+        above: Bools = table.epoch > np.uint64(horizon)
+        left = stays | above
+        oldest = int(table.time_ns[left][0]) if left.any() else None
+        return _Plan(record, horizon, _rows(table, stays & ~above), _rows(table, ~left), oldest,
+                     int(left.sum()), more, _rows(table, ~stays), int(stays.sum()),
+                     frozenset(protected))  # fmt: skip
+
+    async def _horizon(self, table: PointTable, stays: Bools, *, whole: bool) -> tuple[int, bool]:
+        """Return up to which epoch the line is decided now, and whether there is more.
+
+        The newest slot of a line is never below: its writer, and who looks for its end, need it.
+        """
+        line = self._log.line
+        slots = await line.listed(0, (line.floor, line.tip)) if line.tip > line.floor else []
+        if not slots:
+            return line.floor, False
+        last = slots[-1].from_epoch
+        limit = min(last, line.floor + SPAN_LIMIT)
+        starts = [piece.from_epoch for piece in slots if piece.from_epoch <= limit]
+        horizon = starts[-1] if starts else line.floor
+        aligned = min((one for one in starts if one >= horizon // _ALIGN * _ALIGN), default=horizon)
+        # Joined deltas are whole on both sides of such an epoch; but nothing is kept for that
+        # which the ladder would drop.
+        after = (table.epoch > np.uint64(aligned)) & (table.epoch <= np.uint64(horizon))
+        return (horizon if whole or (~stays[after]).any() else aligned), limit < last
+
+    # ---- writing -------------------------------------------------------------------------
+
+    async def _write(self, plan: _Plan, thin_ns: int) -> Ledger:
+        line, log = self._log.line, self._log
+        old = line.ledger
+        serial = 1 if old is None else old.serial + 1
+        writer = LeafWriter(
+            log.tables, line.generation, self._writer_id, self._level, self._scratch, serial,
+            log.cache,
+        )  # fmt: skip
+        known = {(one.piece.from_epoch, one.piece.to_epoch): one
+                 for one in (old.leaves if old is not None else ())}  # fmt: skip
+        pieces = list(old.pieces) if old is not None else []
+        span = (line.floor, plan.horizon)
+        for level in range(MAX_LEVEL + 1):
+            listed = await line.listed(level, span) if span[0] < span[1] else []
+            pieces += listed
+            for piece in listed if level == 0 else ():
+                known[piece.from_epoch, piece.to_epoch] = await self._slot_leaf(piece)
+        leaves = await self._leaves(plan, writer, known, pieces)
+        joins = _still_right(pieces, leaves, {one.piece.name for one in known.values()}, old)
+        joins += await _groups(writer, leaves, joins)
+        return Ledger(line.generation, line.base, plan.horizon, writer.serial, thin_ns,
+                      tuple(leaves), tuple(joins), plan.stays)  # fmt: skip
+
+    async def _leaves(
+        self, plan: _Plan, writer: LeafWriter, known: dict[tuple[int, int], Leaf],
+        pieces: Sequence[PieceInfo],
+    ) -> list[Leaf]:  # fmt: skip
+        base = self._log.line.base
+        ends = {*plan.stays.epoch.tolist(), plan.horizon}
+        for (start, end), leaf in known.items():
+            # An index so large is not copied: such a delta stays as it is, and by itself.
+            if tail_bytes(leaf.piece) > SLOT_INDEX_LIMIT and leaf.piece.level == 0:
+                ends |= {start, end}
+        # The last step is never one over several: its head has the number of the point's seal.
+        by_end = {end: leaf.piece for (_, end), leaf in known.items()}
+        # Forks and holds may be where a point was dropped, and its state is there still.
+        ends |= plan.protected & by_end.keys()
+        by_start = {start: leaf for (start, _), leaf in known.items()}
+        leaves: list[Leaf] = []
+        for start, end in pairwise(sorted({base, *ends})):
+            same = known.get((start, end))
+            if same is not None:
+                leaves.append(same)
+            else:
+                last = by_end.get(end)
+                way = None if last is None else shortest(pieces, start, last.from_epoch)
+                if way is None or last is None:
+                    raise DamagedError(
+                        f"disk {plan.record.name}: no deltas lead from epoch {start} to {end}"
+                    )
+                way.append(last)
+                if sum(tail_bytes(piece) for piece in way) > JOIN_LIMIT:
+                    leaves += _as_they_are(by_start, start, end)
+                    continue
+                leaves.append(await writer.make_leaf(way))
+        return leaves
+
+    async def _slot_leaf(self, piece: PieceInfo) -> Leaf:
+        """Return a slot as a leaf, with the segments that it brought."""
+        if piece.listed is not None and piece.listed.stored_bytes == piece.size:
+            return Leaf(piece, (), tight=True)
+        opened = await self._log.tables.piece(piece)
+        refs = [await opened.object_ref(number) for number in range(1, opened.objects + 1)]
+        return Leaf(piece, tuple(ref.segment_id for ref in refs if ref.segment_id), tight=True)
+
+    # ---- deciding ------------------------------------------------------------------------
+
+    async def _doomed(
+        self, record: DiskRecord, old: Ledger | None, new: Ledger, leftovers: Iterable[str]
+    ) -> set[str]:
+        """Return what nothing needs any more once the new ledger is the truth."""
+        store, line = self._log.store, self._log.line
+        doomed = {segment_prefix(record.id) + one for one in leftovers}
+        if old is not None:
+            doomed |= old.live(record.id)
+        span = (line.floor, new.horizon)
+        for level in range(MAX_LEVEL + 1):
+            if span[0] < span[1]:
+                for piece in await line.listed_all(level, span):
+                    doomed.add(piece.name)
+                    if level == 0:
+                        leaf = await self._slot_leaf(piece)
+                        doomed |= ref_names(record.id, line.generation, leaf.refs)
+        for level in (JOIN_LEVEL, LEAF_LEVEL):
+            # What runs wrote that came to nothing lies here, too.
+            found = await line.listed_all(level, (line.base, new.horizon))
+            doomed |= {piece.name for piece in found}
+        doomed |= {
+            info.name async for info in store.list(ledger_prefix(record.id, line.generation))
+        }
+        return doomed - new.live(record.id)
+
+    async def _needed_elsewhere(self, record: DiskRecord, names: set[str]) -> set[str]:
+        """Return the segments that deltas of other generations refer to.
+
+        A delta that was moved into a branch has its segments in common with what it was.
+        """
+        needed: set[str] = set()
+        for number in record.parents:
+            if number == self._log.generation or not names:
+                continue
+            line = self._vault.log(record, number).line
+            await line.load()
+            if line.ledger is not None:
+                needed |= line.ledger.live(record.id)
+            if line.tip > line.floor:
+                for piece in await line.listed_all(0, (line.floor, line.tip)):
+                    leaf = await self._slot_leaf(piece)
+                    needed |= ref_names(record.id, number, leaf.refs)
+        return names & needed
+
+    async def _commit(self, plan: _Plan, ledger: Ledger) -> None:
+        generation, before = ledger.generation, plan.record
+        ledger_id = await write_ledger(self._log.store, before.id, ledger)
+        hook("thin.written")
+        mine = LedgerRef(ledger_id, ledger.horizon)
+
+        def change(found: DiskRecord) -> DiskRecord:
+            if found.ledgers.get(generation) == mine:
+                return found  # an earlier try landed, its answer was lost
+            if found.ledgers.get(generation) != before.ledgers.get(generation):
+                raise ConflictError(f"disk {found.name}: another site has just thinned it")
+            if (found.parents, found.holds, found.policy) != (
+                before.parents, before.holds, before.policy,
+            ):  # fmt: skip
+                raise ConflictError(f"disk {found.name}: its holds, forks or policy have changed")
+            return replace(found, ledgers={**found.ledgers, generation: mine})
+
+        self._log.adopt(await self._vault.update_disk(before.id, change))
+        hook("thin.committed")
+
+
+def _still_right(
+    pieces: Sequence[PieceInfo], leaves: Sequence[Leaf], known: set[str], old: Ledger | None
+) -> list[PieceInfo]:
+    """Return the joined deltas there are already that need nothing but what leaves need."""
+    starts = {leaf.piece.from_epoch: index for index, leaf in enumerate(leaves)}
+    ends = {leaf.piece.to_epoch: index for index, leaf in enumerate(leaves)}
+    # How many leaves up to each were rewritten, or are no slots.
+    new = np.cumsum([0, *(leaf.piece.name not in known for leaf in leaves)])
+    thick = np.cumsum([0, *(leaf.piece.level > 0 for leaf in leaves)])
+    right = []
+    for piece in pieces:
+        if piece.level in (0, LEAF_LEVEL):
+            continue
+        first, last = starts.get(piece.from_epoch), ends.get(piece.to_epoch)
+        if first is None or last is None or last <= first:
+            continue
+        counts = thick if piece.level <= MAX_LEVEL else new
+        if counts[last + 1] == counts[first]:
+            right.append(piece)
+    return right
+
+
+async def _groups(
+    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo]
+) -> list[PieceInfo]:
+    """Make what joins are missing, so that few deltas lead to any leaf.
+
+    Leaves whose ends lie in one stretch of the calendar are joined, in stretches of 256 s,
+    and of 4 times as much, and so on.
+    """
+    made: list[PieceInfo] = []
+    spans = {(piece.from_epoch, piece.to_epoch) for piece in joins}
+    smalls = [leaf.piece for leaf in leaves if tail_bytes(leaf.piece) <= SLOT_INDEX_LIMIT]
+    if not smalls:
+        return made
+    newest = _end_ns(smalls[-1])
+    width = _GROUP_NS
+    while width <= max(_GROUP_NS, newest - _end_ns(smalls[0])):
+        for bucket, group in groupby(smalls, key=lambda piece: _end_ns(piece) // width):
+            for run in _unbroken(list(group)):
+                span = (run[0].from_epoch, run[-1].to_epoch)
+                if len(run) < 2 or span in spans or (bucket + 1) * width > newest:
+                    continue
+                way = shortest([*run, *_inside([*joins, *made], span)], *span) or run
+                piece = await writer.make_join(way) if len(way) > 1 else None
+                if piece is not None:
+                    made.append(piece)
+                    spans.add(span)
+        width *= _GROUP_FANOUT
+    return made
+
+
+def _inside(pieces: Iterable[PieceInfo], span: tuple[int, int]) -> list[PieceInfo]:
+    return [one for one in pieces if span[0] <= one.from_epoch and one.to_epoch <= span[1]]
+
+
+def _unbroken(pieces: Sequence[PieceInfo]) -> Iterable[list[PieceInfo]]:
+    """Cut a list where one does not follow the one before."""
+    run: list[PieceInfo] = []
+    for piece in pieces:
+        if run and run[-1].to_epoch != piece.from_epoch:
+            yield run
+            run = []
+        run.append(piece)
+    yield run
+
+
+def _as_they_are(by_start: dict[int, Leaf], start: int, end: int) -> list[Leaf]:
+    leaves = []
+    while start < end:
+        leaves.append(by_start[start])
+        start = leaves[-1].piece.to_epoch
+    return leaves
+
+
+def _end_ns(piece: PieceInfo) -> int:
+    return piece.listed.time_ns if piece.listed is not None else 0
+
+
+def _rows(table: PointTable, chosen: Bools) -> PointTable:
+    epoch = table.epoch[chosen]
+    stays = set(epoch.tolist())
+    return PointTable(
+        epoch, table.time_ns[chosen], table.size[chosen], table.changed_bytes[chosen],
+        table.stored_bytes[chosen], table.flags[chosen],
+        {key: text for key, text in table.labels.items() if key in stays},
+    )  # fmt: skip
+
+
+def _outcome(generation: int, plan: _Plan) -> Thinned:
+    lost = int(plan.drops.stored_bytes.sum(dtype=np.uint64))
+    return Thinned(generation, len(plan.drops), lost, plan.oldest_ns, plan.left, plan.more)

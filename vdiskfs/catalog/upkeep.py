@@ -1,0 +1,191 @@
+"""What keeps a vault in order: lines thinned by their policies, garbage collected; holds.
+
+Any site may do it, at any time, several at once: what counts is decided by compare-and-swap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vdiskfs.catalog.garbage import (
+    LEASE_S,
+    SKEW_S,
+    ClockError,
+    Collected,
+    collect,
+    leases,
+    store_time_ns,
+    thinning_time_ns,
+)
+from vdiskfs.catalog.log import DiskLog
+from vdiskfs.catalog.points import Point
+from vdiskfs.catalog.proofs import list_proven
+from vdiskfs.catalog.records import DiskRecord, Hold, SiteRecord
+from vdiskfs.catalog.retention import Ladder
+from vdiskfs.catalog.thinning import Thinned, Thinner
+from vdiskfs.catalog.vault import Vault, now_text
+from vdiskfs.crash import hook
+from vdiskfs.errors import ConflictError, NotFoundError
+from vdiskfs.units import NS, format_time
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Tended:
+    """What was done with one line, or would be."""
+
+    thinned: Thinned
+    collected: Collected
+
+
+@dataclass(slots=True)
+class Upkeep:
+    """Tends lines of a vault. ``gone`` are doomed names that were deleted already."""
+
+    vault: Vault
+    writer_id: str
+    compression_level: int = 1
+    clock: Callable[[], int] = time.time_ns
+    gone: set[str] = field(default_factory=set)
+
+    async def tend(
+        self, log: DiskLog, ladder: Ladder, scratch: Path, *, dry_run: bool = False
+    ) -> Tended:
+        """Collect what is doomed on a line, then thin it.
+
+        Args:
+            log: of the generation; it knows the outcome on return.
+            ladder: of the disk's policy.
+            scratch: a directory for this line alone.
+            dry_run: only say what would be done.
+
+        Raises:
+            ClockError: clocks disagree: nothing was done.
+            ConflictError: others change the disk all the time.
+            DamagedError: what is to be rewritten is damaged: nothing was decided.
+        """
+        now = await store_time_ns(self.vault.store, self.clock)
+        thinner = Thinner(
+            self.vault, log, writer_id=self.writer_id, scratch=scratch,
+            compression_level=self.compression_level,
+        )  # fmt: skip
+        for _ in range(_TRIES):
+            log.adopt(await self.vault.disk(log.record.id))
+            table = await log.line_points()
+            if log.record.moved is not None or log.record.handover is not None:
+                # On its way: what a failback needs stays until it is committed.
+                return Tended(Thinned(log.generation, 0, 0, None, len(table)), Collected())
+            ledger = log.line.ledger
+            sites = _alive(await self.vault.sites(), now)
+            leased = leases(sites, log.record) | await self._proven(log)
+            done = Collected()
+            if ledger is not None and not dry_run:
+                done = await collect(self.vault.store, ledger, now, leased, self.gone)
+                self.gone = self.gone | done.gone
+            newest = int(table.time_ns[-1]) if len(table) else now
+            if newest > now + SKEW_S * NS:
+                raise ClockError(
+                    f"disk {log.record.name}: its newest point is of {format_time(newest)}, after "
+                    f"{format_time(now)}: nothing is thinned until then",
+                    hint="a clock was ahead when it was sealed",
+                )
+            thin_ns = thinning_time_ns(now, ledger.now_ns if ledger is not None else newest)
+            if dry_run:
+                return Tended(await thinner.plan(ladder, thin_ns, leased), done)
+            try:
+                found = await thinner.run(
+                    ladder, now, thin_ns=thin_ns, leased=leased, gone=done.gone
+                )
+            except ConflictError:
+                continue
+            return Tended(found, done)
+        raise ConflictError(f"disk {log.record.name}: is changed by others all the time")
+
+    async def _proven(self, log: DiskLog) -> set[tuple[int, int]]:
+        """Return the newest proven point of a line, if there is one: proving it was work."""
+        proven = await list_proven(self.vault.store, log.record.id)
+        epochs = [epoch for (at, epoch), one in proven.items()
+                  if at == log.generation and one.passed]  # fmt: skip
+        return {(log.generation, max(epochs))} if epochs else set()
+
+
+async def hold_point(vault: Vault, log: DiskLog, point: Point, note: str) -> DiskRecord:
+    """Keep a point until it is released, whatever the policy says; durable on return.
+
+    Raises:
+        NotFoundError: it was thinned away just now.
+    """
+    for _ in range(_TRIES):
+        log.adopt(await vault.disk(log.record.id))
+        checked = log.record.ledgers.get(point.generation)
+        found = await log.find(point.epoch)
+        if (found.generation, found.epoch) != (point.generation, point.epoch):
+            raise NotFoundError(f"{log.record.name}@{point.epoch}: the point was thinned away")
+
+        def change(found: DiskRecord) -> DiskRecord:
+            if found.ledgers.get(point.generation) != checked:  # noqa: B023  called at once
+                raise ConflictError(f"disk {found.name}: is being thinned")
+            others = _others(found.holds, point)
+            return replace(found, holds=(*others, Hold(
+                point.generation, point.epoch, note, now_text()
+            )))  # fmt: skip
+
+        try:
+            record = await vault.update_disk(log.record.id, change)
+        except ConflictError:
+            continue
+        hook("hold.written")
+        log.adopt(record)
+        return record
+    raise ConflictError(f"disk {log.record.name}: is thinned all the time")
+
+
+async def release_point(vault: Vault, log: DiskLog, point: Point) -> DiskRecord:
+    """Let the policy decide about a point again.
+
+    Raises:
+        NotFoundError: it is not held.
+    """
+
+    def change(found: DiskRecord) -> DiskRecord:
+        others = _others(found.holds, point)
+        if len(others) == len(found.holds):
+            raise NotFoundError(f"{found.name}@{point.epoch}: is not held")
+        return replace(found, holds=tuple(others))
+
+    record = await vault.update_disk(log.record.id, change)
+    hook("hold.released")
+    log.adopt(record)
+    return record
+
+
+async def choose_policy(vault: Vault, disk_id: str, policy: str) -> DiskRecord:
+    """Let a disk follow a policy; "" keeps every point. Nothing is thinned by this."""
+    record = await vault.update_disk(disk_id, lambda found: replace(found, policy=policy))
+    hook("policy.chosen")
+    return record
+
+
+def _others(holds: Iterable[Hold], point: Point) -> list[Hold]:
+    place = (point.generation, point.epoch)
+    return [hold for hold in holds if (hold.generation, hold.epoch) != place]
+
+
+def _alive(sites: Sequence[SiteRecord], now_ns: int) -> list[SiteRecord]:
+    """Return the sites whose open points count: those that were heard of within a week."""
+    found = []
+    for site in sites:
+        try:
+            heard = datetime.fromisoformat(site.time)
+            heard = heard if heard.tzinfo is not None else heard.replace(tzinfo=UTC)
+            silent_s = now_ns / NS - heard.timestamp()
+        except ValueError:
+            silent_s = 0.0  # who knows: what it has open stays
+        if silent_s < LEASE_S:
+            found.append(site)
+    return found

@@ -1,0 +1,153 @@
+"""Policies at work: a mount follows those of its disks, and keeps its lines in order.
+
+One task for all disks of a mount. It looks which policy each disk has, makes the settings
+take effect that can, and thins and collects the lines of the disks that this site owns, one
+after the other, so that guests and replication have the machine. A disk without a policy is
+left alone. What fails is tried again at the next turn; clocks that disagree stop it with an
+event. Trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import trio
+
+from vdiskfs.catalog.garbage import ClockError
+from vdiskfs.catalog.policy import Policy, read_policy
+from vdiskfs.catalog.retention import Ladder
+from vdiskfs.catalog.upkeep import Tended, Upkeep
+from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.errors import VaultUnreachableError, VdiskfsError
+from vdiskfs.events import Events
+from vdiskfs.units import format_size
+from vdiskfs.window import Window
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 60.0
+"""How often policies are read."""
+
+TEND_S = 900.0
+"""How often a line that is written is thinned: a point of it stays that cheap to open."""
+
+OTHERS_S = 6 * 3600.0
+"""How often the other generations and branches of a disk are."""
+
+
+class Maintenance:
+    """Follows the policies of a mount's disks while its `run` runs."""
+
+    def __init__(
+        self, site: Site, disks: Callable[[], Sequence[ProtectedDisk]], events: Events
+    ) -> None:
+        """Prepare; ``disks`` gives those protected here."""
+        self._site = site
+        self._disks = disks
+        self._events = events
+        self._due: dict[tuple[str, int], float] = {}
+        self._upkeep = Upkeep(site.vault, site.state.writer_id, site.pace.compression_level)
+        self._told: dict[str, str] = {}
+        self._ladders: dict[str, Ladder] = {}
+        self._woken = trio.Event()
+
+    async def run(self) -> None:
+        """Look and tend until cancelled."""
+        while True:
+            await self.turn()
+            with trio.move_on_after(LOOK_S):
+                await self._woken.wait()
+            self._woken = trio.Event()
+
+    def wake(self) -> None:
+        """Somebody has changed something: look now."""
+        self._woken.set()
+
+    async def turn(self) -> None:
+        """Look at each disk once."""
+        for disk in self._disks():
+            if not disk.started:
+                continue
+            try:
+                await self._look(disk)
+                self._told.pop(disk.name, None)
+            except (VdiskfsError, OSError) as error:
+                self._tell(disk, error)
+
+    async def _look(self, disk: ProtectedDisk) -> None:
+        record = await self._site.vault.disk(disk.disk_id)
+        disk.points.learned(record)
+        policy = None
+        if record.policy:
+            policy = await read_policy(self._site.vault.store, record.policy)
+        follow(disk, policy, datetime.now().astimezone())
+        owner = record.owner
+        if policy is None or disk.line.displaced is not None or owner is None:
+            return
+        if (
+            owner.writer != self._site.state.writer_id
+            or disk.points.generation not in record.parents
+        ):
+            return
+        if self._ladders.get(disk.disk_id) != policy.ladder:
+            self._ladders[disk.disk_id] = policy.ladder
+            self._due = {key: at for key, at in self._due.items() if key[0] != disk.disk_id}
+        scratch = self._site.state.disk(disk.disk_id).directory / "thin"
+        for number in record.parents:
+            key, now = (disk.disk_id, number), trio.current_time()
+            own = number == disk.points.generation
+            if now < self._due.get(key, -math.inf):
+                continue
+            points = disk.points if own else self._site.vault.log(record, number)
+            tended = await self._upkeep.tend(points, policy.ladder, scratch / str(number))
+            self._due[key] = now + (TEND_S if own and not tended.thinned.more else
+                                    0 if tended.thinned.more else OTHERS_S)  # fmt: skip
+            self._say(disk, tended)
+
+    def _say(self, disk: ProtectedDisk, tended: Tended) -> None:
+        thinned, collected = tended.thinned, tended.collected
+        if thinned.points or collected.deleted:
+            log.info(
+                "disk %s: %d points (%s) thinned away, %d are left; %d objects deleted, %d wait",
+                disk.name, thinned.points, format_size(thinned.bytes), thinned.left,
+                collected.deleted, collected.waiting + collected.refused,
+            )  # fmt: skip
+
+    def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
+        """Say what failed, once."""
+        text = str(error)
+        if self._told.get(disk.name) == text:
+            return
+        self._told[disk.name] = text
+        code = "thinning.clocks" if isinstance(error, ClockError) else "thinning.failed"
+        if not isinstance(error, VaultUnreachableError):  # which is told as such
+            self._events.tell(code, disk.name, text, disk=disk.name)
+        log.warning("disk %s: is not thinned: %s", disk.name, text)
+
+
+def follow(disk: ProtectedDisk, policy: Policy | None, now: datetime) -> None:
+    """Let what a policy says take effect on a disk; None: what the mount's settings say.
+
+    The intervals and thresholds that others ask for are there as ``disk.policy``.
+    """
+    disk.policy = policy
+    pace = disk.site.pace
+    limit = 0
+    if policy is not None:
+        pace = replace(
+            pace, epoch_interval_s=policy.epoch_interval_s or pace.epoch_interval_s,
+            compression_level=policy.compression_level or pace.compression_level,
+            resync_window=Window.parse(policy.resync_window) or pace.resync_window,
+        )  # fmt: skip
+        hours = Window.parse(policy.bandwidth_hours)
+        if hours is None or hours.opens_in_s(now) <= 0:
+            limit = policy.bandwidth_bytes or 0
+    replicator = disk.replicator
+    replicator.pace = pace
+    replicator.stride.ask(pace.epoch_interval_s)
+    replicator.resync.window = pace.resync_window
+    replicator.shipper.limiter.limit = limit

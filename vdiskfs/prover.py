@@ -1,0 +1,161 @@
+"""Points proven in the background: the newest of each disk, every so often, at idle priority.
+
+It also learns what somebody else has proven: how old a disk's newest proven point is stands in
+its status.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from vdiskfs.catalog import Point
+from vdiskfs.catalog.proofs import CHECKED, FAIL, HASHED, INCONCLUSIVE, PASS, Proof, write_proof
+from vdiskfs.config import Config
+from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.errors import DamagedError, LocalError, NotFoundError, VdiskfsError
+from vdiskfs.events import Events
+from vdiskfs.proving import check_image, read_back, verdict
+from vdiskfs.units import NS, format_time
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 300.0
+"""Seconds between two looks at what is proven, and at what is due."""
+
+REST = 4.0
+"""Seconds of rest for each second of work."""
+
+COPY = "proof-auto-"
+
+
+class Copies(Protocol):
+    """Makes writable copies of points, as a test failover without a machine does."""
+
+    async def make(self, disk: str, epoch: int, name: str) -> Path:
+        """Make one; return its image in the mount."""
+
+    async def remove(self, name: str) -> None:
+        """Throw it away; nothing where it is gone."""
+
+    def left(self) -> Sequence[str]:
+        """Return the names of all that there are."""
+
+
+class Prover:
+    """Looks and proves while its `run` runs. Trio thread only."""
+
+    def __init__(
+        self, site: Site, disks: Callable[[], Sequence[ProtectedDisk]], copies: Copies, *,
+        options: Config, events: Events,
+    ) -> None:  # fmt: skip
+        """Prepare.
+
+        Args:
+            site: who proves.
+            disks: gives those protected here.
+            copies: of points, for file systems to be checked.
+            options: how often, and how far.
+            events: are told of what fails.
+        """
+        self._disks = disks
+        self._store = site.vault.store
+        self._copies = copies
+        self._site = site.name
+        self._interval_s = options.prove_interval_s
+        self._level = options.prove_level
+        self._events = events
+        self._failed: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        await self._tidy_up()
+        while True:
+            for disk in self._disks():
+                try:
+                    await self._look(disk)
+                except VdiskfsError as error:
+                    log.info("disk %s: nothing can be proven now: %s", disk.name, error)
+            await trio.sleep(min(LOOK_S, self._interval_s or LOOK_S))
+
+    async def _tidy_up(self) -> None:
+        """Throw away what a run that was killed has left."""
+        for name in self._copies.left():
+            if name.startswith(COPY):
+                try:
+                    await self._copies.remove(name)
+                except VdiskfsError as error:
+                    log.warning("%s", error)
+
+    async def _look(self, disk: ProtectedDisk) -> None:
+        points = disk.line.points
+        try:
+            disk.proven_ns = (await points.find("latest-proven")).time_ns
+        except NotFoundError:
+            disk.proven_ns = None
+        if not self._interval_s or disk.line.displaced is not None or not await self._is_due(disk):
+            return
+        try:
+            newest = await points.find("latest")
+        except NotFoundError:
+            return
+        if disk.proven_ns is None or newest.time_ns > disk.proven_ns:
+            await self._prove(disk, newest)
+
+    async def _is_due(self, disk: ProtectedDisk) -> bool:
+        ages = [(time.time_ns() - disk.proven_ns) / NS] if disk.proven_ns is not None else []
+        if disk.disk_id in self._failed:
+            ages.append(trio.current_time() - self._failed[disk.disk_id])
+        return not ages or min(ages) >= self._interval_s
+
+    async def _prove(self, disk: ProtectedDisk, point: Point) -> None:
+        began = time.monotonic()
+        read, how = 0, (PASS, "")
+        try:
+            async with await disk.line.points.open(point) as reader:
+                read = await read_back(reader, rest=REST)
+        except DamagedError as error:
+            how = FAIL, str(error)
+        await self._note(disk, point, HASHED, how=how, began=began, read=read)
+        if self._level == CHECKED and how[0] == PASS:
+            try:
+                how = await self._check(disk, point)
+            except LocalError as error:
+                how = INCONCLUSIVE, str(error)
+            await self._note(disk, point, CHECKED, how=how, began=began, read=read)
+        if how[0] == PASS:
+            disk.proven_ns = point.time_ns
+
+    async def _check(self, disk: ProtectedDisk, point: Point) -> tuple[str, str]:
+        name = f"{COPY}{secrets.token_hex(4)}"
+        try:
+            return verdict(await check_image(await self._copies.make(disk.name, point.epoch, name)))
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._copies.remove(name)
+
+    async def _note(
+        self, disk: ProtectedDisk, point: Point, level: str, *, how: tuple[str, str],
+        began: float, read: int,
+    ) -> None:  # fmt: skip
+        outcome, reason = how
+        seconds = round(time.monotonic() - began, 1)
+        now = format_time(time.time_ns())
+        proof = Proof(level, outcome, reason, now, seconds, self._site, read)
+        place = (point.generation, point.epoch)
+        await write_proof(self._store, disk.disk_id, place, proof)
+        text = f"point {disk.name}@#{point.epoch} of {point.time}: {level}: {outcome}"
+        if outcome == PASS:
+            log.info("%s (%.0f s)", text, seconds)
+            return
+        self._failed[disk.disk_id] = trio.current_time()
+        log.error("%s: %s", text, reason)
+        code = "proof.failed" if outcome == FAIL else "proof.inconclusive"
+        told = f"{level}: {outcome}: #{point.epoch}: {reason}"
+        self._events.tell(code, disk.name, told, disk=disk.name)
