@@ -21,7 +21,7 @@ The modules, from the top
     watchapi      the routes for events and metrics    exporter  the metrics' port
     requests      bodies that are read, errors that are answered
     handovers     a disk is let go, for another site
-    stopping      this host's own machines are stopped
+    stopping      this host's own machines are stopped    restarting  and started again
     applicationpoints  what uses a disk rests while it is sealed
     quiesce       guests and file systems: frozen, and thawed whatever happens
     browse        recovery points as the tree shows them

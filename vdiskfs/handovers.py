@@ -22,8 +22,9 @@ from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import ConflictError, StateError, VaultUnreachableError, VdiskfsError
 from vdiskfs.events import Events
 from vdiskfs.protection import Protection
+from vdiskfs.restarting import Startable, StoppedMachines
 from vdiskfs.state import users_of
-from vdiskfs.stopping import MachineStopper, forget_stopped, note_stopped, was_stopped
+from vdiskfs.stopping import MachineStopper
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +37,11 @@ AGAIN_S = 2.0
 """Seconds between tries while the vault is away."""
 
 
-class OwnMachines(Protocol):
+class OwnMachines(Startable, Protocol):
     """The machines that failovers run here."""
-
-    async def runs_on(self, disk_id: str) -> bool | None:
-        """Say whether the machine of a failover runs on the disk; None: no failover has it."""
 
     async def stop_for(self, disk_id: str) -> None:
         """Stop the machine of the failover that has the disk."""
-
-    async def start_for(self, disk_id: str) -> bool:
-        """Start it again; False: not all of its disks are this site's yet."""
 
     async def handed(self, disk_id: str) -> None:
         """The disk of a failover was released: it goes home."""
@@ -74,36 +69,30 @@ class Handovers:
         self._mountpoint = mountpoint
         self._events = events
         self._under_way: set[str] = set()
-        self._stopped: set[str] = set()  # their machines were stopped, as a file of each says
-        self._known: set[str] = set()
+        self._stopped = StoppedMachines(
+            site, protection, machines, stopper=stopper, shown=self._shown, users=self._users,
+            events=events,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Look for requests, and carry them out, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 for disk in self._protection.disks():
-                    await self._learn(disk)
+                    await self._stopped.learn(disk)
                     asked = disk.line.asked
                     if asked is not None and self._is_for_us(disk, asked):
                         self._under_way.add(disk.disk_id)
                         nursery.start_soon(self._hand_over, disk, asked)
-                    elif disk.disk_id not in self._under_way and self._is_back(disk):
-                        self._under_way.add(disk.disk_id)
-                        nursery.start_soon(self._start_again, disk)
+                    elif disk.disk_id not in self._under_way and self._stopped.is_due(disk):
+                        nursery.start_soon(self._stopped.start, disk)
                 await trio.sleep(LOOK_S)
-
-    async def _learn(self, disk: ProtectedDisk) -> None:
-        """Look once whether an earlier run has stopped the machine on a disk."""
-        if disk.disk_id not in self._known:
-            self._known.add(disk.disk_id)
-            if await trio.to_thread.run_sync(was_stopped, self._directory(disk)):
-                self._stopped.add(disk.disk_id)
 
     def _is_for_us(self, disk: ProtectedDisk, asked: Handover) -> bool:
         mine = disk.line.displaced is None or disk.line.handed
         return (
             mine and asked.step in (ASKED, STOPPING) and disk.disk_id not in self._under_way
-            and asked.writer != self._site.state.writer_id
+            and asked.writer != self._site.state.writer_id and not self._stopped.is_starting(disk)
         )  # fmt: skip
 
     async def _hand_over(self, disk: ProtectedDisk, asked: Handover) -> None:
@@ -160,47 +149,11 @@ class Handovers:
         if runs is False and await self._users(disk):
             runs = None  # it is not the machine that we know of: the host's own
         if runs if runs is not None else await self._users(disk):
-            await trio.to_thread.run_sync(note_stopped, self._directory(disk))
-            self._stopped.add(disk.disk_id)
+            await self._stopped.note(disk)
         if runs is not None:
             await self._machines.stop_for(disk.disk_id)
         else:
             await self._stopper.stop(disk.name, str(self._shown(disk)), reason)
-
-    def _directory(self, disk: ProtectedDisk) -> Path:
-        return self._site.state.disk(disk.disk_id).directory
-
-    def _is_back(self, disk: ProtectedDisk) -> bool:
-        """Say whether the machine on a disk was stopped, and may run here again."""
-        line = disk.line
-        ours = line.displaced is None and not line.handed and line.asked is None
-        return ours and not disk.image.refuses and disk.disk_id in self._stopped
-
-    async def _start_again(self, disk: ProtectedDisk) -> None:
-        """Start the machine that was stopped for somebody who has not taken the disk."""
-        try:
-            if not await trio.to_thread.run_sync(was_stopped, self._directory(disk)):
-                pass  # it came home: whoever brought it has seen to its machine
-            elif await self._machines.runs_on(disk.disk_id) is not None:
-                if not await self._machines.start_for(disk.disk_id):
-                    return
-            elif not self._stopper.can_start:
-                told = "is this site's again; its machine was stopped: start it (no start_command)"
-                self._tell_event("machine.stopped", disk, told)
-            elif await self._users(disk):
-                log.info("disk %s: its machine runs already", disk.name)
-            else:
-                await self._stopper.start(disk.name, str(self._shown(disk)))
-                self._tell_event("machine.started", disk, "its machine was started again")
-        except (VdiskfsError, OSError) as error:
-            log.error("%s", error)
-            why = f"its machine cannot be started again: {error}"
-            self._tell_event("machine.stopped", disk, why)
-        finally:
-            self._under_way.discard(disk.disk_id)
-        if self._is_back(disk):  # else it was stopped once more meanwhile
-            self._stopped.discard(disk.disk_id)
-            await trio.to_thread.run_sync(forget_stopped, self._directory(disk))
 
     def _shown(self, disk: ProtectedDisk) -> Path:
         """Return the path of the disk's image in the mount."""

@@ -441,15 +441,18 @@ class DiskLine(LineClaims):
         if not self._note.token:
             # Known here before it is known there: a crash in between finds it again.
             await self._write(token=secrets.token_hex(16))
-        if parent[1] and not await self._log(record, parent[0]).leads_to(*parent):
-            raise StateError(
-                f"disk {self.name}: its branch would begin at epoch {parent[1]}, which was thinned "
-                "away: what was written here stays in the spool, and in the image",
-                hint="copy the image, then: vdiskfs disk unprotect",
-            )
         branch = Branch(self._site, self._site, self._writer, self._note.token, now_text())
-        _, number = await add_branch(self._vault, record.id, parent, branch)
-        return number
+        while True:
+            if parent[1] and not await self._log(record, parent[0]).leads_to(*parent):
+                raise StateError(
+                    f"disk {self.name}: its branch would begin at epoch {parent[1]}, which was "
+                    "thinned away: what was written here stays in the spool, and in the image",
+                    hint="copy the image, then: vdiskfs disk unprotect",
+                )
+            try:
+                return (await add_branch(self._vault, record, parent, branch))[1]
+            except ConflictError:
+                record = await self._vault.disk(record.id)
 
     def points_of_branch(self, record: DiskRecord) -> DiskLog:
         """Return the branch that is written."""

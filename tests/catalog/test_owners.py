@@ -133,10 +133,10 @@ async def test_a_branch_is_made_once_for_a_token_and_is_never_the_main_line() ->
     async with bench() as test:
         await test.publish()
         await owned(test)
-        record, number = await add_branch(test.vault, test.record.id, (1, 1), branch("t1"))
+        record, number = await add_branch(test.vault, test.record, (1, 1), branch("t1"))
         assert (record.generation, number, record.branches[2].name) == (1, 2, "site-a-2")
-        assert (await add_branch(test.vault, test.record.id, (1, 1), branch("t1")))[1] == 2
-        assert (await add_branch(test.vault, test.record.id, (1, 1), branch("t2")))[1] == 3
+        assert (await add_branch(test.vault, test.record, (1, 1), branch("t1")))[1] == 2
+        assert (await add_branch(test.vault, test.record, (1, 1), branch("t2")))[1] == 3
         taken, _ = await take_over(
             test.vault, record, claims(B, "b1"), test.vault.log, test.scratch
         )
@@ -152,7 +152,7 @@ async def test_what_was_captured_for_one_generation_is_moved_into_a_branch(tmp_p
         test.model.write(0, b"third" * 1000)
         late.append(test.model.seal())
         await fence(test.fresh_log(), B, test.scratch)
-        record, number = await add_branch(test.vault, test.record.id, (1, 1), branch("t1"))
+        record, number = await add_branch(test.vault, test.record, (1, 1), branch("t1"))
         log = test.vault.log(record, number)
         digest = (await log.tip()).digest
         shared = tmp_path / "shared"

@@ -15,13 +15,13 @@ from tests.delta.model import T0
 from vdiskfs.catalog import Vault
 from vdiskfs.catalog.garbage import ClockError
 from vdiskfs.catalog.moves import Fork, fork_off
-from vdiskfs.catalog.owners import Claim
+from vdiskfs.catalog.owners import Claim, add_branch
 from vdiskfs.catalog.proofs import Proof, write_proof
-from vdiskfs.catalog.records import Moved, Owner
+from vdiskfs.catalog.records import Branch, Moved, Owner
 from vdiskfs.catalog.retention import kept, parse_ladder
 from vdiskfs.catalog.upkeep import Upkeep, hold_point
 from vdiskfs.delta.layout import Flags
-from vdiskfs.errors import NotFoundError
+from vdiskfs.errors import ConflictError, NotFoundError
 from vdiskfs.units import NS
 
 COARSE = parse_ladder("100s for 4000s")
@@ -59,6 +59,23 @@ async def test_a_failover_begins_where_a_point_was_dropped_and_stays_readable(
         record = await site.record()
         fresh = Vault(test.store, test.vault.vault_id, "").log(record)
         assert (await fresh.tip()).epoch == chosen.epoch
+
+
+async def test_a_branch_is_not_begun_where_its_line_was_thinned_since_it_was_looked_at(
+    tmp_path: Path,
+) -> None:
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(1))
+        await site.publish(249)
+        seen = await site.record()
+        await site.publish(1)
+        await site.thinner().run(COARSE, site.now_ns)
+        branch = Branch("away", "away", "dd" * 16, "t1", "x")
+        with pytest.raises(ConflictError, match="was thinned just now"):
+            await add_branch(test.vault, seen, (1, 249), branch)
+        assert not (await site.record()).branches
+        _, number = await add_branch(test.vault, await site.record(), (1, 250), branch)
+        assert number == 2
 
 
 async def test_points_that_were_asked_for_are_not_crowded_out(tmp_path: Path) -> None:

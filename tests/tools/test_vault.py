@@ -138,7 +138,7 @@ async def add_line(history: Any, spool: Path) -> None:
     vault = await Vault.open(store, given())
     disk = (await vault.disks())[0]
     branch = Branch("here", "here", "c" * 32, "token", "2026-11-21T01:40:05Z")
-    record, number = await add_branch(vault, disk.id, (1, 2), branch)
+    record, number = await add_branch(vault, disk, (1, 2), branch)
     model = DiskModel(spool, vault_id=vault.vault_id, disk_id=disk.id, generation=number)
     log = vault.log(record, number)
     model.data, model.epoch = bytearray(history.states[2]), 2

@@ -149,13 +149,22 @@ async def take_over(
 
 
 async def add_branch(
-    vault: Vault, disk_id: str, parent: tuple[int, int], branch: Branch
+    vault: Vault, seen: DiskRecord, parent: tuple[int, int], branch: Branch
 ) -> tuple[DiskRecord, int]:
-    """Start a branch that forks off at a parent, or find the one of this token."""
+    """Start a branch that forks off at a parent, or find the one of this token.
+
+    ``seen`` is the record in which the parent was there still.
+
+    Raises:
+        ConflictError: the parent's line was thinned since: look again whether it is there.
+    """
 
     def change(found: DiskRecord) -> DiskRecord:
         if _by_token(found, branch.token) is not None:
             return found
+        # As for a fork: a branch and a horizon are each swapped against what the other says.
+        if found.ledgers.get(parent[0]) != seen.ledgers.get(parent[0]):
+            raise ConflictError(f"disk {found.name}: was thinned just now")
         number = found.next_generation
         named = replace(branch, name=f"{branch.name}-{number}")
         return replace(
@@ -163,7 +172,7 @@ async def add_branch(
             branches={**found.branches, number: named},
         )  # fmt: skip
 
-    record = await vault.update_disk(disk_id, change)
+    record = await vault.update_disk(seen.id, change)
     hook("branch.started")
     number = _by_token(record, branch.token)
     assert number is not None
