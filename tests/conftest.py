@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -136,6 +137,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in missing.items():
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a test that failed at once: a run that is cut off has no summary."""
+    if report.failed and _CI and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid}\n{report.longreprtext[-2000:]}", file=sys.__stderr__)
 
 
 @pytest.hookimpl(trylast=True)

@@ -27,6 +27,9 @@ HAPPENED = (
 )  # fmt: skip
 
 
+_all: Counter[str] = Counter()  # of the parts played so far
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(FIRST, FIRST + ROUNDS, PART))
 def test_a_split_brain_has_one_owner_and_every_divergent_write_is_a_point(
@@ -36,6 +39,8 @@ def test_a_split_brain_has_one_owner_and_every_divergent_write_is_a_point(
     for seed in range(start, min(start + PART, FIRST + ROUNDS)):
         total += split_round(seed)
     tell(f"split-brains, seeds {start} to {seed}: {dict(sorted(total.items()))}")
-    if seed == start + PART - 1:
-        assert [what for what in HAPPENED if not total[what]] == []
+    _all.update(total)
+    _all["played"] += seed + 1 - start
+    if _all["played"] == ROUNDS >= 3 * PART:  # what is rare is in some part of them
+        assert [what for what in HAPPENED if not _all[what]] == []
     assert total["points"] + total["thrown away"] >= total["epochs"] > 0

@@ -99,6 +99,17 @@ class Browser:
             self._logs[key] = (found, trio.current_time() + STALE_S)
         return found
 
+    async def newest_log(self, disk: str) -> DiskLog:
+        """Return the disk's points, with all that the vault has of them now.
+
+        Raises:
+            NotFoundError: no such disk.
+        """
+        if disk not in self._own():
+            self.forget_records()
+            self._logs = {key: (found, 0.0) for key, (found, _) in self._logs.items()}
+        return await self.log(disk)
+
     async def _meant(self, name: str) -> tuple[DiskRecord | None, int]:
         """Return the disk and the generation that DISK or DISK@BRANCH means."""
         records = await self.records()

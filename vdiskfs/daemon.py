@@ -162,7 +162,7 @@ class Daemon:
             groups.begin(protection.disks, nursery)
             browser = Browser(vault, images, protection.logs, protection.access)
             failovers = Failovers(
-                core, state, vault, browser.log, self._next_cookie,
+                core, state, vault, browser.newest_log, self._next_cookie,
                 shown_in=Path(self._settings.mountpoint) / "failovers", host=options.machines,
                 nursery=nursery, events=self._events,
             )  # fmt: skip

@@ -217,7 +217,8 @@ class DiskLine(LineClaims):
         last = await advance(self._vault.store, self._spool, last)
         if self._note.line not in record.branches:
             await self._branch_off(record, (last.generation, last.epoch))
-        points = self.points_of_branch(await self._vault.disk(self._disk_id))
+            record = await self._vault.disk(self._disk_id)
+        points = self.points_of_branch(record)
         tip = await points.tip()
         known = await self._is_known(tip, last)
         if not known or tip.fenced:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import struct
@@ -39,7 +40,7 @@ class Listener:
     gather_s = 0.0
     batch = 3
 
-    def __init__(self, *errors: SinkError) -> None:
+    def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.heard: list[list[str]] = []
         self.dropped: list[int] = []
@@ -90,6 +91,18 @@ async def test_what_was_not_taken_is_tried_again_in_growing_waits(
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300])
     assert sink.heard == [["late"]]
     assert queue.failures == 11
+
+
+async def test_a_host_without_descriptors_is_a_trouble_like_others(
+    autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("listener does not take events: .*Too many open files")
+    sink = Listener(OSError(errno.EMFILE, "Too many open files"))
+    queue = queue_of(sink)
+    queue.offer(event())
+    async with trio.open_nursery() as nursery:
+        await settle(queue, nursery)
+    assert (sink.heard, queue.failures) == ([["late"]], 1)
 
 
 async def test_a_trouble_is_told_once_until_it_is_over(

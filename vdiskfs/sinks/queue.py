@@ -109,7 +109,9 @@ class SinkQueue:
         dropped = self._dropped_now
         try:
             await self.sink.deliver(some, dropped)
-        except SinkError as error:
+        except (SinkError, OSError) as failure:
+            # This host may have no descriptor left, for one: that is over some time.
+            error = failure if isinstance(failure, SinkError) else SinkError(str(failure))
             self._note_failure(error)
             if error.final:
                 self._forget(some)
