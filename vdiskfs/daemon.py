@@ -58,11 +58,12 @@ from vdiskfs.prover import Prover
 from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
-from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.replicator import Replicator
 from vdiskfs.serving import Serving, begin_process, keep_running, leave, wait_mounted
 from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint
 from vdiskfs.stopping import MachineStopper
 from vdiskfs.store import open_store
+from vdiskfs.stride import Pace
 from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
 from vdiskfs.tree import Disks, Handover, Namespace, Nodes, open_source
 from vdiskfs.unlocking import check_known, close_seen, open_seen, unlock_vault

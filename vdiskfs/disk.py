@@ -33,9 +33,10 @@ from vdiskfs.ownership import DiskLine
 from vdiskfs.point.fetch import first_error
 from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.recovery import clear_track, doubted, recover_track
-from vdiskfs.replicator import Joint, Pace, Replicator
+from vdiskfs.replicator import Joint, Replicator
 from vdiskfs.state import DISK_END, DiskPaths, DistrustNote, FileStamp, LastEnd, StateDirectory
 from vdiskfs.state import DiskRecord as LocalRecord
+from vdiskfs.stride import Pace
 from vdiskfs.tree import Access
 
 log = logging.getLogger(__name__)

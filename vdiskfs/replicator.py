@@ -38,30 +38,14 @@ from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.shipping import Shipper
 from vdiskfs.spool import Spool, remove_newest_first
 from vdiskfs.state import sync_directory
-from vdiskfs.stride import Stride
+from vdiskfs.stride import Pace, Stride
 from vdiskfs.suspects import Suspects
 from vdiskfs.units import NS, PAGE_SIZE, format_size
-from vdiskfs.window import Window
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """How often what grows without an event (dirty pages, a full spool) is looked at."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How a disk is replicated. Sizes are bytes.
-
-    ``resync_threshold`` is the part of the disk's size that may wait while the vault is
-    away; ``resync_window`` when resynchronizations run that nobody asked for (None: always).
-    """
-
-    epoch_interval_s: float
-    spool_limit: int
-    compression_level: int
-    resync_threshold: float = 0.5
-    resync_window: Window | None = None
 
 
 class Joint(Protocol):
@@ -130,6 +114,7 @@ class Replicator:
         self._sealing = trio.Semaphore(1, max_value=1)
         self._moved = trio.Event()
         self._dirty_since_ns: int | None = None
+        self._captured = 0  # bytes of an epoch that the bitmaps may have forgotten already
         self.paused = False
         self.ended = False
 
@@ -369,11 +354,15 @@ class Replicator:
             self.live.capture, flip.seal, end, make_writer, label, parts,
             captured=self.pass_.drop, group_id=flip.group_id, application=flip.application,
         )  # fmt: skip
+        # Invariant: what changed is counted as dirty until it is counted as spooled.
+        self._captured = self.dirty_bytes()
         try:
             spooled = await trio.to_thread.run_sync(capture)
         except EpochGivenUpError:
             self.touched()
             raise
+        finally:
+            self._captured = 0  # no other task looks until it is in the spool
         since_ns = self._dirty_since_ns
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
         self.health.pass_finished()
@@ -469,14 +458,14 @@ class Replicator:
         """Return how far the vault is behind, in seconds: 0 when nothing waits."""
         if len(self.spool):
             return self.spool.lag_s()
-        if self._dirty_since_ns is not None and self.live.counts().changed:
+        if self._dirty_since_ns is not None and self.dirty_bytes():
             return (time.monotonic_ns() - self._dirty_since_ns) / NS
         return 0.0
 
     def dirty_bytes(self) -> int:
         """Return how much changed since the last capture."""
         counts = self.live.counts()
-        return (counts.dirty_pages + counts.frozen_pages) * PAGE_SIZE
+        return max((counts.dirty_pages + counts.frozen_pages) * PAGE_SIZE, self._captured)
 
 
 async def flip_held(ordered: Sequence[Replicator]) -> list[Flip]:

@@ -10,11 +10,30 @@ at least that often. When captures keep up again the interval shrinks as it grew
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vdiskfs.window import Window
+
 PRESERVE_PAGES = 128 * 1024 * 1024 // 4096
 """Pages of a frozen epoch that are copied for overwrites before it is given up."""
 
 LONGEST_S = 32.0
 """Seconds of the longest epoch, unless a longer one was asked for."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a disk is replicated. Sizes are bytes.
+
+    ``resync_threshold`` is the part of the disk's size that may wait while the vault is
+    away; ``resync_window`` when resynchronizations run that nobody asked for (None: always).
+    """
+
+    epoch_interval_s: float
+    spool_limit: int
+    compression_level: int
+    resync_threshold: float = 0.5
+    resync_window: Window | None = None
 
 
 class Stride:

@@ -29,9 +29,10 @@ from vdiskfs.liveness import Liveness
 from vdiskfs.native import Core, FileIdentity, Image, ImageFlags
 from vdiskfs.ownernote import Start
 from vdiskfs.point.fetch import first_error
-from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.replicator import Replicator
 from vdiskfs.state import DiskRecord, StateDirectory
 from vdiskfs.store import open_store
+from vdiskfs.stride import Pace
 from vdiskfs.tree import SourceFile
 from vdiskfs.units import PAGE_SIZE
 

@@ -21,8 +21,8 @@ from tests.replicate.rig import Rig, digest_of, page_of
 from vdiskfs import passes
 from vdiskfs.errors import VaultUnreachableError
 from vdiskfs.health import State
-from vdiskfs.replicator import Pace
 from vdiskfs.store.local import LocalStore
+from vdiskfs.stride import Pace
 from vdiskfs.units import PAGE_SIZE
 
 SIZE = 256 << 10

@@ -25,7 +25,7 @@ from tests.replicate.rig import Rig, page_of
 from tests.store.memory import Fault
 from vdiskfs.errors import RefusedError, VaultUnreachableError
 from vdiskfs.health import Level, State
-from vdiskfs.replicator import Pace
+from vdiskfs.stride import Pace
 from vdiskfs.units import PAGE_SIZE
 
 HOUR_S = 3600.0

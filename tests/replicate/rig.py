@@ -31,9 +31,10 @@ from vdiskfs.errors import NotFoundError
 from vdiskfs.health import Health, Level
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.ownership import DiskLine
-from vdiskfs.replicator import Joint, Pace, Replicator
+from vdiskfs.replicator import Joint, Replicator
 from vdiskfs.store import Store
 from vdiskfs.store.retry import RetryingStore
+from vdiskfs.stride import Pace
 from vdiskfs.units import PAGE_SIZE
 
 WRITER = "ab" * 16

@@ -21,11 +21,11 @@ from tests.store.proxy import Fault, FaultProxy, Kind
 from vdiskfs.catalog import SiteRecord, Vault
 from vdiskfs.errors import DamagedError, NotFoundError, WrongVaultError
 from vdiskfs.health import Level
-from vdiskfs.replicator import Pace
 from vdiskfs.store import Store, open_store
 from vdiskfs.store.account import Account
 from vdiskfs.store.azure import AzureStore, Timeouts
 from vdiskfs.store.retry import RetryingStore, RetryPolicy
+from vdiskfs.stride import Pace
 from vdiskfs.units import PAGE_SIZE
 
 SIZE = 2 << 20

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+import trio
+
+import vdiskfs.image
+from tests.replicate.rig import Rig
 from vdiskfs.image import ChainEnd
 from vdiskfs.spool import Spool
+from vdiskfs.stride import Pace
 from vdiskfs.units import NS
 
 DAYS = 3 * 86400
@@ -45,3 +52,29 @@ def test_after_a_restart_nothing_is_said_to_be_younger_than_it_may_be(tmp_path: 
     spool = spool_of(tmp_path, DAYS)
     spool.add(waiting())
     assert spool.lag_s() >= DAYS
+
+
+async def test_what_is_written_counts_until_the_vault_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between the bitmaps, which have forgotten it, and the spool, which has not got it."""
+    forgotten, go_on = threading.Event(), threading.Event()
+
+    def hook(name: str) -> None:
+        if name == "epoch.forgotten":
+            forgotten.set()
+            assert go_on.wait(60)
+
+    async with Rig(tmp_path, 1 << 20, pace=Pace(0.05, 64 << 20, 1)) as rig, rig.running():
+        await rig.wait(lambda: rig.is_settled)
+        replicator = rig.replicator
+        assert (replicator.dirty_bytes(), replicator.spooled_bytes, replicator.lag_s()) == (0, 0, 0)
+        monkeypatch.setattr(vdiskfs.image, "hook", hook)
+        rig.write(4096, b"written")
+        assert await trio.to_thread.run_sync(forgotten.wait, 60)
+        assert not replicator.live.counts().changed
+        assert replicator.dirty_bytes() == 4096
+        assert replicator.lag_s() > 0
+        go_on.set()
+        await rig.wait(lambda: rig.is_settled)
+        assert (replicator.dirty_bytes(), replicator.spooled_bytes, replicator.lag_s()) == (0, 0, 0)

@@ -20,8 +20,8 @@ from vdiskfs.catalog import DiskLog
 from vdiskfs.delta import Spooled
 from vdiskfs.errors import LocalError, StateError
 from vdiskfs.health import Level, State
-from vdiskfs.replicator import Pace
 from vdiskfs.state import write_record
+from vdiskfs.stride import Pace
 from vdiskfs.together import seal_together
 from vdiskfs.units import PAGE_SIZE
 from vdiskfs.window import DAY_S, Window

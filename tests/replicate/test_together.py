@@ -24,9 +24,10 @@ from vdiskfs.delta.layout import NO_ID
 from vdiskfs.errors import StateError
 from vdiskfs.health import Level
 from vdiskfs.image import ChainEnd, EpochOutrunError
-from vdiskfs.replicator import Pace, Replicator
+from vdiskfs.replicator import Replicator
 from vdiskfs.spool import Spool
 from vdiskfs.store.retry import RetryingStore
+from vdiskfs.stride import Pace
 from vdiskfs.together import PATIENCE_S, GroupSealer, seal_together
 from vdiskfs.units import NS, PAGE_SIZE
 

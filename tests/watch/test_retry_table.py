@@ -21,11 +21,11 @@ from tests.e2e.loopdev import file_system, make_image
 from tests.replicate.rig import Rig, page_of
 from tests.store.proxy import Fault, FaultProxy
 from vdiskfs.health import Level
-from vdiskfs.replicator import Pace
 from vdiskfs.store import Store, open_store
 from vdiskfs.store.account import Account
 from vdiskfs.store.azure import AzureStore
 from vdiskfs.store.retry import RetryingStore, RetryPolicy
+from vdiskfs.stride import Pace
 
 SIZE = 1 << 20
 PACE = Pace(1.0, 64 << 20, 1)
