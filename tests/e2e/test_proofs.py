@@ -123,4 +123,6 @@ def test_the_newest_point_is_proven_in_the_background(tmp_path: Path) -> None:
         site.init().mount().wait_shipped("web01")
         site.wait("it is proven", lambda: site.points("web01")[-1]["proof"] == "checked")
         site.wait("status says so", lambda: site.disk("web01")["proven_point_age_s"] is not None)
+        [job, *_] = [one for one in site.json("job", "list")["jobs"] if one["kind"] == "prove"]
+        assert (job["state"], job["steps"]) == ("done", ["hashed", "checked"])
         assert site.json("failover", "list")["failovers"] == []

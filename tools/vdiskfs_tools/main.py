@@ -16,6 +16,7 @@ from vdiskfs_tools import (
     event,
     failover,
     group,
+    job,
     machine,
     mount,
     point,
@@ -84,7 +85,7 @@ for command in (
     failover.failover,
     relocate.reprotect,
     relocate.failback,
-    relocate.job,
+    job.job,
     event.event,
     completion.completion,
 ):

@@ -71,6 +71,8 @@ _CONDITIONS = (
     ("replication.stuck", _E, "replication of a disk stands still, and time does not mend it",
      f"see vdiskfs disk show; {_MEND}"),
     ("disk.resync", _W, "a disk is to be resynchronized", "vdiskfs disk resync --now, or wait"),
+    ("finalize.failed", _E, "a disk's first replication has ended, but what came of it is not "
+     "proven to be of use", f"see the text; {_RETRY}"),
     ("disk.displaced", _E, "another site has taken a disk over",
      "vdiskfs disk branches; see vdiskfs-internals(7)"),
 )  # fmt: skip
@@ -87,6 +89,8 @@ _HAPPENINGS = (
      "free room where the state directory lies"),
     ("image.sync-failed", _E, "the file system of an image failed to sync it",
      "see the host's kernel log: its disk may be failing"),
+    ("disk.finalized", _I, "a disk's first replication has ended, and was read back",
+     "try it: vdiskfs failover test DISK"),
     ("disk.asked", _I, "another site asks for a disk", ""),
     ("disk.handed", _I, "a disk was handed over to another site", ""),
     ("disk.kept", _W, "a disk cannot be handed over", "see the text, and try again over there"),
