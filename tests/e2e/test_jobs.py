@@ -51,6 +51,25 @@ def test_the_first_replication_ends_with_what_a_failover_needs(tmp_path: Path) -
         site.kill_daemon()
         site.wait_shipped("web01")
         assert site.json("job", "list")["jobs"] == before
+        # What the vault has lost meanwhile is found, had it not been finalized before.
+        site.umount()
+        [disk] = (site.state / "disks").iterdir()
+        (disk / "unfinished").touch()
+        files = [one for one in (tmp_path / "vault").rglob("*") if one.is_file()]
+        [large] = [one for one in files if one.stat().st_size > MIB // 2]
+        with large.open("r+b") as file:
+            file.seek(MIB // 4)
+            file.write(b"rotten")
+        site.mount()
+        site.wait("it is found", lambda: bool(events(site, "finalize.failed")))
+        final = jobs(site, "finalize")[-1]
+        assert (final["state"], final["exit_code"]) == ("failed", 6)
+        assert "cannot be read back" in final["error"]
+        assert "vdiskfs disk resync web01 --now" in final["hint"]
+        assert site.points("web01")[-1]["proof"] == "hashed-failed"
+        site.run("-m", site.mountpoint, "job", "cancel", final["id"])
+        site.wait("it is let be", lambda: site.disk("web01")["health"] == "Normal")
+        assert jobs(site, "finalize")[-1]["state"] == "cancelled"
 
 
 def test_what_cannot_be_finalized_says_so_replicates_on_and_is_tried_again(tmp_path: Path) -> None:
