@@ -55,6 +55,7 @@ class Maintenance:
         self._due: dict[tuple[str, int], float] = {}
         self._upkeep = Upkeep(site.vault, site.state.writer_id, site.pace.compression_level)
         self._told: dict[str, str] = {}
+        self._kept_told = False
         self._ladders: dict[str, Ladder] = {}
         self._woken = trio.Event()
 
@@ -111,6 +112,8 @@ class Maintenance:
             self._due[key] = now + (TEND_S if own and not tended.thinned.more else
                                     0 if tended.thinned.more else OTHERS_S)  # fmt: skip
             self._say(disk, tended, began_ns)
+            if tended.collected.refused:
+                await self._tell_kept(disk, tended.collected.refused)
 
     def _say(self, disk: ProtectedDisk, tended: Tended, began_ns: int) -> None:
         thinned, collected = tended.thinned, tended.collected
@@ -122,6 +125,18 @@ class Maintenance:
             )
             log.info("disk %s: %s", disk.name, what)
             self._jobs.note(JobKind.THIN, disk.name, disk.disk_id, began_ns, what)
+
+    async def _tell_kept(self, disk: ProtectedDisk, refused: int) -> None:
+        """Say once for the vault that it keeps what is to be deleted."""
+        vault = self._site.vault.vault_id
+        if self._kept_told or await trio.to_thread.run_sync(
+            self._events.was_told, "thinning.kept", vault
+        ):
+            self._kept_told = True
+            return
+        self._kept_told = True
+        text = f"disk {disk.name}: {refused} objects that no point needs cannot be deleted yet"
+        self._events.tell("thinning.kept", vault, text, disk=disk.name)
 
     def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
         """Say what failed, once."""

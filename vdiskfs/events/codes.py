@@ -83,6 +83,8 @@ _HAPPENINGS = (
     ("thinning.clocks", _W, "clocks disagree: nothing is thinned and nothing deleted",
      "set the clock that is wrong"),
     ("thinning.failed", _W, "a disk cannot follow its policy", "see the text"),
+    ("thinning.kept", _I, "what was thinned away cannot be deleted yet: the container keeps it, or "
+     "the credential may not delete", "nothing: it is tried again; see vdiskfs doctor"),
     ("epoch.given-up", _W, "an epoch could not be kept: one point less, nothing is lost",
      "see the room of the state directory"),
     ("intent.void", _W, "the intent log cannot be kept: should the host die, all is compared",

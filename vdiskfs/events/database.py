@@ -128,6 +128,16 @@ class Database:
             found = [_event(row) for row in database.execute(query, values)]
         return found[::-1]
 
+    def has(self, code: str, subject: str) -> bool:
+        """Say whether there is an event of a code that concerns a subject.
+
+        Raises:
+            OSError, sqlite3.Error: it cannot be read.
+        """
+        query = "SELECT 1 FROM events WHERE code = ? AND subject = ? LIMIT 1"
+        with self._file.opened() as database:
+            return database.execute(query, (code, subject)).fetchone() is not None
+
     def open_conditions(self) -> list[Event]:
         """Return the conditions that were told, and are not over.
 
