@@ -81,6 +81,7 @@ The modules, from the top
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again
+    daemonlog     what the daemon has to say, within bounds
     ready         the one line that whoever starts a daemon waits for
 
 The way of one write

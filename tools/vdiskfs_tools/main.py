@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -94,4 +95,6 @@ for command in (
 
 def main() -> NoReturn:
     """Run the program."""
+    # Keys and passphrases are in its memory: none may lie in a core file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cli.main(prog_name="vdiskfs")
