@@ -52,7 +52,9 @@ def test_the_log_is_cut_and_what_was_last_is_kept_whole(tmp_path: Path) -> None:
 
 
 def test_what_is_somebody_elses_is_not_cut(tmp_path: Path) -> None:
-    other = tmp_path / "journal"
+    other, mine = tmp_path / "journal", tmp_path / "daemon.log"
+    mine.write_text("of an earlier run\n")
     log_to(other, tmp_path)
     assert other.stat().st_size > 4 * LIMIT
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal"]
+    assert mine.read_text() == "of an earlier run\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["daemon.log", "journal"]
