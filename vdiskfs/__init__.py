@@ -18,6 +18,7 @@ The modules, from the top
     takeover      a connection, from one daemon to the next
     unlocking     how a mount opens its vault
     failoverapi   the socket's routes for failovers    failovercontrol  what they call
+    jobapi        the routes for jobs    jobcontrol  what they call
     watchapi      the routes for events and metrics    exporter  the metrics' port
     requests      bodies that are read, errors that are answered
     handovers     a disk is let go, for another site
@@ -32,10 +33,13 @@ The modules, from the top
     heartbeat     the site is alive, and the vault is the same
     maintenance   policies at work: settings, thinning, collecting
     protection    which files are disks
+    imageevents   what the C core says of a disk's image
     diskfiles     what is known of the source's files, and what follows when they come and go
     plaintree     the names of a mount that is served plainly
     untracked     images that nobody tracks
     enrolment     a file becomes a disk, or is refused
+    diskjobs      the jobs of disks: enabled, finalized, resynchronized
+    finalizing    what is done once, when the first replication has ended
     disk          one protected disk, from start to stop
     together      several disks, sealed at one instant
     tree          the names of the mount
@@ -72,9 +76,12 @@ The modules, from the top
     watchsettings the tables of the configuration that say what is watched
     ratelimit     bytes per second, shared by all who take from it
     events        what has happened at a mount, for people and their programs
+    jobs          the long work of a mount: steps, times, progress, outcome
+    sqlitefile    a small SQLite file: sound, or set aside
     crash         crash hooks, for tests
     fdstore       descriptors that outlive the daemon
     keeper        the process that keeps them, and starts the daemon again
+    daemonlog     what the daemon has to say, within bounds
     ready         the one line that whoever starts a daemon waits for
 
 The way of one write

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.failoverapi import Failovers, failover_routes
+from vdiskfs.jobapi import Jobs, job_routes
 from vdiskfs.registry import address_of
 from vdiskfs.requests import Document, read_body, read_count, read_names, read_text, route
 from vdiskfs.watchapi import Watching, watch_routes
@@ -73,6 +74,10 @@ class Control(Protocol):
     @property
     def failovers(self) -> Failovers:
         """What concerns failovers."""
+
+    @property
+    def jobs(self) -> Jobs:
+        """What concerns jobs."""
 
     @property
     def watching(self) -> Watching:
@@ -179,6 +184,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             Route("/v1/points", route(create_points), methods=post),
             *failover_routes(lambda: control.failovers),
             *watch_routes(lambda: control.watching),
+            *job_routes(lambda: control.jobs),
             *_group_routes(control),
             Route("/v1/upgrade", route(upgrade), methods=post),
             Route("/v1/umount", route(unmount), methods=post),

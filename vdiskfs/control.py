@@ -21,6 +21,7 @@ from vdiskfs.errors import NotFoundError, StateError, UsageError, VdiskfsError
 from vdiskfs.failovercontrol import FailoverControl, point_spec
 from vdiskfs.groups import Groups
 from vdiskfs.groupview import group_document, group_point_document
+from vdiskfs.jobapi import Jobs
 from vdiskfs.monitor import disk_details, disk_document, status_document
 from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
@@ -42,9 +43,11 @@ class MountControl:
         failovers: FailoverControl, unmount: Callable[..., Awaitable[Document]], *, groups: Groups,
         vault_error: Callable[[], str | None], hand_over: Callable[[], Awaitable[Document]],
         counts: Callable[[], CoreCounts], application: ApplicationPoints, watching: Watching,
+        jobs: Jobs,
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
         self.watching = watching
+        self.jobs = jobs
         self._settings = settings
         self._protection = protection
         self._browser = browser

@@ -16,7 +16,6 @@ are synced; the clean end is noted last. What was not shipped is in the spool.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
 import math
@@ -39,8 +38,8 @@ from vdiskfs.config import MountSettings, vault_environ
 from vdiskfs.control import MountControl
 from vdiskfs.crash import hook
 from vdiskfs.disk import Site
+from vdiskfs.diskjobs import DiskJobs
 from vdiskfs.errors import LocalError, RefusedError, VdiskfsError
-from vdiskfs.events import Events
 from vdiskfs.failover import Drills, Failovers, Homecomings, OwnMachines, Relocations
 from vdiskfs.failover.proofcopies import ProofCopies
 from vdiskfs.failovercontrol import FailoverControl
@@ -50,6 +49,9 @@ from vdiskfs.handovers import Handovers
 from vdiskfs.health import State
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.hydration import PointImages
+from vdiskfs.imageevents import tell_disk
+from vdiskfs.jobcontrol import JobControl
+from vdiskfs.jobs import Jobs
 from vdiskfs.liveness import Liveness
 from vdiskfs.maintenance import Maintenance
 from vdiskfs.native import CoreFlags, EventKind, MountFlags
@@ -97,6 +99,7 @@ class Daemon:
         self._serving = Serving(settings, self._store)
         self._watching = Watching(settings)
         self._events = self._watching.events
+        self._jobs = Jobs(Path(settings.state))
 
     async def run(self, ready: Ready) -> None:
         """Mount, tell that it is ready, serve until unmounted.
@@ -119,6 +122,7 @@ class Daemon:
             state = await trio.to_thread.run_sync(StateDirectory.open, Path(settings.state))
             stack.callback(state.close)
             self._watching.check(strict=kept is None)
+            await self._jobs.load()
             vault = await stack.enter_async_context(_open_vault(settings, state, kept))
             if kept is not None:
                 fuse_fd = kept.connection
@@ -176,7 +180,7 @@ class Daemon:
             )  # fmt: skip
             resumed = self._serving.is_kept
             nursery.start_soon(
-                self._watch_core, core, partial(_tell_disk, protection, self._events),
+                self._watch_core, core, partial(tell_disk, protection, self._events),
                 (images, failovers), namespace.nodes, nursery,
             )  # fmt: skip
             if namespace.disks is not None:
@@ -191,6 +195,7 @@ class Daemon:
                 self._unmount_for(protection, groups), groups=groups,
                 vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
                 counts=core.counts, application=application, watching=self._watching,
+                jobs=JobControl(self._jobs, failovers),
             )  # fmt: skip
             self._serving.begin(core, namespace, nursery)
             nursery.start_soon(self._serving.serve_control, state.control, control)
@@ -221,7 +226,7 @@ class Daemon:
     ) -> Heartbeat:  # fmt: skip
         """Let the disks follow their policies; return what gives signs of life."""
         images, failovers = pools
-        maintenance = Maintenance(site, protection.disks, failovers.events)
+        maintenance = Maintenance(site, protection.disks, failovers.events, self._jobs)
         heartbeat = Heartbeat(
             self._settings, site, protection.disks, groups.learn,
             uses=lambda: [*images.in_use(), *failovers.in_use()], touched=maintenance.wake,
@@ -245,7 +250,9 @@ class Daemon:
         own = OwnMachines(failovers, host)
         copies = ProofCopies(failovers, drills, mountpoint / "failovers")
         options, events = self._settings.options, failovers.events
-        prover = Prover(site, protection.disks, copies, options=options, events=events)
+        prover = Prover(
+            site, protection.disks, copies, options=options, events=events, jobs=self._jobs
+        )
         nursery.start_soon(keep_running, "proofs", prover.run)
         handovers = Handovers(
             site, protection, own, stopper=stopper, mountpoint=mountpoint, events=failovers.events
@@ -283,6 +290,7 @@ class Daemon:
             self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
             options.when_displaced, self._settings.force, self._settings.accept_rollback,
             RateLimiter(options.bandwidth_limit), groups.joint_of,
+            DiskJobs(self._jobs, self._events).follow,
         )  # fmt: skip
 
     @property
@@ -334,6 +342,7 @@ class Daemon:
         core: native.Core, vault: Vault,
     ) -> None:  # fmt: skip
         nursery.start_soon(keep_running, "the heartbeat", heartbeat.run)
+        nursery.start_soon(keep_running, "keeping jobs", self._jobs.run)
         self._watching.begin(
             nursery, protection.disks, vault.store, core.counts, lambda: heartbeat.vault_error
         )
@@ -404,33 +413,6 @@ async def _finish_disk(replicator: Replicator) -> None:
     except Exception:
         # The other disks end in order all the same.
         log.exception("disk %s: what changed last is not captured yet", replicator.name)
-
-
-def _tell_disk(protection: Protection, events: Events, event: native.Event) -> None:
-    disk = protection.by_cookie(event.cookie)
-    if disk is None or not disk.started:
-        return
-    if event.kind is EventKind.DIRTY:
-        disk.replicator.touched()
-        return
-    why = os.strerror(event.error)
-    if event.kind is EventKind.ABANDONED:
-        if event.error == errno.EFBIG:
-            log.info("disk %s: an epoch is given up: %s", disk.name, why)
-            return
-        level, code, text = logging.WARNING, "epoch.given-up", f"an epoch is given up: {why}"
-    elif event.kind is EventKind.INTENT_VOID:
-        noted = "noted" if event.offset else "NOT noted: the state directory takes nothing"
-        level, code = logging.ERROR, "intent.void"
-        text = (
-            f"the intent log cannot be kept: {why}; should the host die, all is compared ({noted})"
-        )
-    elif event.kind is EventKind.SYNC_FAILED:
-        level, code, text = logging.ERROR, "image.sync-failed", f"syncing the image failed: {why}"
-    else:
-        return
-    log.log(level, "disk %s: %s", disk.name, text)
-    events.tell(code, disk.name, text, disk=disk.name)
 
 
 def _source(settings: MountSettings, kept: Kept | None) -> int | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,8 @@ class Site:
     """Bounds what all disks upload together."""
     joint_of: Callable[[str], Joint | None] = lambda _: None
     """What seals a disk (by its id) together with the others of its group."""
+    beside: Callable[[ProtectedDisk], Awaitable[None]] | None = None
+    """Runs beside a disk's replication, and never raises."""
 
 
 class DiskFile(Protocol):
@@ -96,6 +98,7 @@ class ProtectedDisk:
         self.record = record
         self.image = image
         self.health = Health(record.name)
+        self.health.finalizing = site.state.disk(record.disk_id).unfinished.exists()
         self._track = track
         self.scope = trio.CancelScope()
         self.line = DiskLine(
@@ -321,13 +324,19 @@ class ProtectedDisk:
         """Replicate until `stop`."""
         self.replicator.shipper.shared = self.site.uploads
         with self.scope:
-            while True:
-                try:
-                    await self.replicator.run()
-                except Exception as failure:  # noqa: BLE001 (whatever it is, the disk is served on)
-                    # The guest writes on, tracked; only its shipping stands still.
-                    self._tell_failed(failure)
-                    await trio.sleep(RESTART_S)
+            async with trio.open_nursery() as nursery:
+                if self.site.beside is not None:
+                    nursery.start_soon(self.site.beside, self)
+                await self._replicate()
+
+    async def _replicate(self) -> None:
+        while True:
+            try:
+                await self.replicator.run()
+            except Exception as failure:  # noqa: BLE001 (whatever it is, the disk is served on)
+                # The guest writes on, tracked; only its shipping stands still.
+                self._tell_failed(failure)
+                await trio.sleep(RESTART_S)
 
     def _tell_failed(self, failure: Exception) -> None:
         error = first_error(failure) if isinstance(failure, BaseExceptionGroup) else failure

@@ -16,7 +16,7 @@ from vdiskfs.catalog.vault import now_text
 from vdiskfs.disk import Site
 from vdiskfs.errors import BusyError, UsageError
 from vdiskfs.ownernote import refusal
-from vdiskfs.state import DiskRecord, ImageLock
+from vdiskfs.state import DiskPaths, DiskRecord, ImageLock
 from vdiskfs.tree import SourceFile
 from vdiskfs.twin import find_twin
 
@@ -31,6 +31,7 @@ async def enroll(site: Site, file: SourceFile, *, force: bool) -> DiskRecord:
     """
     vault, identity = site.vault, file.identity()
     made = await _foreign(site, file, None, force=force)
+    is_new = made is None
     if made is None:
         made = await vault.create_disk(
             _disk_name(file), file=file.path, size=identity.size, site=site.name,
@@ -41,8 +42,17 @@ async def enroll(site: Site, file: SourceFile, *, force: bool) -> DiskRecord:
         writer_id=site.state.writer_id, device=identity.device,
         inode=identity.inode, birth_ns=identity.birth_ns,
     )  # fmt: skip
-    await trio.to_thread.run_sync(site.state.create_disk, record)
+    fill = _to_be_finalized if is_new else _nothing_more
+    await trio.to_thread.run_sync(site.state.create_disk, record, fill)
     return record
+
+
+def _to_be_finalized(paths: DiskPaths) -> None:
+    paths.unfinished.touch(mode=0o600)
+
+
+def _nothing_more(_: DiskPaths) -> None:
+    """A disk of which the vault has points already."""
 
 
 async def lock_image(

@@ -21,9 +21,6 @@ class Failovers(Protocol):
     async def one(self, name: str) -> Document:
         """Return one failover."""
 
-    async def jobs(self) -> Document:
-        """Return the jobs of all failovers."""
-
     async def test(
         self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool
     ) -> Document:
@@ -70,9 +67,6 @@ def failover_routes(asked: Callable[[], Failovers]) -> list[Route]:  # noqa: C90
 
     async def failover(request: Request) -> Document:
         return await asked().one(request.path_params["name"])
-
-    async def jobs(_: Request) -> Document:
-        return await asked().jobs()
 
     async def test(request: Request) -> Document:
         body = await read_body(request)
@@ -146,7 +140,6 @@ def failover_routes(asked: Callable[[], Failovers]) -> list[Route]:  # noqa: C90
         Route("/v1/failbacks/{name}", route(bring_home), methods=post),
         Route("/v1/failbacks/{name}/complete", route(complete), methods=post),
         Route("/v1/failbacks/{name}/commit", route(commit_failback), methods=post),
-        Route("/v1/jobs", route(jobs), methods=["GET"]),
     ]
 
 

@@ -15,7 +15,6 @@ from vdiskfs.failover import (
     Kind,
     Relocations,
     failover_document,
-    job_document,
     record_document,
 )
 from vdiskfs.requests import Document
@@ -49,16 +48,6 @@ class FailoverControl:
         document = await failover_document(failover, self._shown_in)
         moving = self._homecomings.progress(failover)
         return {**document, "moving": {name: asdict(one) for name, one in moving.items()}}
-
-    async def jobs(self) -> Document:
-        """Return the jobs of all failovers, the oldest failover first."""
-        return {
-            "jobs": [
-                job_document(one.record, job, one.says if job is one.job else None)
-                for one in self._failovers.all()
-                for job in one.record.jobs
-            ]
-        }
 
     async def test(
         self, disk: str, point: str, name: str | None, *, vm: bool, dry_run: bool

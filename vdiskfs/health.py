@@ -51,6 +51,7 @@ class State(StrEnum):
     UNPROTECTED = "Unprotected"
     ENABLING = "Enabling"
     INITIAL_REPLICATION = "InitialReplication"
+    FINALIZING = "Finalizing"
     PROTECTED = "Protected"
     RESYNC_REQUIRED = "ResyncRequired"
     RESYNCING = "Resyncing"
@@ -104,6 +105,11 @@ class Health:
         """What failed since the start, by the code of its condition."""
         self.retries = 0
         """Waits for another try since the start."""
+        self.finalizing = False
+        """The first replication is followed by a finalize job, which is not done yet."""
+        self.unfinished: str | None = None
+        """Why that job failed last, and what to do."""
+        self._moved = trio.Event()
 
     @property
     def level(self) -> Level:
@@ -111,7 +117,8 @@ class Health:
         late = None if self.late is None else self.late[0]
         if self._displaced is not None or self._critical() is not None or late is Level.CRITICAL:
             return Level.CRITICAL
-        if late is not None or self._troubles or self._local_errors or self._notice is not None:
+        trouble = self._troubles or self._local_errors or self.unfinished is not None
+        if late is not None or trouble or self._notice is not None:
             return Level.WARNING
         return Level.NORMAL
 
@@ -129,6 +136,8 @@ class Health:
             reasons.append(str(self._troubles[0].error))
         # Beside a vault that is away, these are somebody else's to mend.
         reasons += self._local_errors.values()
+        if self.unfinished is not None:
+            reasons.append(f"not finalized: {self.unfinished}")
         if self.late is not None:
             reasons.append(self.late[1])
         return "; and: ".join(reasons) if reasons else self._notice
@@ -145,6 +154,8 @@ class Health:
             found.setdefault("host.trouble", reason)
         if self._notice is not None:
             found["disk.resync"] = self._notice
+        if self.unfinished is not None:
+            found["finalize.failed"] = self.unfinished
         return found
 
     @property
@@ -165,7 +176,20 @@ class Health:
     @property
     def shown_state(self) -> State:
         """The state for people: displaced, whatever goes on in the branch."""
-        return self.state if self.shown_as is None else self.shown_as
+        if self.shown_as is not None:
+            return self.shown_as
+        is_last = self.finalizing and self.unfinished is None
+        return State.FINALIZING if is_last and self.state is State.PROTECTED else self.state
+
+    async def wait_moved(self) -> None:
+        """Wait until the state is another one."""
+        await self._moved.wait()
+
+    def _move(self, state: State) -> None:
+        if state is not self.state:
+            self.state = state
+            self._moved.set()
+            self._moved = trio.Event()
 
     def displaced(self, reason: str, *, handed: bool = False) -> None:
         """Another site has the disk: it took it over, or it was ``handed`` to it."""
@@ -178,17 +202,17 @@ class Health:
 
     def pass_started(self, *, first: bool) -> None:
         """A pass over suspect pages runs: the first replication, or a resynchronization."""
-        self.state = State.INITIAL_REPLICATION if first else State.RESYNCING
+        self._move(State.INITIAL_REPLICATION if first else State.RESYNCING)
         self._notice = None
 
     def pass_finished(self) -> None:
         """An epoch was captured: the disk has a point, here at least."""
-        self.state = State.PROTECTED
         self._notice = None
+        self._move(State.PROTECTED)
 
     def resync_required(self, reason: str) -> None:
         """A resynchronization waits: for the vault, for its window, or for the user."""
-        self.state = State.RESYNC_REQUIRED
+        self._move(State.RESYNC_REQUIRED)
         self._notice = f"to be resynchronized: {reason}"
 
     def local_failed(self, reason: str, what: str = "sealing") -> None:
@@ -209,7 +233,7 @@ class Health:
 
     def retry_now(self) -> bool:
         """End the wait, if one is on: the user asks. Return whether one was on."""
-        waits = bool(self._troubles)
+        waits = bool(self._troubles) or self.unfinished is not None
         self._cut_short = False
         self._wake()
         return waits
@@ -217,6 +241,12 @@ class Health:
     def _wake(self) -> None:
         self._retry.set()
         self._retry = trio.Event()
+
+    async def wait_retry(self, tries: int) -> None:
+        """Wait as long as after so many tries that failed, or until the user asks."""
+        minutes = RETRY_MINUTES[min(tries, len(RETRY_MINUTES) - 1)]
+        with trio.move_on_after(60 * minutes * (0.9 + 0.2 * self._chance())):
+            await self._retry.wait()
 
     def vault_answers(self) -> None:
         """The vault answered somebody: an error that time may mend is tried again at once.

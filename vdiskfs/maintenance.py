@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -24,6 +25,7 @@ from vdiskfs.catalog.upkeep import Tended, Upkeep
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import VaultUnreachableError, VdiskfsError
 from vdiskfs.events import Events
+from vdiskfs.jobs import JobKind, Jobs
 from vdiskfs.units import format_size
 from vdiskfs.window import Window
 
@@ -43,15 +45,17 @@ class Maintenance:
     """Follows the policies of a mount's disks while its `run` runs."""
 
     def __init__(
-        self, site: Site, disks: Callable[[], Sequence[ProtectedDisk]], events: Events
+        self, site: Site, disks: Callable[[], Sequence[ProtectedDisk]], events: Events, jobs: Jobs
     ) -> None:
-        """Prepare; ``disks`` gives those protected here."""
+        """Prepare; ``disks`` gives those protected here, ``jobs`` keep what was done."""
+        self._jobs = jobs
         self._site = site
         self._disks = disks
         self._events = events
         self._due: dict[tuple[str, int], float] = {}
         self._upkeep = Upkeep(site.vault, site.state.writer_id, site.pace.compression_level)
         self._told: dict[str, str] = {}
+        self._kept_told = False
         self._ladders: dict[str, Ladder] = {}
         self._woken = trio.Event()
 
@@ -102,20 +106,37 @@ class Maintenance:
             own = number == disk.points.generation
             if now < self._due.get(key, -math.inf):
                 continue
+            began_ns = time.time_ns()
             points = disk.points if own else self._site.vault.log(record, number)
             tended = await self._upkeep.tend(points, policy.ladder, scratch / str(number))
             self._due[key] = now + (TEND_S if own and not tended.thinned.more else
                                     0 if tended.thinned.more else OTHERS_S)  # fmt: skip
-            self._say(disk, tended)
+            self._say(disk, tended, began_ns)
+            if tended.collected.refused:
+                await self._tell_kept(disk, tended.collected.refused)
 
-    def _say(self, disk: ProtectedDisk, tended: Tended) -> None:
+    def _say(self, disk: ProtectedDisk, tended: Tended, began_ns: int) -> None:
         thinned, collected = tended.thinned, tended.collected
         if thinned.points or collected.deleted:
-            log.info(
-                "disk %s: %d points (%s) thinned away, %d are left; %d objects deleted, %d wait",
-                disk.name, thinned.points, format_size(thinned.bytes), thinned.left,
-                collected.deleted, collected.waiting + collected.refused,
-            )  # fmt: skip
+            what = (
+                f"{thinned.points} points ({format_size(thinned.bytes)}) thinned away, "
+                f"{thinned.left} are left; {collected.deleted} objects deleted, "
+                f"{collected.waiting + collected.refused} wait"
+            )
+            log.info("disk %s: %s", disk.name, what)
+            self._jobs.note(JobKind.THIN, disk.name, disk.disk_id, began_ns, what)
+
+    async def _tell_kept(self, disk: ProtectedDisk, refused: int) -> None:
+        """Say once for the vault that it keeps what is to be deleted."""
+        vault = self._site.vault.vault_id
+        if self._kept_told or await trio.to_thread.run_sync(
+            self._events.was_told, "thinning.kept", vault
+        ):
+            self._kept_told = True
+            return
+        self._kept_told = True
+        text = f"disk {disk.name}: {refused} objects that no point needs cannot be deleted yet"
+        self._events.tell("thinning.kept", vault, text, disk=disk.name)
 
     def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
         """Say what failed, once."""

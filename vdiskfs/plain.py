@@ -31,6 +31,7 @@ from vdiskfs.config import MountSettings
 from vdiskfs.errors import StateError
 from vdiskfs.failoverapi import Failovers
 from vdiskfs.fdstore import FdStore, take_descriptors
+from vdiskfs.jobapi import Jobs
 from vdiskfs.keeper import PLAIN
 from vdiskfs.monitor import plain_document
 from vdiskfs.native import CoreFlags, EventKind
@@ -230,6 +231,11 @@ class PlainControl:
 
     @property
     def failovers(self) -> Failovers:
+        """Cannot be asked now."""
+        raise _refused()
+
+    @property
+    def jobs(self) -> Jobs:
         """Cannot be asked now."""
         raise _refused()
 

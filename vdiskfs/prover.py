@@ -21,6 +21,7 @@ from vdiskfs.config import Config
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import DamagedError, LocalError, NotFoundError, VdiskfsError
 from vdiskfs.events import Events
+from vdiskfs.jobs import JobKind, Jobs, JobState, Progress
 from vdiskfs.proving import check_image, read_back, verdict
 from vdiskfs.units import NS, format_time
 
@@ -53,7 +54,7 @@ class Prover:
 
     def __init__(
         self, site: Site, disks: Callable[[], Sequence[ProtectedDisk]], copies: Copies, *,
-        options: Config, events: Events,
+        options: Config, events: Events, jobs: Jobs,
     ) -> None:  # fmt: skip
         """Prepare.
 
@@ -63,6 +64,7 @@ class Prover:
             copies: of points, for file systems to be checked.
             options: how often, and how far.
             events: are told of what fails.
+            jobs: keep what was done.
         """
         self._disks = disks
         self._store = site.vault.store
@@ -71,6 +73,7 @@ class Prover:
         self._interval_s = options.prove_interval_s
         self._level = options.prove_level
         self._events = events
+        self._jobs = jobs
         self._failed: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -115,22 +118,55 @@ class Prover:
         return not ages or min(ages) >= self._interval_s
 
     async def _prove(self, disk: ProtectedDisk, point: Point) -> None:
+        """Prove a point, as a job."""
+        progress = Progress()
+        given_up = trio.CancelScope()
+
+        async def give_up() -> None:
+            given_up.cancel()
+
+        job_id = self._jobs.begin(
+            JobKind.PROVE, disk.name, disk.disk_id, progress=progress.shown, cancel=give_up,
+        )  # fmt: skip
+        outcome = INCONCLUSIVE, "it was not looked at"
+        try:
+            with given_up:
+                outcome = await self._prove_as(disk, point, job_id, progress)
+        except VdiskfsError as error:
+            self._jobs.failed(job_id, error)
+            raise
+        how, reason = outcome
+        text = f"point #{point.epoch} of {point.time}: {how}{f': {reason}' if reason else ''}"
+        if given_up.cancelled_caught:
+            self._failed[disk.disk_id] = trio.current_time()
+            self._jobs.ended_as(job_id, JobState.CANCELLED, "asked for; the next is due as ever")
+        elif how == FAIL:
+            self._jobs.failed(job_id, DamagedError(text, hint="vdiskfs vault check"))
+        else:
+            self._jobs.done(job_id, text)
+
+    async def _prove_as(
+        self, disk: ProtectedDisk, point: Point, job_id: str, progress: Progress
+    ) -> tuple[str, str]:
         began = time.monotonic()
         read, how = 0, (PASS, "")
         try:
             async with await disk.line.points.open(point) as reader:
-                read = await read_back(reader, rest=REST)
+                read = await read_back(reader, progress.tell, rest=REST)
         except DamagedError as error:
             how = FAIL, str(error)
         await self._note(disk, point, HASHED, how=how, began=began, read=read)
+        self._jobs.step(job_id, HASHED)
         if self._level == CHECKED and how[0] == PASS:
             try:
                 how = await self._check(disk, point)
             except LocalError as error:
                 how = INCONCLUSIVE, str(error)
             await self._note(disk, point, CHECKED, how=how, began=began, read=read)
+            self._jobs.step(job_id, CHECKED)
         if how[0] == PASS:
             disk.proven_ns = point.time_ns
+        return how
 
     async def _check(self, disk: ProtectedDisk, point: Point) -> tuple[str, str]:
         name = f"{COPY}{secrets.token_hex(4)}"

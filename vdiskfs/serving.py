@@ -15,7 +15,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ import trio
 from vdiskfs import native
 from vdiskfs.api import Control, serve_socket
 from vdiskfs.config import MountSettings
+from vdiskfs.daemonlog import log_handler
 from vdiskfs.errors import BusyError, StateError
 from vdiskfs.fdstore import HANDED_OVER, FdStore
 from vdiskfs.fs import MAX_TASKS, OPTIONS, Operations
@@ -225,7 +225,7 @@ def begin_process(program: str) -> tuple[MountSettings, Ready]:
     logging.basicConfig(
         level=settings.options.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+        handlers=[log_handler(Path(settings.state))],
     )
     logging.getLogger("azure").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

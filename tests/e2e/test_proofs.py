@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.loopdev import attached, mounted
 from tests.e2e.mounted import PROGRAM, CommandError, MountedSite
+from vdiskfs.proving import check_image
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -123,4 +124,30 @@ def test_the_newest_point_is_proven_in_the_background(tmp_path: Path) -> None:
         site.init().mount().wait_shipped("web01")
         site.wait("it is proven", lambda: site.points("web01")[-1]["proof"] == "checked")
         site.wait("status says so", lambda: site.disk("web01")["proven_point_age_s"] is not None)
+        [job, *_] = [one for one in site.json("job", "list")["jobs"] if one["kind"] == "prove"]
+        assert (job["state"], job["steps"]) == ("done", ["hashed", "checked"])
         assert site.json("failover", "list")["failovers"] == []
+
+
+async def test_xfs_is_mounted_where_nothing_in_it_can_do_harm_and_nothing_stays_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SECURITY.md says: a loop device of the image that is given, which is a copy."""
+    image, seen = tmp_path / "copy.img", tmp_path / "seen"
+    subprocess.run(["truncate", "-s", "320M", image], check=True)
+    subprocess.run(["mkfs.xfs", "-q", image], check=True)
+    shim = tmp_path / "bin" / "mount"
+    shim.parent.mkdir()
+    shim.write_text(
+        f'#!/bin/sh\n/bin/mount "$@" && for last; do :; done && '
+        f'grep " $last " /proc/mounts > {seen}\n'
+    )
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
+    [found] = await check_image(image)
+    assert (found.kind, found.ok) == ("xfs", True)
+    device, place, kind, options = seen.read_text().split()[:4]
+    assert (device.startswith("/dev/loop"), kind) == (True, "xfs")
+    assert {"nosuid", "nodev", "noexec", "noatime"} <= set(options.split(","))
+    assert place not in Path("/proc/mounts").read_text()
+    assert not Path(place).exists()

@@ -416,6 +416,8 @@ def test_in_the_foreground_too_and_an_interruption_ends_it(tmp_path: Path) -> No
 def test_the_unit_file_is_one_that_systemd_takes(tmp_path: Path) -> None:
     text = UNIT.read_text()
     assert "FileDescriptorStoreMax=" in text
+    # What thaws guests, and machines, live in the unit's control group: they outlive the daemon.
+    assert "\nKillMode=process\n" in text
     verify = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", UNIT], capture_output=True, text=True, check=False
     )

@@ -50,11 +50,45 @@ class Fault:
     fired: int = 0
 
 
+@dataclass
+class Worm:
+    """A container in which what was created is neither overwritten nor deleted.
+
+    ``status`` and ``code`` are the answers of an immutability policy (409,
+    BlobImmutableDueToPolicy), or of a credential that may only create (403,
+    AuthorizationPermissionMismatch). Off once ``ended``.
+    """
+
+    container: str
+    status: int = 409
+    code: str = "BlobImmutableDueToPolicy"
+    ended: bool = False
+    made: set[str] = field(default_factory=set)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def refuses(self, method: str, path: str) -> bool:
+        """Say whether a request is one that changes what is there; count it."""
+        path = path.partition("?")[0]
+        if self.ended or f"/{self.container}/" not in path:
+            return False
+        if path in self.made and method in ("PUT", "DELETE"):
+            self.refused.append((method, path))
+            return True
+        return False
+
+    def note(self, method: str, path: str, status: int) -> None:
+        """An object was created."""
+        path = path.partition("?")[0]
+        if method == "PUT" and status == 201 and f"/{self.container}/" in path:
+            self.made.add(path)
+
+
 class FaultProxy:
     """Listens on ``port`` of the loopback interface while it is entered."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, worm: Worm | None = None) -> None:
         self.target_port = target_port
+        self.worm = worm
         self.closing = threading.Event()
         self.seen: list[str] = []
         self.connections = 0
@@ -161,7 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:
             self.close_connection = True  # whoever sent it has given up
             return
-        if fault and kind == "answer":
+        worm = self.proxy.worm
+        if worm is not None and worm.refuses(self.command, self.path):
+            self._send(worm.status, [("x-ms-error-code", worm.code)], b"")
+        elif fault and kind == "answer":
             self._send(fault.status, list(fault.headers.items()), b"")
         elif kind == "reset":
             self._reset()
@@ -170,6 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         else:
             status, headers, data = self._forward(body)
+            if worm is not None:
+                worm.note(self.command, self.path, status)
             self._reply(kind, status, headers, data)
 
     do_GET = do_HEAD = do_PUT = do_DELETE = _serve  # noqa: N815 - http.server's names

@@ -24,6 +24,7 @@ from vdiskfs.errors import (
 from vdiskfs.sealed import SealedStore
 from vdiskfs.store import ObjectInfo, Store, open_store
 from vdiskfs.store.retry import RetryingStore
+from vdiskfs.store.split import SplitStore
 
 KINDS = [
     "local",
@@ -31,6 +32,7 @@ KINDS = [
     "retrying",
     "sealed",
     "sealed-local",
+    "split",
     pytest.param("azure", marks=pytest.mark.azurite),
 ]
 KEY = new_data_key("5" * 32)
@@ -50,6 +52,10 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], S
         return lambda: SealedStore(memory, KEY)
     if request.param == "sealed-local":
         return lambda: SealedStore(open_store(f"file://{tmp_path}/vault"), KEY)
+    if request.param == "split":
+        return lambda: SplitStore(
+            open_store(f"file://{tmp_path}/vault"), open_store(f"file://{tmp_path}/control")
+        )
     if request.param == "local":
         return lambda: open_store(f"file://{tmp_path}/vault")
     vault: AzureVault = request.getfixturevalue("azure_vault")

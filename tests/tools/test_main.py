@@ -357,3 +357,18 @@ def test_the_entry_point_is_the_program(
         main.main()
     assert caught.value.code == 0
     assert "complete" in capsys.readouterr().out
+
+
+def test_no_command_leaves_a_core_file() -> None:
+    """Keys are in its memory. The soft limit of this process is raised for it, where it may be."""
+    code = (
+        "import resource as r; hard = r.getrlimit(r.RLIMIT_CORE)[1];"
+        "r.setrlimit(r.RLIMIT_CORE, (hard, hard));"
+        "from vdiskfs_tools import main; main.cli.main = lambda **_: "
+        "print(hard != 0, r.getrlimit(r.RLIMIT_CORE)); main.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )  # fmt: skip
+    assert done.stdout in ("True (0, 0)\n", "False (0, 0)\n")

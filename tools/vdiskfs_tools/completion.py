@@ -55,6 +55,12 @@ def complete_groups(ctx: click.Context, _param: click.Parameter, incomplete: str
     return [name for name in names if name.startswith(incomplete)]
 
 
+def complete_jobs(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids of the mount's jobs that begin so."""
+    names = _names(call_of(ctx), "jobs", key="id")
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def complete_disks_and_groups(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[str]:
@@ -82,7 +88,7 @@ def _disk_names(call: Call) -> list[str]:
     return _names(call, "disks")
 
 
-def _names(call: Call, what: str) -> list[str]:
+def _names(call: Call, what: str, *, key: str = "name") -> list[str]:
     """Ask the daemon for the names, for a short time. No answer is no names."""
     from vdiskfs.errors import VdiskfsError
     from vdiskfs_tools.client import Client
@@ -95,5 +101,5 @@ def _names(call: Call, what: str) -> list[str]:
     except (VdiskfsError, OSError):
         return []
     rows = found if isinstance(found, list) else []
-    names = [row.get("name") for row in rows if isinstance(row, dict)]
+    names = [row.get(key) for row in rows if isinstance(row, dict)]
     return [name for name in names if isinstance(name, str) and name == clean(name)]

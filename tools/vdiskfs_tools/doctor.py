@@ -142,6 +142,7 @@ async def _probe(store: Any, call: Call) -> list[Finding]:
     """Create, read and delete an object."""
     import time
 
+    from vdiskfs.catalog.enforced import probe_enforced
     from vdiskfs_tools.checks import Finding
     from vdiskfs_tools.keys import open_vault
 
@@ -157,8 +158,23 @@ async def _probe(store: Any, call: Call) -> list[Finding]:
         await store.delete(name)
     except RefusedError:
         findings.append(Finding("vault key", "ok", f"may not delete: {name} stays there"))
+    findings += _enforced_findings(await probe_enforced(store))
     skew_s = abs(time.time_ns() - info.modified_ns) / 1e9
     if skew_s > CLOCK_SKEW_S:
         detail = f"differs from this host's by {skew_s:.0f} s"
         findings.append(Finding("vault clock", "warning", detail, "set this host's clock by NTP"))
+    return findings
+
+
+def _enforced_findings(found: Any) -> list[Finding]:
+    """Say what was tried: who has this credential may take points away, or may not."""
+    from vdiskfs.catalog.enforced import ALLOWED
+    from vdiskfs_tools.checks import Finding
+
+    detail = f"overwriting is {found.overwrite}, deleting is {found.delete}"
+    findings = [Finding("vault data", "ok", detail)]
+    if found.documents != ALLOWED:
+        fix = "let them lie in a second container: azure://CONTAINER/PREFIX?control=CONTAINER"
+        detail = f"replacing one is {found.documents}: no disk can be replicated"
+        findings.append(Finding("vault documents", "missing", detail, fix))
     return findings

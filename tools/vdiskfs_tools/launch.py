@@ -17,10 +17,10 @@ from typing import BinaryIO, NoReturn
 
 from vdiskfs.config import MountSettings
 from vdiskfs.crypto.given import PASSPHRASE
+from vdiskfs.daemonlog import NAME
 from vdiskfs.errors import LocalError
 from vdiskfs_tools.answers import error_from
 
-LOG_NAME = "daemon.log"
 END_S = 10.0
 
 # Compressing takes and frees some MiB a batch: glibc would give them back to the kernel, which
@@ -54,7 +54,7 @@ def start(settings: MountSettings) -> int:
         VdiskfsError: what the daemon said, or that it ended without a word.
     """
     _make_state(settings.state)
-    log_path = Path(settings.state) / LOG_NAME
+    log_path = Path(settings.state) / NAME
     private = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(private, "ab") as log:
         log_end = log.seek(0, os.SEEK_END)

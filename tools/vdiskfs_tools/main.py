@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from vdiskfs_tools import (
     event,
     failover,
     group,
+    job,
     machine,
     mount,
     point,
@@ -84,7 +86,7 @@ for command in (
     failover.failover,
     relocate.reprotect,
     relocate.failback,
-    relocate.job,
+    job.job,
     event.event,
     completion.completion,
 ):
@@ -93,4 +95,6 @@ for command in (
 
 def main() -> NoReturn:
     """Run the program."""
+    # Keys and passphrases are in its memory: none may lie in a core file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cli.main(prog_name="vdiskfs")

@@ -1,4 +1,4 @@
-"""``vdiskfs failover start`` and what follows it; ``vdiskfs reprotect``; ``vdiskfs job``."""
+"""``vdiskfs failover start`` and what follows it; ``vdiskfs reprotect``."""
 
 # ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
 
@@ -9,14 +9,13 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import DamagedError, NotFoundError, UsageError, VdiskfsError
+from vdiskfs.errors import DamagedError, NotFoundError, UsageError
 from vdiskfs_tools.call import Call, Command, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks, complete_failovers
 from vdiskfs_tools.failover import failover
+from vdiskfs_tools.job import LOOK_S, check_job
 from vdiskfs_tools.mounts import find_mount
 from vdiskfs_tools.names import parse_disk, parse_point
-
-LOOK_S = 0.25
 
 no_wait_option = click.option(
     "--no-wait", is_flag=True, help="Come back when it is under way; see `vdiskfs failover show`."
@@ -254,74 +253,6 @@ def _failback(
         return _follow(call, client, document, no_wait=no_wait)
 
 
-@click.group(cls=Group)
-def job() -> None:
-    """See what was asked of failovers, step by step."""
-
-
-@job.command("list")
-@click.pass_obj
-def list_jobs(call: Call) -> None:
-    """List the jobs of this mount's failovers, the oldest failover first.
-
-    Example:
-        vdiskfs job list
-    """
-    with _client(call) as client:
-        document: dict[str, Any] = client.get("jobs")
-    if call.out.document(document):
-        return
-    rows = [
-        [one["id"], one["failover"], one["kind"], one["state"], one["began"],
-         one["error"] or one["waits_for"] or " ".join(one["steps"])]
-        for one in document["jobs"]
-    ]  # fmt: skip
-    if not rows:
-        call.out.say("no jobs")
-        return
-    call.out.table(("JOB", "FAILOVER", "KIND", "STATE", "BEGAN", "STEPS"), rows)
-
-
-@job.command("show")
-@click.argument("job_id", metavar="JOB")
-@click.pass_obj
-def show_job(call: Call, *, job_id: str) -> None:
-    """Show one job.
-
-    Example:
-        vdiskfs job show 1f0c77aa-1
-    """
-    with _client(call) as client:
-        document = _job(client, job_id)
-    if not call.out.document(document):
-        call.out.facts(document)
-
-
-@job.command("wait")
-@click.argument("job_id", metavar="JOB")
-@click.pass_obj
-def wait_job(call: Call, *, job_id: str) -> None:
-    """Wait until a job has ended, or stands still: then its error is this command's.
-
-    Example:
-        vdiskfs job wait 1f0c77aa-1
-    """
-    with _client(call) as client, call.out.waiting(f"job {job_id}"):
-        while (document := _job(client, job_id))["state"] == "running":
-            time.sleep(LOOK_S)
-    if not call.out.document(document):
-        call.out.facts(document)
-    _check_job(document)
-
-
-def _job(client: Any, job_id: str) -> dict[str, Any]:
-    for one in client.get("jobs")["jobs"]:
-        if one["id"] == job_id:
-            found: dict[str, Any] = one
-            return found
-    raise NotFoundError(f"there is no job {job_id} here", hint="vdiskfs job list")
-
-
 def _step(
     call: Call, name: str, step: str, body: dict[str, object], *, no_wait: bool
 ) -> dict[str, Any]:
@@ -351,7 +282,7 @@ def _follow(call: Call, client: Any, document: dict[str, Any], *, no_wait: bool)
                 document = client.get("failovers", name)
             except NotFoundError:
                 return document  # it was rolled back: nothing is left of it
-    _check_job(document.get("job") or {})
+    check_job(document.get("job") or {})
     return document
 
 
@@ -361,13 +292,6 @@ def _is_judged_yet(document: dict[str, Any]) -> bool:
         and bool(document.get("machine"))
         and (document.get("health") is None)
     )
-
-
-def _check_job(job: dict[str, Any]) -> None:
-    if job.get("state") == "failed":
-        error = VdiskfsError(job["error"], hint=job["hint"] or "")
-        error.exit_code = job["exit_code"] or 1
-        raise error
 
 
 def _check_health(document: dict[str, Any]) -> None:

@@ -35,9 +35,13 @@ def vault() -> None:
     show_default=True,
     help="How what lies in it is encrypted.",
 )
+@click.option(
+    "--control", metavar="URL",
+    help="The container of what changes: azure://CONTAINER. Part of the vault's URL from then on.",
+)  # fmt: skip
 @dry_run_option
 @click.pass_obj
-def init(call: Call, *, url: str, encryption: str, dry_run: bool) -> None:
+def init(call: Call, *, url: str, encryption: str, control: str | None, dry_run: bool) -> None:
     """Make a vault at URL.
 
     It is encrypted with a passphrase (asked for, or from VDISKFS_PASSPHRASE or
@@ -48,8 +52,9 @@ def init(call: Call, *, url: str, encryption: str, dry_run: bool) -> None:
         vdiskfs vault init file:///srv/vault --key-file /root/vault.key
     """
     from vdiskfs_tools.keys import first_secrets
-    from vdiskfs_tools.vaults import make_vault
+    from vdiskfs_tools.vaults import make_vault, with_control
 
+    url = with_control(url, control)
     given, made = None, None
     if encryption != "none":
         given, made = first_secrets(call, dry_run=dry_run)
@@ -75,17 +80,21 @@ vault.add_command(key)
 
 
 @vault.command("info")
+@click.option(
+    "--probe", is_flag=True,
+    help="Try whether data can be overwritten and deleted: an object is made, and may stay.",
+)  # fmt: skip
 @click.pass_obj
-def info(call: Call) -> None:
+def info(call: Call, *, probe: bool) -> None:
     """Show a vault: its disks and its sites.
 
     Example:
         vdiskfs vault info --vault file:///srv/vault
     """
-    from vdiskfs_tools.vaults import vault_document, with_vault
+    from vdiskfs_tools.vaults import probed_document, vault_document, with_vault
 
     url = vault_url(call)
-    document = {"vault": url, **with_vault(call, vault_document)}
+    document = {"vault": url, **with_vault(call, probed_document if probe else vault_document)}
     if call.out.document(document):
         return
     disks, sites = document["disks"], document["sites"]
@@ -95,6 +104,7 @@ def info(call: Call) -> None:
             "id": document["vault_id"],
             "made": document["created"],
             "encryption": document["encryption"],
+            **(document.get("data") or {}),
         }
     )
     if disks:

@@ -23,10 +23,11 @@ from vdiskfs.catalog import (
     group_members,
     shared_points,
 )
+from vdiskfs.catalog.enforced import probe_enforced
 from vdiskfs.catalog.vaultfile import read_vault_file
 from vdiskfs.config import load_config, vault_environ
 from vdiskfs.crypto import SCHEME_AES_256_GCM, SCHEME_NONE, Secrets
-from vdiskfs.errors import AlreadyExistsError, NotFoundError, VaultUnreachableError
+from vdiskfs.errors import AlreadyExistsError, NotFoundError, UsageError, VaultUnreachableError
 from vdiskfs.groupview import group_point_document
 from vdiskfs.store import Store, open_store
 from vdiskfs_tools.call import Call
@@ -117,6 +118,28 @@ def make_vault(url: str, given: Secrets | None, *, dry_run: bool) -> str | None:
         raise AlreadyExistsError(f"{url}: there is a vault already: {file.vault_id}")
 
     return with_store(url, work)
+
+
+def with_control(url: str, control: str | None) -> str:
+    """Return the URL of a vault whose documents lie in a container of their own.
+
+    Raises:
+        UsageError: what is named is no container, or the vault's URL names one already.
+    """
+    if control is None:
+        return url
+    container = control.removeprefix("azure://").rstrip("/")
+    if "/" in container or "?" in url or not url.startswith("azure://"):
+        raise UsageError(
+            "--control names a container of the vault's own account",
+            hint="vdiskfs vault init azure://CONTAINER/PREFIX --control azure://CONTAINER",
+        )
+    return f"{url}?control={container}"
+
+
+async def probed_document(vault: Vault) -> dict[str, Any]:
+    """Return `vault_document`, and what was found out about what the vault enforces."""
+    return {**await vault_document(vault), "data": asdict(await probe_enforced(vault.store))}
 
 
 async def vault_document(vault: Vault) -> dict[str, Any]:

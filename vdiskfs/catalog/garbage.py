@@ -41,6 +41,8 @@ STEP_S = 86400
 
 _CLOCK = "clock.json"
 _DELETES_AT_ONCE = 8
+_REFUSED_MOST = 16
+"""Deletions that are refused before the others wait for the next collection."""
 
 
 class ClockError(StateError):
@@ -141,7 +143,7 @@ async def collect(
         if generation == ledger.generation and epoch <= ledger.horizon
     }  # fmt: skip
     due = [
-        name for name, since in ledger.doomed.items()
+        name for name, since in sorted(ledger.doomed.items(), key=lambda one: one[1])
         if name not in found.gone and since + GRACE_S * NS <= now_ns
     ]  # fmt: skip
     if needed - known:
@@ -151,6 +153,10 @@ async def collect(
 
     async def one(name: str) -> None:
         async with limiter:
+            if found.refused >= _REFUSED_MOST:
+                # The oldest are asked for first: what is younger is kept as well.
+                found.refused += 1
+                return
             try:
                 await store.delete(name)
                 found.deleted += 1

@@ -23,7 +23,7 @@ from vdiskfs.catalog.garbage import (
 )
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.points import Point
-from vdiskfs.catalog.proofs import list_proven
+from vdiskfs.catalog.proofs import LEVELS, list_proven
 from vdiskfs.catalog.records import DiskRecord, Hold, SiteRecord
 from vdiskfs.catalog.retention import Ladder
 from vdiskfs.catalog.thinning import Thinned, Thinner
@@ -110,7 +110,7 @@ class Upkeep:
         """Return the newest proven point of a line, if there is one: proving it was work."""
         proven = await list_proven(self.vault.store, log.record.id)
         epochs = [epoch for (at, epoch), one in proven.items()
-                  if at == log.generation and one.passed]  # fmt: skip
+                  if at == log.generation and one.passed in LEVELS[1:]]  # fmt: skip
         return {(log.generation, max(epochs))} if epochs else set()
 
 

@@ -71,6 +71,8 @@ _CONDITIONS = (
     ("replication.stuck", _E, "replication of a disk stands still, and time does not mend it",
      f"see vdiskfs disk show; {_MEND}"),
     ("disk.resync", _W, "a disk is to be resynchronized", "vdiskfs disk resync --now, or wait"),
+    ("finalize.failed", _E, "a disk's first replication has ended, but what came of it is not "
+     "proven to be of use", f"see the text; {_RETRY}"),
     ("disk.displaced", _E, "another site has taken a disk over",
      "vdiskfs disk branches; see vdiskfs-internals(7)"),
 )  # fmt: skip
@@ -81,12 +83,16 @@ _HAPPENINGS = (
     ("thinning.clocks", _W, "clocks disagree: nothing is thinned and nothing deleted",
      "set the clock that is wrong"),
     ("thinning.failed", _W, "a disk cannot follow its policy", "see the text"),
+    ("thinning.kept", _I, "what was thinned away cannot be deleted yet: the container keeps it, or "
+     "the credential may not delete", "nothing: it is tried again; see vdiskfs doctor"),
     ("epoch.given-up", _W, "an epoch could not be kept: one point less, nothing is lost",
      "see the room of the state directory"),
     ("intent.void", _W, "the intent log cannot be kept: should the host die, all is compared",
      "free room where the state directory lies"),
     ("image.sync-failed", _E, "the file system of an image failed to sync it",
      "see the host's kernel log: its disk may be failing"),
+    ("disk.finalized", _I, "a disk's first replication has ended, and was read back",
+     "try it: vdiskfs failover test DISK"),
     ("disk.asked", _I, "another site asks for a disk", ""),
     ("disk.handed", _I, "a disk was handed over to another site", ""),
     ("disk.kept", _W, "a disk cannot be handed over", "see the text, and try again over there"),

@@ -7,19 +7,15 @@ earlier version kept in ``events.jsonl`` is taken over.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from vdiskfs.crash import hook
 from vdiskfs.events.codes import OVER, EventLevel, code_of
-
-log = logging.getLogger(__name__)
+from vdiskfs.sqlitefile import SqliteFile
 
 LIMIT = 20_000
 """Rows that are kept."""
@@ -28,8 +24,6 @@ PAGES = 16_384
 """The most that the file may take, in pages of 4 KiB: 64 MiB."""
 
 VERSION = 1
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-_BUSY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,6 @@ _SCHEMA = f"""
 CREATE TABLE events (id INTEGER PRIMARY KEY, {", ".join(f"{name} NOT NULL" for name in _COLUMNS)});
 CREATE INDEX by_number ON events (number);
 CREATE INDEX by_open ON events (is_open) WHERE is_open;
-PRAGMA user_version = {VERSION};
 """
 _NAMES = ", ".join(_COLUMNS)
 
@@ -81,8 +74,10 @@ class Database:
         self.path = state / "events.db"
         self._old = (state / "events.jsonl.1", state / "events.jsonl")
         self._limit = limit
-        # Nobody reads what another thread sets aside.
-        self._lock = threading.Lock()
+        self._file = SqliteFile(
+            self.path, what="events", version=VERSION, schema=_SCHEMA, pages=PAGES,
+            fill=self._fill, filled=self._forget_old,
+        )  # fmt: skip
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add or update rows, and give them their ids and numbers; durable on return.
@@ -91,7 +86,7 @@ class Database:
             OSError, sqlite3.Error: nothing was written.
         """
         written = []
-        with self._opened() as database:
+        with self._file.opened() as database:
             (number,) = database.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
             for row in rows:
                 number += 1
@@ -129,9 +124,19 @@ class Database:
             "instr(',' || disk || ',', ',' || ? || ',')) ORDER BY number DESC LIMIT ?"
         )
         values = (since_ns, after, *levels, disk, disk, disk, limit)
-        with self._opened() as database:
+        with self._file.opened() as database:
             found = [_event(row) for row in database.execute(query, values)]
         return found[::-1]
+
+    def has(self, code: str, subject: str) -> bool:
+        """Say whether there is an event of a code that concerns a subject.
+
+        Raises:
+            OSError, sqlite3.Error: it cannot be read.
+        """
+        query = "SELECT 1 FROM events WHERE code = ? AND subject = ? LIMIT 1"
+        with self._file.opened() as database:
+            return database.execute(query, (code, subject)).fetchone() is not None
 
     def open_conditions(self) -> list[Event]:
         """Return the conditions that were told, and are not over.
@@ -140,58 +145,14 @@ class Database:
             OSError, sqlite3.Error: they cannot be read.
         """
         query = f"SELECT {_NAMES} FROM events WHERE is_open ORDER BY number"  # noqa: S608 (no input)
-        with self._opened() as database:
+        with self._file.opened() as database:
             return [_event(row) for row in database.execute(query)]
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection within a transaction, to a database that is there and sound."""
-        with self._lock:
-            try:
-                database = self._connect()
-            except sqlite3.DatabaseError as error:
-                if not _is_damaged(error):
-                    raise
-                self._set_aside(error)
-                database = self._connect()
-            try:
-                with database:
-                    yield database
-            except sqlite3.DatabaseError as error:
-                database.close()
-                if _is_damaged(error):
-                    self._set_aside(error)
-                raise
-            finally:
-                database.close()
+    def _fill(self, database: sqlite3.Connection) -> None:
+        for number, event in enumerate(self._old_events(), 1):
+            _put(database, 0, replace(event, number=number))
 
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=_BUSY_S)
-        try:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise sqlite3.DatabaseError(f"version {version} is not known here")
-            database.execute("PRAGMA journal_mode = TRUNCATE")
-            database.execute("PRAGMA synchronous = NORMAL")
-            database.execute(f"PRAGMA max_page_count = {PAGES}")
-            if version == 0:
-                self._begin(database)
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    def _begin(self, database: sqlite3.Connection) -> None:
-        with database:
-            database.execute("BEGIN IMMEDIATE")
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version:
-                return  # another process was faster
-            for statement in _SCHEMA.split(";")[:-1]:
-                database.execute(statement)
-            for number, event in enumerate(self._old_events(), 1):
-                _put(database, 0, replace(event, number=number))
-        hook("events.begun")
+    def _forget_old(self) -> None:
         for path in self._old:
             path.unlink(missing_ok=True)
 
@@ -206,14 +167,6 @@ class Database:
                     yield _old_event(json.loads(line))
                 except (ValueError, TypeError, KeyError):
                     continue  # the end of a line that a full disk has cut
-
-    def _set_aside(self, error: sqlite3.Error) -> None:
-        aside = self.path.with_suffix(".db.damaged")
-        log.error("%s: cannot be read and is set aside as %s; events begin anew: %s",
-                  self.path, aside.name, error)  # fmt: skip
-        self.path.replace(aside)
-        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
-        hook("events.set-aside")
 
 
 def _put(database: sqlite3.Connection, row_id: int, event: Event) -> int:
@@ -255,9 +208,3 @@ def _old_event(old: dict[str, object]) -> Event:
         code.name, EventLevel.INFO, subject, disk, str(old["text"]), "", "", 1, time_ns, time_ns,
         is_open=False,
     )  # fmt: skip
-
-
-def _is_damaged(error: sqlite3.Error) -> bool:
-    """Tell a file that is no such database from a disk that is full or fails."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is None or code & 0xFF in _DAMAGED

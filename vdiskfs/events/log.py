@@ -182,6 +182,15 @@ class Events:
             log.warning("events cannot be read: %s: %s", self._database.path, error)
             return []
 
+    def was_told(self, code: str, subject: str) -> bool:
+        """Say whether an event of a code was told of a subject, as long as it is kept. Blocks."""
+        self.flush()
+        try:
+            return self._database.has(code, subject)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("events cannot be read: %s: %s", self._database.path, error)
+            return False
+
     def open_conditions(self) -> list[Event]:
         """Return the conditions that were told, and are not over. Blocks."""
         self.flush()

@@ -72,8 +72,15 @@ def record_document(record: FailoverRecord) -> dict[str, object]:
 
 
 def job_document(record: FailoverRecord, job: Job, says: str | None = None) -> dict[str, object]:
-    """Return one job of a failover."""
-    return {**(_job_document(job, says) or {}), "failover": record.name}
+    """Return one job of a failover, with all that jobs of disks have."""
+    return {
+        **(_job_document(job, says) or {}),
+        "failover": record.name,
+        "disk": ",".join(one.disk for one in record.members),
+        "step_times": {},
+        "progress": None,
+        "outcome": None,
+    }
 
 
 def _job_document(job: Job | None, says: str | None) -> dict[str, object] | None:

@@ -2,7 +2,7 @@
 
 The image is written to: it is to be a copy that is thrown away. Nothing that it holds is
 executed, and no name in it is followed; xfs alone is mounted, for its log, where nothing in it
-can be a device or a program.
+can be a device or a program (SECURITY.md says it in these words, and is to be kept true).
 """
 
 from __future__ import annotations

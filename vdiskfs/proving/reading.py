@@ -14,8 +14,9 @@ STEP = 2048
 
 
 async def read_back(
-    reader: PointReader, progress: Callable[[int, int], None] | None = None, *, rest: float = 0.0
-) -> int:
+    reader: PointReader, progress: Callable[[int, int], None] | None = None, *, rest: float = 0.0,
+    limit: int | None = None,
+) -> int:  # fmt: skip
     """Read every page that a point has from the vault and verify it; return the bytes of data.
 
     Holes cost nothing. Nothing is written anywhere.
@@ -24,6 +25,7 @@ async def read_back(
         reader: of the point, open.
         progress: is told (done, total), bytes of the disk.
         rest: seconds of rest for each second of work: what runs in the background is idle.
+        limit: bytes of data after which it ends; None: all is read.
 
     Raises:
         DamagedError: something is missing, or is not what was sealed.
@@ -31,6 +33,8 @@ async def read_back(
     """
     page = read = 0
     while (found := await reader.next_candidate(page)) is not None:
+        if limit is not None and read >= limit:
+            return read
         began = trio.current_time()
         count = min(STEP - found % STEP, reader.pages - found)
         _, mask = await reader.read_mapped(found, count)

@@ -100,6 +100,11 @@ class DiskPaths:
         return self.directory / "distrusted"
 
     @property
+    def unfinished(self) -> Path:
+        """Is there until the first replication is followed by a finalize job that is done."""
+        return self.directory / "unfinished"
+
+    @property
     def parked(self) -> Path:
         """Is there while the image is changed from outside: the disk is not to be started."""
         return self.directory / "parked"

@@ -1,11 +1,11 @@
 """Objects by name: a folder or Azure Blob Storage behind one interface, ``Store``.
 
 ``object`` says what a store is; ``local``, ``folder`` and ``file`` are the folder vault;
-``azure``, ``account``, ``body`` and ``answer`` are Azure Blob Storage; ``retry`` tries
-again. What objects mean is the matter of ``catalog``. The libraries of a kind are imported
-when a URL of that kind is opened.
+``azure``, ``account``, ``body`` and ``answer`` are Azure Blob Storage; ``split`` is two
+containers as one; ``retry`` tries again. What objects mean is the matter of ``catalog``. The
+libraries of a kind are imported when a URL of that kind is opened.
 
-    url = "file:///srv/vault"  or  "azure://CONTAINER[/PREFIX]"
+    url = "file:///srv/vault"  or  "azure://CONTAINER[/PREFIX][?control=CONTAINER]"
     store = open_store(url)
     await store.create("vault.json", b"{}")
     await store.aclose()
@@ -14,23 +14,28 @@ when a URL of that kind is opened.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from vdiskfs.errors import UsageError
 from vdiskfs.store.object import READ_LIMIT, ObjectInfo, Store
+from vdiskfs.store.split import PROBES
 
-__all__ = ["READ_LIMIT", "ObjectInfo", "Store", "open_store"]
+__all__ = ["PROBES", "READ_LIMIT", "ObjectInfo", "Store", "open_store"]
 
-_FORMS = "use file:///FOLDER or azure://CONTAINER[/PREFIX]"
+_FORMS = "use file:///FOLDER or azure://CONTAINER[/PREFIX][?control=CONTAINER]"
+
+# The only query there is. What it names has no character of a secret.
+_CONTROL = re.compile(r"azure://[^?#@]*\?control=([a-z0-9-]{3,63})")
 
 
 def open_store(url: str, *, environ: Mapping[str, str] = os.environ) -> Store:
     """Open the store that a vault URL names. Nothing is sent or made yet.
 
     Args:
-        url: ``file:///FOLDER`` or ``azure://CONTAINER[/PREFIX]``.
+        url: ``file:///FOLDER`` or ``azure://CONTAINER[/PREFIX][?control=CONTAINER]``.
         environ: where the Azure account and its secret come from, see vdiskfs(1).
 
     Raises:
@@ -44,7 +49,8 @@ def open_store(url: str, *, environ: Mapping[str, str] = os.environ) -> Store:
         raise UsageError(f"not a vault URL{_shown(url)}", hint=hint)
     if not _harmless(url):
         raise UsageError(
-            f"a vault URL has no query, no fragment, no user ({scheme[:16]}://...)",
+            "a vault URL has no query but ?control=CONTAINER, no fragment, no user "
+            f"({scheme[:16]}://...)",
             hint=f"{_FORMS}; secrets come from the environment",
         )
     if scheme == "file":
@@ -56,7 +62,7 @@ def open_store(url: str, *, environ: Mapping[str, str] = os.environ) -> Store:
 
 def _harmless(url: str) -> bool:
     """Tell whether a URL cannot hold a secret that an error would print."""
-    return not any(character in url for character in "?#@")
+    return _CONTROL.fullmatch(url) is not None or not any(one in url for one in "?#@")
 
 
 def _shown(url: str) -> str:
@@ -77,9 +83,19 @@ def _open_folder(url: str) -> Store:
 
 
 def _open_azure(url: str, environ: Mapping[str, str]) -> Store:
-    from vdiskfs.store.account import Account  # noqa: PLC0415
+    from vdiskfs.store.account import Account, control_environ  # noqa: PLC0415
     from vdiskfs.store.azure import AzureStore  # noqa: PLC0415
     from vdiskfs.store.retry import RetryingStore  # noqa: PLC0415
+    from vdiskfs.store.split import SplitStore  # noqa: PLC0415
 
-    container, _, prefix = url.removeprefix("azure://").partition("/")
-    return RetryingStore(AzureStore(Account.from_environ(environ), container, prefix))
+    named, _, control = url.removeprefix("azure://").partition("?control=")
+    container, _, prefix = named.partition("/")
+    data = AzureStore(Account.from_environ(environ), container, prefix)
+    if not control:
+        return RetryingStore(data)
+    if control == container:
+        raise UsageError(
+            f"control={control}: is the container of the data itself", hint="name another one"
+        )
+    account = Account.from_environ(control_environ(environ))
+    return RetryingStore(SplitStore(data, AzureStore(account, control, prefix)))

@@ -66,6 +66,22 @@ class Account:
         return cls(name, check_endpoint(endpoint), _credential(name, given, environ))
 
 
+def control_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with the credential of the control container, if it has its own."""
+    token = environ.get("AZURE_STORAGE_CONTROL_SAS_TOKEN")
+    if not token:
+        return dict(environ)
+    text = environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
+    pairs = [one for one in text.split(";") if not one.lower().startswith(
+        ("accountkey=", "sharedaccesssignature=")
+    )]  # fmt: skip
+    changed = {key: value for key, value in environ.items() if key != "AZURE_STORAGE_KEY"}
+    changed["AZURE_STORAGE_SAS_TOKEN"] = token
+    if text:
+        changed["AZURE_STORAGE_CONNECTION_STRING"] = ";".join(pairs)
+    return changed
+
+
 def check_endpoint(endpoint: str) -> str:
     """Return the endpoint without a slash at its end, if secrets are safe on the way there.
 

@@ -24,6 +24,12 @@ _TAKEN = frozenset(
 )
 
 
+_IMMUTABLE = (
+    "the container keeps what is in it; what changes must lie in a second one: "
+    "azure://CONTAINER/PREFIX?control=CONTAINER"
+)
+
+
 @dataclass
 class Answer:
     """An answer that was not hoped for. ``headers`` have lower case names."""
@@ -40,6 +46,11 @@ class Answer:
     def is_taken(self) -> bool:
         """Whether a condition was not met; leases and policies answer with other codes."""
         return (self.status, self.code) in _TAKEN
+
+    @property
+    def is_immutable(self) -> bool:
+        """Whether an immutability policy, or a legal hold, keeps what is there."""
+        return self.code.startswith("BlobImmutableDueTo")
 
     @property
     def retry_after_s(self) -> float | None:
@@ -66,6 +77,8 @@ class Answer:
             return VaultUnreachableError(
                 f"the vault cannot now: {text}", retry_after_s=self.retry_after_s
             )
+        if self.is_immutable:
+            return RefusedError(f"the vault refused: {text}", hint=_IMMUTABLE)
         return RefusedError(f"the vault refused: {text}")
 
     def _refused_hint(self) -> str:

@@ -1,0 +1,60 @@
+"""The daemon's log is bounded, whoever writes to it, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from vdiskfs.config import MountSettings
+
+PROGRAM = """
+import logging, os, sys
+from vdiskfs import daemonlog
+from vdiskfs.serving import begin_process
+daemonlog.BoundedHandler.__init__.__defaults__ = ({limit},)
+begin_process("test")
+for number in range({lines}):
+    logging.getLogger("vdiskfs").info("line %06d", number)
+    if number % 10 == 0:
+        os.write(2, b"keeper %06d\\n" % number)  # as the keeper does, past the daemon's handler
+"""
+LIMIT, LINES = 8192, 1000
+
+
+def log_to(path: Path, state: Path) -> None:
+    settings = MountSettings("/srv", "/mnt/vd", "file:///v", "here", str(state))
+    fd = os.memfd_create("settings")
+    with os.fdopen(fd, "r+b") as file:
+        file.write(settings.to_json().encode())
+        file.seek(0)
+        with path.open("ab") as log:
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM.format(limit=LIMIT, lines=LINES),
+                 "--settings-fd", str(fd)],
+                check=True, stderr=log, pass_fds=(fd,),
+            )  # fmt: skip
+
+
+def test_the_log_is_cut_and_what_was_last_is_kept_whole(tmp_path: Path) -> None:
+    log, before = tmp_path / "daemon.log", tmp_path / "daemon.log.1"
+    log_to(log, tmp_path)
+    assert log.stat().st_size <= LIMIT + 200
+    assert LIMIT < before.stat().st_size <= LIMIT + 200
+    assert before.stat().st_mode & 0o777 == 0o600
+    lines = (before.read_text() + log.read_text()).splitlines()
+    numbers = [int(line.rpartition(" ")[2]) for line in lines if " line " in line]
+    assert numbers == list(range(numbers[0], LINES))
+    kept = [int(line.split()[1]) for line in lines if line.startswith("keeper ")]
+    assert kept[-1] == LINES - LINES // 100
+    assert set(kept) >= set(range(numbers[1] // 10 * 10 + 10, LINES, 10))
+
+
+def test_what_is_somebody_elses_is_not_cut(tmp_path: Path) -> None:
+    other, mine = tmp_path / "journal", tmp_path / "daemon.log"
+    mine.write_text("of an earlier run\n")
+    log_to(other, tmp_path)
+    assert other.stat().st_size > 4 * LIMIT
+    assert mine.read_text() == "of an earlier run\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["daemon.log", "journal"]
