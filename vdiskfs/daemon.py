@@ -253,6 +253,7 @@ class Daemon:
         prover = Prover(
             site, protection.disks, copies, options=options, events=events, jobs=self._jobs
         )
+        self._serving.inside = prover
         nursery.start_soon(keep_running, "proofs", prover.run)
         handovers = Handovers(
             site, protection, own, stopper=stopper, mountpoint=mountpoint, events=failovers.events
@@ -384,7 +385,7 @@ class Daemon:
                     await disk.replicator.seal_if_changed()
                     await disk.replicator.wait_shipped()
             self._drain = drain
-            await trio.to_thread.run_sync(self._serving.unmount, lazy)
+            await self._serving.let_go(lazy)
             waiting = sum(disk.replicator.spooled_bytes for disk in protection.disks())
             return {"unmounted": True, "spooled_bytes": waiting}
 

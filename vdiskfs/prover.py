@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import DamagedError, LocalError, NotFoundError, VdiskfsError
 from vdiskfs.events import Events
 from vdiskfs.jobs import JobKind, Jobs, JobState, Progress
-from vdiskfs.proving import check_image, read_back, verdict
+from vdiskfs.proving import check_image, let_go, read_back, verdict
 from vdiskfs.units import NS, format_time
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class Copies(Protocol):
     async def remove(self, name: str) -> None:
         """Throw it away; nothing where it is gone."""
 
-    def left(self) -> Sequence[str]:
-        """Return the names of all that there are."""
+    def left(self) -> Mapping[str, Sequence[Path]]:
+        """Return the names of all that there are, with the paths of their images."""
 
 
 class Prover:
@@ -75,11 +75,14 @@ class Prover:
         self._events = events
         self._jobs = jobs
         self._failed: dict[str, float] = {}
+        self._at_work: trio.CancelScope | None = None
+        self._idle = trio.Condition()
+        self._rests = False
 
     async def run(self) -> None:
         """Look until cancelled."""
-        await self._tidy_up()
         while True:
+            await self._tidy_up()
             for disk in self._disks():
                 try:
                     await self._look(disk)
@@ -87,11 +90,25 @@ class Prover:
                     log.info("disk %s: nothing can be proven now: %s", disk.name, error)
             await trio.sleep(min(LOOK_S, self._interval_s or LOOK_S))
 
+    async def rest(self) -> None:
+        """Give up the proof that is under way, and begin none until `go_on`."""
+        self._rests = True
+        async with self._idle:
+            while self._at_work is not None:
+                self._at_work.cancel()
+                await self._idle.wait()
+
+    def go_on(self) -> None:
+        """Prove again: the mount goes on."""
+        self._rests = False
+
     async def _tidy_up(self) -> None:
-        """Throw away what a run that was killed has left."""
-        for name in self._copies.left():
+        """Throw away what a run that was killed has left; its tools may be at work still."""
+        for name, images in self._copies.left().items():
             if name.startswith(COPY):
                 try:
+                    for image in images:
+                        await let_go(image)
                     await self._copies.remove(name)
                 except VdiskfsError as error:
                     log.warning("%s", error)
@@ -102,7 +119,7 @@ class Prover:
             disk.proven_ns = (await points.find("latest-proven")).time_ns
         except NotFoundError:
             disk.proven_ns = None
-        if not self._interval_s or disk.line.displaced is not None or not await self._is_due(disk):
+        if self._rests or disk.line.displaced is not None or not self._is_due(disk):
             return
         try:
             newest = await points.find("latest")
@@ -111,7 +128,9 @@ class Prover:
         if disk.proven_ns is None or newest.time_ns > disk.proven_ns:
             await self._prove(disk, newest)
 
-    async def _is_due(self, disk: ProtectedDisk) -> bool:
+    def _is_due(self, disk: ProtectedDisk) -> bool:
+        if not self._interval_s:
+            return False
         ages = [(time.time_ns() - disk.proven_ns) / NS] if disk.proven_ns is not None else []
         if disk.disk_id in self._failed:
             ages.append(trio.current_time() - self._failed[disk.disk_id])
@@ -119,6 +138,8 @@ class Prover:
 
     async def _prove(self, disk: ProtectedDisk, point: Point) -> None:
         """Prove a point, as a job."""
+        if self._rests:
+            return
         progress = Progress()
         given_up = trio.CancelScope()
 
@@ -129,17 +150,25 @@ class Prover:
             JobKind.PROVE, disk.name, disk.disk_id, progress=progress.shown, cancel=give_up,
         )  # fmt: skip
         outcome = INCONCLUSIVE, "it was not looked at"
+        self._at_work = given_up
         try:
             with given_up:
                 outcome = await self._prove_as(disk, point, job_id, progress)
         except VdiskfsError as error:
             self._jobs.failed(job_id, error)
             raise
+        finally:
+            with trio.CancelScope(shield=True):
+                async with self._idle:
+                    self._at_work = None
+                    self._idle.notify_all()
         how, reason = outcome
         text = f"point #{point.epoch} of {point.time}: {how}{f': {reason}' if reason else ''}"
         if given_up.cancelled_caught:
             self._failed[disk.disk_id] = trio.current_time()
-            self._jobs.ended_as(job_id, JobState.CANCELLED, "asked for; the next is due as ever")
+            self._jobs.ended_as(
+                job_id, JobState.CANCELLED, "given up, or the mount ended; the next is due as ever"
+            )
         elif how == FAIL:
             self._jobs.failed(job_id, DamagedError(text, hint="vdiskfs vault check"))
         else:

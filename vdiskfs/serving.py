@@ -18,7 +18,7 @@ import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pyfuse3
 import trio
@@ -47,8 +47,21 @@ HAND_OVER_MS = 5000
 FAIL_S = 2.0
 """How long the other tasks have to end after one has failed."""
 
+REST_S = 20.0
+"""How long what uses the mount from inside has to let go of it."""
+
 RESTART_S = 5.0
 """Seconds before a task that failed is started again."""
+
+
+class Inside(Protocol):
+    """What uses the mount from inside, and would hold up its end."""
+
+    async def rest(self) -> None:
+        """Let go of it, soon, until `go_on`."""
+
+    def go_on(self) -> None:
+        """Go on: the mount has not ended."""
 
 
 class Serving:
@@ -64,6 +77,7 @@ class Serving:
         """A successor could resume."""
         self.ended = trio.Event()
         """Nothing is mounted any more, and every request is answered."""
+        self.inside: Inside | None = None
         self._finished = trio.Event()
         self._answered = trio.Event()
         self._leaving = trio.Event()
@@ -98,7 +112,7 @@ class Serving:
             lazy = False
             async for _ in received:
                 try:
-                    await trio.to_thread.run_sync(self.unmount, lazy)
+                    await self.let_go(lazy)
                 except BusyError as error:
                     # The guests go before the disks do. Asked again, it is forced.
                     log.warning("%s; a second signal detaches it all the same", error)
@@ -131,6 +145,7 @@ class Serving:
                 f"{self._settings.mountpoint}: nobody keeps the mount while the daemon is replaced",
                 hint="unmount and mount again when no machine runs",
             )
+        await self._rest()
         self._leaving.set()
         return {"pid": os.getpid(), "version": VERSION}
 
@@ -155,6 +170,21 @@ class Serving:
                 log.critical("a task failed: the others have %g s to end", FAIL_S)
 
     # ---- the end -------------------------------------------------------------------------
+
+    async def let_go(self, lazy: bool) -> None:
+        """Take the mount away, as `unmount`; what uses it from inside goes first."""
+        await self._rest()
+        try:
+            await trio.to_thread.run_sync(self.unmount, lazy)
+        except BaseException:
+            if self.inside is not None:
+                self.inside.go_on()
+            raise
+
+    async def _rest(self) -> None:
+        if self.inside is not None:
+            with trio.move_on_after(REST_S):
+                await self.inside.rest()
 
     def unmount(self, lazy: bool) -> None:
         """Take the mount away, and the one over the source. Blocks.

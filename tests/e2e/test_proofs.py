@@ -117,6 +117,37 @@ def test_a_proof_that_is_killed_leaves_nothing_for_the_next_one(tmp_path: Path) 
         site.wait("nothing is left", lambda: not site.json("failover", "list")["failovers"])
 
 
+@pytest.mark.parametrize("how", ["unmounted", "killed"])
+def test_a_proof_under_way_holds_nothing_up_and_leaves_nothing(tmp_path: Path, how: str) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "e2fsck").write_text(f"#!/bin/sh\necho >> {tmp_path}/checks\nexec sleep 5\n")
+    (tools / "e2fsck").chmod(0o755)
+    options = f'{FAST}prove_interval_s = 1\nprove_level = "checked"\n'
+    environ = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    with MountedSite(tmp_path, options=options, environ=environ) as site:
+        subprocess.run(["mkfs.ext4", "-q", site.add_image("web01", 64 * MIB)], check=True)
+        site.init().mount().wait_shipped("web01")
+        site.wait("it is checked", (tmp_path / "checks").exists)
+        if how == "killed":
+            (tools / "e2fsck").unlink()
+            site.kill_daemon()
+            site.wait("its loop device is gone", lambda: not loops(tmp_path))
+            site.wait("no copy is left", lambda: not site.json("failover", "list")["failovers"])
+        else:
+            site.umount()
+            assert not loops(tmp_path)
+            site.mount()
+            assert site.json("failover", "list")["failovers"] == []
+
+
+def loops(directory: Path) -> str:
+    """Return the loop devices over files in a directory."""
+    command = ["losetup", "--list", "--noheadings"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return "".join(line for line in listed.splitlines() if str(directory) in line)
+
+
 def test_the_newest_point_is_proven_in_the_background(tmp_path: Path) -> None:
     options = f'{FAST}prove_interval_s = 1\nprove_level = "checked"\n'
     with MountedSite(tmp_path, options=options) as site:

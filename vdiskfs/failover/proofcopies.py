@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -52,7 +52,10 @@ class ProofCopies:
             else:
                 return
 
-    def left(self) -> Sequence[str]:
-        """Return the names of all test failovers that there are."""
+    def left(self) -> Mapping[str, Sequence[Path]]:
+        """Return the names of all test failovers that there are, with their images."""
         tests = (one.record for one in self._failovers.all() if one.record.kind is Kind.TEST)
-        return [record.name for record in tests]
+        return {
+            record.name: [self._shown_in / record.name / one.file for one in record.members]
+            for record in tests
+        }

@@ -73,6 +73,19 @@ async def check_image(image: Path, say: Callable[[str], None] = lambda _: None) 
     return found
 
 
+async def let_go(image: Path) -> None:
+    """Detach the loop devices that a check which was killed has left on an image.
+
+    Raises:
+        LocalError: a tool is missing.
+    """
+    words = ("losetup", "--noheadings", "--output", "NAME", "--associated")
+    done = await _run(*words, image)
+    for device in done.stdout.split():
+        await _run("umount", "--quiet", "--all-targets", device)
+        await _run("losetup", "--detach", device)
+
+
 def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     """Return the outcome of a check, and its reason: one line."""
     reason = "; ".join(map(str, findings)) or "nothing is in it"
