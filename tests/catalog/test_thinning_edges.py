@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import trio
 
-from tests.catalog.harness import bench, content
+from tests.catalog.harness import bench, content, is_joined
 from tests.catalog.test_thinning import Site
 from tests.delta.model import T0
 from vdiskfs.catalog import Vault
@@ -21,6 +22,7 @@ from vdiskfs.catalog.records import Moved, Owner
 from vdiskfs.catalog.retention import kept, parse_ladder
 from vdiskfs.catalog.upkeep import Upkeep, hold_point
 from vdiskfs.delta.layout import Flags
+from vdiskfs.delta.names import parse_joined
 from vdiskfs.errors import NotFoundError
 from vdiskfs.units import NS
 
@@ -125,3 +127,49 @@ async def test_many_that_open_what_was_collected_all_find_the_new_way(tmp_path: 
         async with trio.open_nursery() as nursery:
             for number in range(6):
                 nursery.start_soon(read, number)
+
+
+async def test_joins_that_lie_across_a_horizon_go_with_what_they_join(tmp_path: Path) -> None:
+    """Made by a writer that had not heard of the horizon; no reader looks at them."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(5))
+        await site.publish(25)
+        await site.thinner().run(COARSE, site.now_ns)
+        assert (await site.record()).ledgers[1].horizon == 24
+        await site.publish(15)
+        across = [name for name in test.store.objects if name.endswith("10-0000000000000020.0")]
+        assert len(across) == 1
+        await site.publish(20)
+        test.log.adopt(await site.record())
+        for _ in range(2):
+            await site.thinner().run(COARSE, site.now_ns, gone=site.gone)
+            await site.collect()
+        log = await site.log()
+        await log.line.load()
+        assert log.line.ledger is not None
+        below = {name for name in test.store.objects if is_joined(name)
+                 and (parts := parse_joined(name)) and parts[2] < log.line.floor}  # fmt: skip
+        assert below <= log.line.ledger.live(test.record.id)
+        assert not below & set(across)
+        await site.check()
+
+
+async def test_what_two_killed_runs_have_moved_is_collected(tmp_path: Path) -> None:
+    """Also where the second was killed before it came to decide what goes."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(6))
+        await site.publish(80)
+        for hook in ("leaves.hook", "leaves.LeafWriter.make_leaf"):
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                pytest.raises(InterruptedError),
+            ):
+                patch.setattr(f"vdiskfs.catalog.{hook}", Mock(side_effect=InterruptedError))
+                await site.thin()
+        moved = {name for name in test.store.objects if name.startswith("segments/")}
+        assert moved
+        await site.thin()
+        await site.collect()
+        assert not moved & set(test.store.objects)
+        assert not list(tmp_path.glob("thin/*"))
+        await site.check()

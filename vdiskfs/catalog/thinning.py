@@ -123,14 +123,13 @@ class Thinner:
         plan = await self._plan(ladder, thin_ns, leased, whole=behind)
         line, record = self._log.line, plan.record
         old = line.ledger
-        leftovers = [path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")]
+        leftovers = {path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")}
         caught_up = old is None or old.now_ns >= thin_ns - _BEHIND_NS
         if plan.horizon == line.base or (
             plan.horizon == line.floor and not len(plan.drops) and not leftovers and caught_up
         ):
             return _outcome(line.generation, plan)
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True)
+        self._clear()
         ledger = await self._write(plan, thin_ns)
         doomed = await self._doomed(record, old, ledger, leftovers)
         since = dict(old.doomed) if old is not None else {}
@@ -147,6 +146,22 @@ class Thinner:
         shutil.rmtree(self._scratch, ignore_errors=True)
         hook("thin.done")
         return _outcome(line.generation, plan)
+
+    def _clear(self) -> None:
+        """Make room in the scratch directory, but for the names of segments of other runs.
+
+        They may be in the vault, and nothing else tells until they are doomed: the directory
+        goes away with the commit, whichever run it is that comes so far.
+        """
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        empty = self._scratch / "empty"
+        for path in list(self._scratch.iterdir()):
+            if ".segment" in path.name:
+                # Not truncated: in a folder vault the object is the same file.
+                empty.touch()
+                empty.replace(path)
+            else:
+                path.unlink()
 
     # ---- what stays ----------------------------------------------------------------------
 
@@ -276,16 +291,14 @@ class Thinner:
         doomed = {segment_prefix(record.id) + one for one in leftovers}
         if old is not None:
             doomed |= old.live(record.id)
-        span = (line.floor, new.horizon)
-        for level in range(MAX_LEVEL + 1):
-            if span[0] < span[1]:
-                for piece in await line.listed_all(level, span):
-                    doomed.add(piece.name)
-                    if level == 0:
-                        leaf = await self._slot_leaf(piece)
-                        doomed |= ref_names(record.id, line.generation, leaf.refs)
-        for level in (JOIN_LEVEL, LEAF_LEVEL):
-            # What runs wrote that came to nothing lies here, too.
+        if line.floor < new.horizon:
+            for piece in await line.listed_all(0, (line.floor, new.horizon)):
+                doomed.add(piece.name)
+                leaf = await self._slot_leaf(piece)
+                doomed |= ref_names(record.id, line.generation, leaf.refs)
+        for level in (*range(1, MAX_LEVEL + 1), JOIN_LEVEL, LEAF_LEVEL):
+            # From the base on: a joined delta may lie across the horizon that was, and what
+            # runs wrote that came to nothing lies anywhere.
             found = await line.listed_all(level, (line.base, new.horizon))
             doomed |= {piece.name for piece in found}
         doomed |= {
