@@ -24,8 +24,10 @@ _END = len(_BEFORE) + 2 * _CHECK_SIZE + len(_AFTER)
 
 def encode_document(values: dict[str, Any]) -> bytes:
     """Return a document's bytes; keys in the order given (one at least), the check last."""
-    text = json.dumps(values, indent=1, ensure_ascii=True).encode()
-    return _with_check(text.removesuffix(b"\n}"))
+    # A line for each key. With indent= the library would do without its C encoder: ten times as
+    # long for a ledger.
+    rows = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+    return _with_check(("{\n" + ",\n".join(rows)).encode())
 
 
 def decode_document(data: bytes, *, where: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import numpy as np
 import trio
 
 from vdiskfs.catalog.indexcache import IndexCache
-from vdiskfs.catalog.joins import JOIN_LIMIT, read_tail, tail_bytes
+from vdiskfs.catalog.joins import JOIN_LIMIT, read_tail
 from vdiskfs.catalog.ledger import JOIN_LEVEL, LEAF_LEVEL, Leaf
 from vdiskfs.catalog.publish import upload_segments
-from vdiskfs.catalog.tables import Tables
+from vdiskfs.catalog.tables import Tables, tail_bytes
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaWriter, PageBatch, delta_metadata
 from vdiskfs.delta.entries import Entries

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdiskfs.catalog.joins import JOIN_LIMIT, SLOT_INDEX_LIMIT, tail_bytes
+from vdiskfs.catalog.joins import JOIN_LIMIT
 from vdiskfs.catalog.leaves import LeafWriter
 from vdiskfs.catalog.ledger import (
     JOIN_LEVEL,
@@ -32,12 +32,13 @@ from vdiskfs.catalog.line import MAX_LEVEL
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.retention import Ladder, kept
+from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, tail_bytes
 from vdiskfs.catalog.vault import Vault
 from vdiskfs.crash import hook
 from vdiskfs.delta.entries import Bools
 from vdiskfs.delta.frames import DEFAULT_LEVEL
 from vdiskfs.delta.layout import Flags
-from vdiskfs.delta.names import segment_prefix
+from vdiskfs.delta.names import parse_joined, segment_prefix
 from vdiskfs.delta.points import PointTable
 from vdiskfs.errors import ConflictError, DamagedError
 from vdiskfs.point import PieceInfo
@@ -50,6 +51,9 @@ _ALIGN = 256  # epochs: where joined deltas of the second level end
 _BEHIND_NS = 600 * NS
 _GROUP_NS = 256 * NS
 _GROUP_FANOUT = 4
+# Of the 64 deltas that lead to any point, 34 may lie between a horizon and the tip.
+_WAY_LIMIT = 24
+_RUN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,19 @@ class Thinner:
         # Also of what was doomed before: a branch may have been given it since.
         segments = {name for name in doomed if name.startswith(segment_prefix(record.id))}
         doomed -= await self._needed_elsewhere(record, segments)
-        ledger = replace(ledger, doomed={name: since.get(name, now_ns) for name in sorted(doomed)})
+        # Invariant: no name that was doomed is ever given again, also not one that a run that
+        # lost against another has given: whoever deletes, however late, deletes garbage.
+        ledger = replace(
+            ledger, serial=max([ledger.serial, *_revisions(doomed)]),
+            doomed={name: since.get(name, now_ns) for name in sorted(doomed)},
+        )  # fmt: skip
         # Invariant: what is doomed is needed by nothing below the horizon. What lies above
         # needs only itself, and segments of its own.
-        if set(ledger.doomed) & ledger.live(record.id):
-            raise DamagedError(f"disk {record.name}: thinning would delete what it keeps")
+        if wrong := set(ledger.doomed) & ledger.live(record.id):
+            raise DamagedError(
+                f"disk {record.name}: thinning would delete what it keeps",
+                hint=f"report this: {min(wrong)}",
+            )
         await self._commit(plan, ledger)
         shutil.rmtree(self._scratch, ignore_errors=True)
         hook("thin.done")
@@ -233,21 +245,23 @@ class Thinner:
             pieces += listed
             for piece in listed if level == 0 else ():
                 known[piece.from_epoch, piece.to_epoch] = await self._slot_leaf(piece)
-        leaves = await self._leaves(plan, writer, known, pieces)
+        # An index so large is not copied: such a delta stays as it is, and by itself.
+        apart = await log.tables.apart(one.piece for one in known.values())
+        leaves = await self._leaves(plan, writer, known, pieces, apart)
         joins = _still_right(pieces, leaves, {one.piece.name for one in known.values()}, old)
-        joins += await _groups(writer, leaves, joins)
+        joins += await _groups(writer, leaves, joins, apart)
+        joins += await _shortcuts(writer, leaves, joins, apart)
         return Ledger(line.generation, line.base, plan.horizon, writer.serial, thin_ns,
                       tuple(leaves), tuple(joins), plan.stays)  # fmt: skip
 
     async def _leaves(
         self, plan: _Plan, writer: LeafWriter, known: dict[tuple[int, int], Leaf],
-        pieces: Sequence[PieceInfo],
+        pieces: Sequence[PieceInfo], apart: set[str],
     ) -> list[Leaf]:  # fmt: skip
         base = self._log.line.base
         ends = {*plan.stays.epoch.tolist(), plan.horizon}
         for (start, end), leaf in known.items():
-            # An index so large is not copied: such a delta stays as it is, and by itself.
-            if tail_bytes(leaf.piece) > SLOT_INDEX_LIMIT and leaf.piece.level == 0:
+            if leaf.piece.name in apart:
                 ends |= {start, end}
         # The last step is never one over several: its head has the number of the point's seal.
         by_end = {end: leaf.piece for (_, end), leaf in known.items()}
@@ -369,7 +383,7 @@ def _still_right(
 
 
 async def _groups(
-    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo]
+    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo], apart: set[str]
 ) -> list[PieceInfo]:
     """Make what joins are missing, so that few deltas lead to any leaf.
 
@@ -378,7 +392,7 @@ async def _groups(
     """
     made: list[PieceInfo] = []
     spans = {(piece.from_epoch, piece.to_epoch) for piece in joins}
-    smalls = [leaf.piece for leaf in leaves if tail_bytes(leaf.piece) <= SLOT_INDEX_LIMIT]
+    smalls = [leaf.piece for leaf in leaves if _is_small(leaf.piece, apart)]
     if not smalls:
         return made
     newest = _end_ns(smalls[-1])
@@ -396,6 +410,36 @@ async def _groups(
                     spans.add(span)
         width *= _GROUP_FANOUT
     return made
+
+
+async def _shortcuts(
+    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo], apart: set[str]
+) -> list[PieceInfo]:
+    """Make joins where many deltas lead to the horizon all the same.
+
+    So it is where much is kept of a stretch that is not over, by holds or by a ladder of many
+    steps. Joined are those with the smallest indexes that lie together.
+    """
+    made: list[PieceInfo] = []
+    pieces = [leaf.piece for leaf in leaves]
+    while leaves:
+        span = (pieces[0].from_epoch, pieces[-1].to_epoch)
+        way = shortest([*pieces, *joins, *made], *span) or []
+        if len(way) <= _WAY_LIMIT:
+            break
+        runs = [way[start : start + _RUN] for start in range(len(way) - _RUN + 1)]
+        small = [run for run in runs if all(_is_small(piece, apart) for piece in run)]
+        if not small:
+            break
+        piece = await writer.make_join(min(small, key=lambda run: sum(map(tail_bytes, run))))
+        if piece is None:
+            break
+        made.append(piece)
+    return made
+
+
+def _is_small(piece: PieceInfo, apart: set[str]) -> bool:
+    return piece.name not in apart and tail_bytes(piece) <= SLOT_INDEX_LIMIT
 
 
 def _inside(pieces: Iterable[PieceInfo], span: tuple[int, int]) -> list[PieceInfo]:
@@ -419,6 +463,10 @@ def _as_they_are(by_start: dict[int, Leaf], start: int, end: int) -> list[Leaf]:
         leaves.append(by_start[start])
         start = leaves[-1].piece.to_epoch
     return leaves
+
+
+def _revisions(names: Iterable[str]) -> list[int]:
+    return [parts[4] for name in names if (parts := parse_joined(name)) is not None]
 
 
 def _end_ns(piece: PieceInfo) -> int:
