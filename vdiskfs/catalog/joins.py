@@ -17,7 +17,7 @@ import trio
 
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.line import MAX_LEVEL, Line
-from vdiskfs.catalog.tables import Tables, tail_bytes
+from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, Tables, tail_bytes
 from vdiskfs.delta import delta_metadata
 from vdiskfs.delta.joined import points_of, write_joined
 from vdiskfs.delta.layout import DeltaHead, listed_of
@@ -97,7 +97,7 @@ async def _join(
             info = await line.described(name) or info
         else:
             if cache is not None:
-                await trio.to_thread.run_sync(_keep, cache, name, path, head)
+                await trio.to_thread.run_sync(keep_tail, cache, name, path, head)
     line.replace(info)
     if cache is not None:
         await trio.to_thread.run_sync(cache.drop, [piece.name for piece in run])
@@ -139,7 +139,11 @@ async def read_tail(tables: Tables, cache: IndexCache | None, piece: PieceInfo) 
     for start in range(piece.size - length, piece.size, _READ):
         size = min(_READ, piece.size - start)
         parts.append(await tables.store.read_range(piece.name, start, size))
-    return b"".join(parts)
+    tail = b"".join(parts)
+    if cache is not None and length <= SLOT_INDEX_LIMIT:
+        # What is thinned is joined again a few times, from hour to hour.
+        await trio.to_thread.run_sync(cache.put, piece.name, tail)
+    return tail
 
 
 def _is_whole(tail: bytes, piece: PieceInfo) -> bool:
@@ -150,7 +154,8 @@ def _is_whole(tail: bytes, piece: PieceInfo) -> bool:
     return True
 
 
-def _keep(cache: IndexCache, name: str, path: Path, head: DeltaHead) -> None:
+def keep_tail(cache: IndexCache, name: str, path: Path, head: DeltaHead) -> None:
+    """Put the tail of a delta that was just written into the cache; in a thread."""
     with path.open("rb") as file:
         file.seek(head.tail_offset)
         cache.put(name, file.read())

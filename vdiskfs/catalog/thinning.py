@@ -15,6 +15,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
+import trio
 
 from vdiskfs.catalog.joins import JOIN_LIMIT
 from vdiskfs.catalog.leaves import LeafWriter
@@ -28,7 +29,7 @@ from vdiskfs.catalog.ledger import (
     shortest,
     write_ledger,
 )
-from vdiskfs.catalog.line import MAX_LEVEL
+from vdiskfs.catalog.line import MAX_LEVEL, choose
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.retention import Ladder, kept
@@ -134,8 +135,9 @@ class Thinner:
         ):
             return _outcome(line.generation, plan)
         self._clear()
-        ledger = await self._write(plan, thin_ns)
-        doomed = await self._doomed(record, old, ledger, leftovers)
+        listed = await self._listed(plan.horizon)
+        ledger = await self._write(plan, thin_ns, listed)
+        doomed = await self._doomed(record, old, listed, leftovers) - ledger.live(record.id)
         since = dict(old.doomed) if old is not None else {}
         doomed = (doomed | set(since)) - set(gone)
         # Also of what was doomed before: a branch may have been given it since.
@@ -155,6 +157,8 @@ class Thinner:
                 hint=f"report this: {min(wrong)}",
             )
         await self._commit(plan, ledger)
+        if self._log.cache is not None:
+            await trio.to_thread.run_sync(self._log.cache.drop, sorted(doomed))
         shutil.rmtree(self._scratch, ignore_errors=True)
         hook("thin.done")
         return _outcome(line.generation, plan)
@@ -228,7 +232,19 @@ class Thinner:
 
     # ---- writing -------------------------------------------------------------------------
 
-    async def _write(self, plan: _Plan, thin_ns: int) -> Ledger:
+    async def _listed(self, horizon: int) -> dict[int, list[PieceInfo]]:
+        """List what there is up to the new horizon, by level.
+
+        From the base on, but for slots: a joined delta may lie across the horizon that was, and
+        what runs wrote that came to nothing lies anywhere.
+        """
+        line = self._log.line
+        found = {level: await line.listed_all(level, (line.base, horizon))
+                 for level in (*range(1, MAX_LEVEL + 1), JOIN_LEVEL, LEAF_LEVEL)}  # fmt: skip
+        span = (line.floor, horizon)
+        return found | {0: await line.listed_all(0, span) if span[0] < span[1] else []}
+
+    async def _write(self, plan: _Plan, thin_ns: int, listed: dict[int, list[PieceInfo]]) -> Ledger:
         line, log = self._log.line, self._log
         old = line.ledger
         serial = 1 if old is None else old.serial + 1
@@ -241,10 +257,9 @@ class Thinner:
         pieces = list(old.pieces) if old is not None else []
         span = (line.floor, plan.horizon)
         for level in range(MAX_LEVEL + 1):
-            listed = await line.listed(level, span) if span[0] < span[1] else []
-            pieces += listed
-            for piece in listed if level == 0 else ():
-                known[piece.from_epoch, piece.to_epoch] = await self._slot_leaf(piece)
+            pieces += choose(listed[level], span)
+        for piece in choose(listed[0], span):
+            known[piece.from_epoch, piece.to_epoch] = await self._slot_leaf(piece)
         # An index so large is not copied: such a delta stays as it is, and by itself.
         apart = await log.tables.apart(one.piece for one in known.values())
         leaves = await self._leaves(plan, writer, known, pieces, apart)
@@ -298,27 +313,22 @@ class Thinner:
     # ---- deciding ------------------------------------------------------------------------
 
     async def _doomed(
-        self, record: DiskRecord, old: Ledger | None, new: Ledger, leftovers: Iterable[str]
-    ) -> set[str]:
-        """Return what nothing needs any more once the new ledger is the truth."""
+        self, record: DiskRecord, old: Ledger | None, listed: dict[int, list[PieceInfo]],
+        leftovers: Iterable[str],
+    ) -> set[str]:  # fmt: skip
+        """Return what nothing needs once a new ledger is the truth, but for what that names."""
         store, line = self._log.store, self._log.line
         doomed = {segment_prefix(record.id) + one for one in leftovers}
         if old is not None:
             doomed |= old.live(record.id)
-        if line.floor < new.horizon:
-            for piece in await line.listed_all(0, (line.floor, new.horizon)):
-                doomed.add(piece.name)
-                leaf = await self._slot_leaf(piece)
-                doomed |= ref_names(record.id, line.generation, leaf.refs)
-        for level in (*range(1, MAX_LEVEL + 1), JOIN_LEVEL, LEAF_LEVEL):
-            # From the base on: a joined delta may lie across the horizon that was, and what
-            # runs wrote that came to nothing lies anywhere.
-            found = await line.listed_all(level, (line.base, new.horizon))
-            doomed |= {piece.name for piece in found}
+        doomed |= {piece.name for found in listed.values() for piece in found}
+        for piece in listed[0]:
+            leaf = await self._slot_leaf(piece)
+            doomed |= ref_names(record.id, line.generation, leaf.refs)
         doomed |= {
             info.name async for info in store.list(ledger_prefix(record.id, line.generation))
         }
-        return doomed - new.live(record.id)
+        return doomed
 
     async def _needed_elsewhere(self, record: DiskRecord, names: set[str]) -> set[str]:
         """Return the segments that deltas of other generations refer to.
