@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vdiskfs.catalog.documents import decode_document, encode_document
 from vdiskfs.crypto import Secrets
 
 VARIABLE = "VDISKFS_TEST_VAULT"
@@ -43,6 +44,11 @@ def init_options(directory: Path) -> list[str]:
     """Return the options of ``vault init``."""
     path = key_file(directory)
     return ["--encryption", "none"] if path is None else ["--key-file", str(path)]
+
+
+def edited(data: bytes, **changes: object) -> bytes:
+    """Return a document of a vault with other values, its check right."""
+    return encode_document({**decode_document(data, where="a test"), **changes})
 
 
 @pytest.fixture(params=["plain", "encrypted"])

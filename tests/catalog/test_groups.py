@@ -116,7 +116,7 @@ async def test_one_that_is_damaged_hides_none_of_the_others() -> None:
     await create_group(store, group("shop", A))
     good = group("bad", B).to_body()
     for body in (
-        b"no json", {"format": 1}, {"format": 2, "group": good}, {"group": {**good, "id": "x"}},
+        b"no json", {"format": 1}, {"format": 3, "group": good}, {"group": {**good, "id": "x"}},
         {"group": {**good, "disks": [{"id": "zz", "name": "z"}]}},
         {"group": {**good, "disks": [*good["disks"], *good["disks"]]}},
         {"group": {**good, "name": "shop"}}, {"group": {**good, "disks": ["a"]}},

@@ -63,6 +63,7 @@ def _holds_kill(error: BaseException) -> bool:
     return isinstance(error, KilledError)
 
 
+@pytest.mark.timeout(3600)
 async def test_every_point_that_stays_is_the_same_bytes_in_any_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

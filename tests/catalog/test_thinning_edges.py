@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import trio
 
-from tests.catalog.harness import bench, content
+from tests.catalog.harness import bench, content, is_joined
 from tests.catalog.test_thinning import Site
 from tests.delta.model import T0
 from vdiskfs.catalog import Vault
 from vdiskfs.catalog.garbage import ClockError
+from vdiskfs.catalog.ledger import LEAF_LEVEL
 from vdiskfs.catalog.moves import Fork, fork_off
 from vdiskfs.catalog.owners import Claim, add_branch
 from vdiskfs.catalog.proofs import Proof, write_proof
@@ -21,6 +23,7 @@ from vdiskfs.catalog.records import Branch, Moved, Owner
 from vdiskfs.catalog.retention import kept, parse_ladder
 from vdiskfs.catalog.upkeep import Upkeep, hold_point
 from vdiskfs.delta.layout import Flags
+from vdiskfs.delta.names import joined_name, parse_joined
 from vdiskfs.errors import ConflictError, NotFoundError
 from vdiskfs.units import NS
 
@@ -142,3 +145,106 @@ async def test_many_that_open_what_was_collected_all_find_the_new_way(tmp_path: 
         async with trio.open_nursery() as nursery:
             for number in range(6):
                 nursery.start_soon(read, number)
+
+
+async def test_joins_that_lie_across_a_horizon_go_with_what_they_join(tmp_path: Path) -> None:
+    """Made by a writer that had not heard of the horizon; no reader looks at them."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(5))
+        await site.publish(25)
+        await site.thinner().run(COARSE, site.now_ns)
+        assert (await site.record()).ledgers[1].horizon == 24
+        await site.publish(15)
+        across = [name for name in test.store.objects if name.endswith("10-0000000000000020.0")]
+        assert len(across) == 1
+        await site.publish(20)
+        test.log.adopt(await site.record())
+        for _ in range(2):
+            await site.thinner().run(COARSE, site.now_ns, gone=site.gone)
+            await site.collect()
+        log = await site.log()
+        await log.line.load()
+        assert log.line.ledger is not None
+        below = {name for name in test.store.objects if is_joined(name)
+                 and (parts := parse_joined(name)) and parts[2] < log.line.floor}  # fmt: skip
+        assert below <= log.line.ledger.live(test.record.id)
+        assert not below & set(across)
+        await site.check()
+
+
+async def test_what_two_killed_runs_have_moved_is_collected(tmp_path: Path) -> None:
+    """Also where the second was killed before it came to decide what goes."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(6))
+        await site.publish(80)
+        for hook in ("leaves.hook", "leaves.LeafWriter.make_leaf"):
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                pytest.raises(InterruptedError),
+            ):
+                patch.setattr(f"vdiskfs.catalog.{hook}", Mock(side_effect=InterruptedError))
+                await site.thin()
+        moved = {name for name in test.store.objects if name.startswith("segments/")}
+        assert moved
+        await site.thin()
+        await site.collect()
+        assert not moved & set(test.store.objects)
+        assert not list(tmp_path.glob("thin/*"))
+        await site.check()
+
+
+async def test_a_slot_whose_index_lies_in_segments_is_left_to_itself(tmp_path: Path) -> None:
+    """As that of the first delta of a disk of more than 32 GiB does: joining and thinning go on."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(7))
+        test.model.writer_options = {"inline_limit": 0, "segment_limit": 3_000}
+        test.model.write(0, random.Random(2).randbytes(4096 * 500))
+        await test.publish()
+        test.model.writer_options = {}
+        opened = await test.log.tables.piece(test.log.line.cover[0])
+        assert (row := await opened.next_row(1, 0)) is not None
+        assert int(row["object"]) > 0
+        await site.publish(60)
+        assert [piece.to_epoch for piece in test.log.line.cover][:4] == [1, 16, 32, 48]
+        await site.thin()
+        await site.collect()
+        assert await site.check()
+
+
+async def test_few_deltas_lead_to_any_point_of_a_stretch_that_is_not_over(tmp_path: Path) -> None:
+    """Of 250 s every other second is kept, as leaves that no join of slots covers."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(8))
+        await site.publish(380)
+        ladder = parse_ladder("2s for 4000s")
+        await site.thinner().run(ladder, site.now_ns, thin_ns=site.now_ns - 700 * NS)
+        log = await site.log()
+        points = await log.points()
+        assert len(points) in (190, 191)
+        for point in points[::10]:
+            async with await log.open(point) as reader:
+                assert reader.objects <= 64
+                assert await content(reader) == test.model.states[point.epoch]
+
+
+async def test_a_name_that_was_doomed_is_never_given_again(tmp_path: Path) -> None:
+    """Another site has lost against this one, with a higher revision; what it left is deleted."""
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(9))
+        await site.publish(80)
+        epochs, store = (39, 49), test.store
+        lost = joined_name(test.record.id, 1, LEAF_LEVEL, epochs, 2)
+        store.put(lost, b"what came to nothing")
+        await site.thin()
+        await site.collect()
+        assert lost not in store.objects
+        site.gone.clear()
+        await site.publish(60)
+        await site.thin()
+        log = await site.log()
+        await log.line.load()
+        assert log.line.ledger is not None
+        made = [piece for piece in log.line.ledger.pieces if piece.level == LEAF_LEVEL]
+        assert epochs in [(piece.from_epoch, piece.to_epoch) for piece in made]
+        assert {piece.revision for piece in made} == {1, 3}
+        await site.check()

@@ -11,6 +11,7 @@ import pytest
 from tests.catalog.harness import Bench, bench
 from tests.catalog.test_thinning import LADDER, Site
 from tests.delta.model import T0
+from tests.vaults import edited
 from vdiskfs.catalog import SiteRecord, Vault
 from vdiskfs.catalog.garbage import GRACE_S, STEP_S, ClockError
 from vdiskfs.catalog.policy import (
@@ -216,7 +217,8 @@ async def test_policies_are_kept_in_the_vault(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="above rpo_error"):
             changed_policy(made, {"rpo_warning": "6m"})
         data, metadata, _ = store.objects["policies/shop.json"]
-        store.put("policies/shop.json", data.replace(b"1s for 1h", b"1s for 1s for"), metadata)
+        body = {**made.to_body(), "retention": "1s for 1s for"}
+        store.put("policies/shop.json", edited(data, policy=body), metadata)
         with pytest.raises(FormatError):
             await read_policy(store, "shop")
 

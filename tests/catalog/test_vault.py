@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.catalog.memory import MemoryStore
+from tests.vaults import edited
 from vdiskfs.catalog import DiskRecord, SiteRecord, Vault
 from vdiskfs.errors import (
     ConflictError,
@@ -38,7 +39,7 @@ def document(**changes: object) -> bytes:
 
 async def test_a_newer_format_is_refused_by_name() -> None:
     store = MemoryStore()
-    store.put("vault.json", document(format=2))
+    store.put("vault.json", document(format=3))
     with pytest.raises(FormatError, match="made by a newer vdiskfs"):
         await Vault.open(store)
 
@@ -141,7 +142,7 @@ async def test_a_record_is_changed_by_compare_and_swap() -> None:
             # Somebody else is faster.
             name = f"disks/{disk.id}/disk.json"
             data, metadata, _ = store.objects[name]
-            store.put(name, data.replace(b'"site": "s"', b'"site": "t"'), metadata)
+            store.put(name, edited(data, site="t"), metadata)
         return replace(record, size=record.size + 5)
 
     changed = await vault.update_disk(disk.id, change)
@@ -171,9 +172,7 @@ async def test_parents_that_run_in_a_circle_are_refused(parents: dict[str, objec
     vault = await Vault.init(store)
     disk = await vault.create_disk("a", file="f", size=1, site="s")
     name = f"disks/{disk.id}/disk.json"
-    values = json.loads(store.objects[name][0])
-    values["parents"] = parents
-    store.put(name, json.dumps(values).encode())
+    store.put(name, edited(store.objects[name][0], parents=parents))
     with pytest.raises(FormatError):
         await vault.disk(disk.id)
 

@@ -20,11 +20,20 @@ from unittest import mock
 from tests.model.changes import MAX_SIZE, random_changes
 from tests.model.onedisk import OneDisk, hooked
 from vdiskfs import native
+from vdiskfs.catalog.garbage import GRACE_S, collect
+from vdiskfs.catalog.ledger import ledger_name
+from vdiskfs.catalog.retention import kept, parse_ladder
+from vdiskfs.catalog.thinning import Thinner
+from vdiskfs.catalog.upkeep import hold_point
 from vdiskfs.delta import DeltaWriter
+from vdiskfs.delta.names import parse_joined, parse_slot
 from vdiskfs.errors import LocalError
+from vdiskfs.units import NS
 
 CHANGES = random_changes(20261121, 400)
 START = bytes(range(256)) * 600
+LADDER = parse_ladder("1h for 1d")
+"""Of points that are made within seconds the newest stays, and what is held."""
 Step = Callable[["Actor"], Awaitable[None]]
 
 
@@ -98,6 +107,44 @@ class Actor:
                 self.change(1)
 
         self.one.between = act
+
+    async def tend(self) -> None:
+        """Thin the line, and collect what that dooms as if an hour had passed, twice."""
+        one = self.one
+        log, scratch = one.replicator.points, one.state.disk(one.disk.disk_id).directory / "thin"
+        gone: set[str] = set()
+        for _ in range(2):
+            log.adopt(await one.vault.disk(log.record.id))
+            table = await log.line_points()
+            now_ns = int(table.time_ns[-1])
+            held = {hold.epoch for hold in log.record.holds}
+            stays = kept(table.epoch, table.time_ns, LADDER, now_ns, held)
+            self.ledger.note("dropped", *table.epoch[~stays].tolist())
+            thinner = Thinner(one.vault, log, writer_id=one.state.writer_id, scratch=scratch)
+            await thinner.run(LADDER, now_ns, gone=gone)
+            await log.line.load()
+            assert log.line.ledger is not None
+            later_ns = now_ns + (GRACE_S + 1) * NS
+            gone = (await collect(one.store, log.line.ledger, later_ns)).gone
+
+    async def leaked(self) -> set[str]:
+        """Return the objects below the horizon that no ledger knows of."""
+        log = self.one.replicator.points
+        await log.line.load()
+        found = {info.name async for info in self.one.store.list(f"segments/{log.record.id}/")}
+        async for info in self.one.store.list(f"disks/{log.record.id}/g"):
+            slot, joined = parse_slot(info.name), parse_joined(info.name)
+            epoch = slot[1] if slot is not None else joined[2] if joined is not None else 0
+            if epoch < log.line.floor:
+                found.add(info.name)
+        for piece in log.line.cover:
+            opened = await log.tables.piece(piece)
+            for number in range(1, opened.objects + 1):
+                found.discard((await opened.object_ref(number)).name(log.record.id))
+        if log.line.ledger is not None and log.line.ref is not None:
+            found -= log.line.ledger.live(log.record.id) | set(log.line.ledger.doomed)
+            found.discard(ledger_name(log.record.id, log.generation, log.line.ref.id))
+        return found
 
     def expected(self) -> tuple[bytes, bytes]:
         """Return the bytes after what was acknowledged, and with the change under way."""
@@ -243,6 +290,27 @@ async def _join(actor: Actor) -> None:
         await actor.ship()
 
 
+async def _unthinned(actor: Actor) -> None:
+    """Two blocks of points, of which the third is held; those who come next thin."""
+    await _enabled(actor)
+    for _ in range(20):
+        actor.change(1)
+        actor.one.image.mark(0, 1)
+        await actor.ship()
+    log = actor.one.replicator.points
+    await hold_point(actor.one.vault, log, (await log.points())[2], "held")
+    actor.ledger.note("tended")
+
+
+async def _thin(actor: Actor) -> None:
+    await actor.open()
+    await actor.tend()
+    # No change under way, that would be sought by a pass: of what that stores some is never used.
+    actor.one.image.mark(0, 1)
+    await actor.ship()
+    await actor.tend()
+
+
 async def _rolled_back(actor: Actor) -> None:
     """A state directory from before the newest points: they were not made by it."""
     await _enabled(actor)
@@ -300,6 +368,7 @@ SCENARIOS = {
         Scenario("resync", _power_cut, _resync),
         Scenario("give-up", _enabled, _give_up),
         Scenario("join", _fifteen, _join),
+        Scenario("thin", _unthinned, _thin),
         Scenario("behind", _changed_behind, _look),
         Scenario("takeover", _left_by_another, _next_generation),
         Scenario("generation", _rolled_back, _next_generation),

@@ -10,7 +10,7 @@ and is killed at its own mth hook, then one is left alone; what it leaves is che
     L  the image holds what was acknowledged, and of a change under way each sector or not
     T  the next point equals the live image, byte for byte
     P  every point holds the bytes of the instant of its seal
-    I  every point that was stored before is still there
+    I  every point that was stored before, and not thinned, is still there; nothing is leaked
        nobody started a generation, spool and pass are empty, another restart stores nothing
 
 Children are forked from this process, which has no threads, so that one costs milliseconds.
@@ -72,6 +72,8 @@ async def recover(actor: Actor) -> None:
     """Be the next daemon: start, seal what is marked, ship it."""
     await actor.open()
     await actor.ship()
+    if actor.ledger.lines("tended"):
+        await actor.tend()
 
 
 async def verify(actor: Actor) -> None:
@@ -86,13 +88,17 @@ async def verify(actor: Actor) -> None:
         if sealed.get(key) != sha256(data).hexdigest():
             seals = ledger.lines("sealing")
             raise CheckError(f"point {key} does not hold what was sealed: {seals}")
-    lost = {int(epoch) for (epoch,) in ledger.lines("stored")} - {epoch for _, epoch in points}
+    dropped = {int(epoch) for line in ledger.lines("dropped") for epoch in line}
+    stored = {int(epoch) for (epoch,) in ledger.lines("stored")}
+    lost = stored - dropped - {epoch for _, epoch in points}
     if lost:
         raise CheckError(f"epochs {sorted(lost)} were stored and are gone")
     if points[max(points)] != live:
         raise CheckError(f"the newest point {max(points)} is not the live image")
     if one.replicator.end.generation != 1 and not ledger.lines("next-generation"):
         raise CheckError("a new generation was started, and all was compared, for nothing")
+    if dropped and (leaked := await actor.leaked()):
+        raise CheckError(f"nothing will ever delete {sorted(leaked)}")
     counts = one.replicator.live.counts()
     if counts.changed or counts.suspect_pages or counts.frozen_pages:
         raise CheckError(f"still marked: {counts}")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tests.delta.model import DISK, T0, VAULT, WRITER
-from vdiskfs.delta.blocks import DATA, ROW, ZEROS, Rows, Sealed, planes, seal_block
+from vdiskfs.delta.blocks import CHECKS, DATA, ROW, ZEROS, Rows, Sealed, planes, seal_block
 from vdiskfs.delta.digest import epoch_digest, genesis_digest
 from vdiskfs.delta.layout import HEAD_SIZE, DeltaHead, Kind, encode_head, hash_bytes
 
@@ -37,16 +37,17 @@ def data_block(entries: Sequence[dict[str, int]], sums: int | None = None) -> Se
         before_end = entry["offset"] + entry["length"]
     for name, kind in COLUMNS:
         raw += planes(np.array(columns[name], kind))
+    raw += np.array([entry["check"] for entry in entries], "<u4").tobytes()
     raw += bytes(8 * count)
     chunks = [entry["chunkno"] for entry in entries] or [0]
     last = chunks[-1] * 16 + 15
-    return seal_block(DATA, chunks[0] * 16, last % 2**63, len(entries), raw)
+    return seal_block(DATA, chunks[0] * 16, last % 2**63, len(entries), raw, flags=CHECKS)
 
 
 def entry(**changes: int) -> dict[str, int]:
     return {
         "chunkno": 0, "mask": 1, "frame_mask": 1, "object": 0, "offset": 512, "length": 4096,
-        "flags": 0, **changes,
+        "flags": 0, "check": 0, **changes,
     }  # fmt: skip
 
 

@@ -49,6 +49,7 @@ class DiskModel:
         self.epoch = 0
         self.digest = genesis_digest(vault_id, disk_id)
         self.states: dict[int, bytes] = {0: b""}
+        self.remembers = True
         self.times: dict[int, int] = {}
         self.writer_options: dict[str, int] = {}
 
@@ -133,7 +134,8 @@ class DiskModel:
         """Take a delta made of the model's own facts as the newest."""
         self.epoch = spooled.head.to_epoch
         self.digest = spooled.head.to_digest
-        self.states[self.epoch] = bytes(self.data)
+        if self.remembers:
+            self.states[self.epoch] = bytes(self.data)
         self.times[self.epoch] = spooled.head.time_ns
         self.dirty = set()
         self.cut = self.from_size = len(self.data)

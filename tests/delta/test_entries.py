@@ -63,7 +63,8 @@ def make(chunks: list[tuple[int, int]]) -> Entries:
     made = Entries(
         np.array([chunk for chunk, _ in chunks], np.uint64), mask, mask | np.uint16(0x8001),
         np.zeros(count, np.uint32), np.arange(count, dtype=np.uint64) * np.uint64(65536),
-        np.ones(count, np.uint32), np.ones(count, np.uint8), np.empty(0, np.uint64),
+        np.ones(count, np.uint32), np.ones(count, np.uint8), np.arange(count, dtype=np.uint32),
+        np.empty(0, np.uint64),
     )  # fmt: skip
     pageno, owner = made.pages()
     made.sums = pageno + owner.astype(np.uint64) * np.uint64(1000)
@@ -82,6 +83,7 @@ def test_selected_pages_keep_their_sums_and_frames(
     """Of two indexes joined anyhow, each page chosen once: it has its own sum and place."""
     both = concat_entries([make(a), make(b)])
     both.offset = np.arange(len(both), dtype=np.uint64) * np.uint64(65536)
+    both.check = np.arange(len(both), dtype=np.uint32)
     pageno, owner = both.pages()
     both.sums = pageno + owner.astype(np.uint64) * np.uint64(1000)
     _, kept = np.unique(pageno, return_index=True)
@@ -90,6 +92,7 @@ def test_selected_pages_keep_their_sums_and_frames(
     got, entry = result.pages()
     assert sorted(got.tolist()) == sorted(pageno[chosen].tolist())
     source = (result.offset // np.uint64(65536)).astype(np.int64)
+    assert (result.check == source).all()
     assert (result.sums == got + source[entry].astype(np.uint64) * np.uint64(1000)).all()
     order = [(int(c), int(m) & -int(m)) for c, m in zip(result.chunkno, result.mask, strict=True)]
     assert order == sorted(order)

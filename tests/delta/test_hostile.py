@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 import zstandard
 
 from tests.delta.forge import data_block, delta, entry, head_of, zeros_block
-from vdiskfs.delta.blocks import DATA, OBJECTS, PAGE, POINTS, ROW, ZEROS, Sealed, planes, seal_block
+from vdiskfs.delta.blocks import (
+    CHECKS,
+    DATA,
+    OBJECTS,
+    PAGE,
+    POINTS,
+    ROW,
+    ZEROS,
+    Sealed,
+    planes,
+    seal_block,
+)
 from vdiskfs.delta.frames import FrameError, decode_frames
 from vdiskfs.delta.layout import (
     HEAD_SIZE,
@@ -55,7 +67,7 @@ def test_an_honest_forgery_is_read() -> None:
 BAD_ENTRIES: dict[str, list[dict[str, int]]] = {
     "no pages": [entry(mask=0)],
     "mask outside the frame": [entry(mask=3, frame_mask=1)],
-    "unknown flags": [entry(flags=2)],
+    "unknown flags": [entry(flags=4)],
     "length of a raw frame": [entry(length=4095)],
     "length of a packed frame": [entry(flags=1, length=4096)],
     "no length": [entry(flags=1, length=0)],
@@ -150,8 +162,8 @@ def test_a_million_rows_are_refused_before_they_are_unpacked() -> None:
 
 def test_a_million_entries_are_refused() -> None:
     count = 1_000_000
-    raw = struct.pack("<II", count, count) + bytes(count * 37)
-    block = seal_block(DATA, 0, 15, count, raw)
+    raw = struct.pack("<II", count, count) + bytes(count * 41)
+    block = seal_block(DATA, 0, 15, count, raw, flags=CHECKS)
     with bounded(), pytest.raises(FormatError, match="larger than the format allows"):
         read_all(delta([block]))
 
@@ -187,12 +199,37 @@ HUGE = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 2**63) + b"\x01\x00\x00"
 def test_a_frame_that_lies_is_refused(frame: bytes) -> None:
     out = bytearray(4096)
     with bounded(), pytest.raises(FrameError):
-        decode_frames([frame], [4096], [True], memoryview(out))
+        decode_frames([frame], [4096], [True], [None], memoryview(out))
 
 
 def test_a_raw_frame_of_another_length_is_refused() -> None:
     with pytest.raises(FrameError):
-        decode_frames([bytes(4095)], [4096], [False], memoryview(bytearray(4096)))
+        decode_frames([bytes(4095)], [4096], [False], [None], memoryview(bytearray(4096)))
+
+
+def test_a_frame_of_another_check_is_refused() -> None:
+    """Also where a flipped bit changes nothing of what comes out of it."""
+    frame = zstandard.ZstdCompressor().compress(bytes(range(256)) * 16)
+    idle, out = 0, bytearray(4096)
+    for bit in range(8 * len(frame)):
+        wrong = bytearray(frame)
+        wrong[bit // 8] ^= 1 << bit % 8
+        with bounded(), pytest.raises(FrameError):
+            decode_frames([wrong], [4096], [True], [zlib.crc32(frame)], memoryview(out))
+        with suppress(FrameError):
+            decode_frames([wrong], [4096], [True], [None], memoryview(out))
+            idle += out == bytes(range(256)) * 16
+    assert idle > 0
+
+
+@pytest.mark.parametrize(("version", "flags"), [(1, CHECKS), (2, 0)])
+def test_entries_have_checks_since_version_2_and_none_before(version: int, flags: int) -> None:
+    block = data_block([entry()])
+    assert int(block.row["flags"][0]) & CHECKS
+    block.row["flags"] &= ~np.uint8(CHECKS)
+    block.row["flags"] |= np.uint8(flags)
+    with pytest.raises(FormatError, match="a row of the index has unknown values"):
+        read_all(delta([block], head=head_of(version=version)))
 
 
 def points_raw(**changes: object) -> bytes:
@@ -253,7 +290,7 @@ def test_heads_that_lie_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(8, 2), (10, 0), (10, 9), (12, 0x80), (84, 121), (85, 1), (86, 1), (320, 1), (472, 1),
+    [(8, 3), (8, 0), (10, 0), (10, 9), (12, 0x80), (84, 121), (85, 1), (86, 1), (320, 1), (472, 1),
      (352, 65), (168, 255), (176, 255), (184, 255), (160, 255)],
 )  # fmt: skip
 def test_heads_with_unknown_values_are_refused(offset: int, value: int) -> None:
@@ -269,9 +306,9 @@ def test_heads_with_unknown_values_are_refused(offset: int, value: int) -> None:
 
 def test_a_newer_version_is_named() -> None:
     data = bytearray(encode_head(head_of()))
-    data[8] = 2
+    data[8] = 3
     data[-32:] = hash_bytes(bytes(data[:-32]))
-    with pytest.raises(FormatError, match="format version 2.*use a newer vdiskfs"):
+    with pytest.raises(FormatError, match="format version 3.*use a newer vdiskfs"):
         decode_head(bytes(data))
 
 

@@ -257,7 +257,7 @@ def test_frames_that_do_not_compress_are_kept_as_they_are(model: DiskModel) -> N
     model.write(0, random.Random(1).randbytes(16 * PAGE))
     model.write(100 * PAGE, b"text " * 4000)
     entries = list(open_file(model.seal().path).entries())[0]
-    assert entries.flags.tolist() == [0, 1]
+    assert entries.flags.tolist() == [2, 3]
     assert entries.length[0] == 16 * PAGE
 
 

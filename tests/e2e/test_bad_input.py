@@ -106,7 +106,7 @@ def test_a_vault_that_is_absent(site: MountedSite, tmp_path: Path) -> None:
 
 def test_a_vault_of_a_newer_format(site: MountedSite, tmp_path: Path) -> None:
     path = tmp_path / "vault" / "vault.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
     done = site.run(
         "mount", site.source, site.mountpoint, "--vault", site.vault, "--state", site.state,
         code=6,

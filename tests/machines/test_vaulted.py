@@ -58,7 +58,7 @@ async def test_a_machine_that_is_not_there_is_exit_3() -> None:
     ("document", "message"),
     [
         ({"format": 1}, "'machine' is missing"),
-        ({"format": 2, "machine": {}}, "newer vdiskfs"),
+        ({"format": 3, "machine": {}}, "newer vdiskfs"),
         ({"format": 1, "machine": {"name": "web01"}}, "memory: is missing"),
         ({"format": 1, "machine": {"name": "web02", "memory": 1 << 30,
                                    "disks": [{"disk": "a"}]}}, "document of another machine"),

@@ -5,7 +5,6 @@ Each line of the table is one thing done to the objects as they lie there, and w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from tests.catalog.harness import content_at
 from tests.sealed.rig import KEY, Target, target
 from vdiskfs.catalog import Vault, check
+from vdiskfs.catalog.documents import decode_document, encode_document
 from vdiskfs.catalog.groups import list_groups, read_group
 from vdiskfs.catalog.keys import add_slot
 from vdiskfs.crypto import Secrets
@@ -317,9 +317,9 @@ async def roll_back_keys(one: Target) -> None:
 
 def edit_vault(edit: Callable[[dict[str, object]], object]) -> Attack:
     async def attack(one: Target) -> None:
-        values = json.loads(data_of(one, "vault.json"))
+        values = decode_document(data_of(one, "vault.json"), where="x")
         edit(values)
-        change(one, "vault.json", json.dumps(values).encode())
+        change(one, "vault.json", encode_document(values))
 
     return attack
 

@@ -163,8 +163,7 @@ def test_what_cannot_work_is_refused_before_anything_is_changed(
     newer = tmp_path / "newer"
     assert run("vault", "init", "--encryption", "none", f"file://{newer}").exit_code == 0
     document = newer / "vault.json"
-    document.write_bytes(document.read_bytes().replace(b'"format": 1', b'"format": 99'))
-    document.write_bytes(document.read_bytes().replace(b'"format":1', b'"format":99'))
+    document.write_bytes(document.read_bytes().replace(b'"format": 2', b'"format": 99'))
     words = {"file": f"{tmp_path}/file", "full": f"{tmp_path}/full", "newer": f"file://{newer}"}
     line, code, said = REFUSALS[name]
     result = run("mount", *(word.format(**places, **words) for word in line))

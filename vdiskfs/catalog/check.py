@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.inspection import Inspection, Progress, bare
 from vdiskfs.catalog.ledger import ledger_name, read_ledger
 from vdiskfs.catalog.line import MAX_LEVEL
@@ -25,7 +26,7 @@ from vdiskfs.delta.names import (
     segment_prefix,
     slot_prefix,
 )
-from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.point import PieceInfo
 
 
@@ -47,6 +48,10 @@ async def check(
         work = Inspection(vault.store, vault.vault_id, record, report, read_data, progress)
         await _check_disk(vault, record, work)
         report.disks += 1
+        if read_data:
+            await check_documents(vault.store, report, disk=record)
+    if read_data and disks is None:
+        await check_documents(vault.store, report)
     return report
 
 
@@ -62,7 +67,8 @@ async def _records(
         except NotFoundError:
             continue  # a name whose disk was never made
         except DamagedError as error:
-            report.problems.append(Problem(name, error.message, name))
+            where = (error.where if isinstance(error, FormatError) else "") or name
+            report.problems.append(Problem(where, bare(error, where), ""))
         else:
             found[record.id] = record
     return sorted(found.values(), key=lambda record: record.name)
@@ -87,6 +93,9 @@ async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> Non
         for epoch, state in (await walk.run(wanted)).items():
             ends[listing.generation, epoch] = state
     report = work.report
+    if work.read_data:
+        for name in sorted(segments & work.used):
+            await work.look_at_segment(name)
     unused = segments - work.used
     report.segments += len(segments)
     report.unused_segments += len(unused)

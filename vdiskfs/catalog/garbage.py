@@ -39,7 +39,9 @@ LEASE_S = 7 * 86400
 STEP_S = 86400
 """How far the time that points are thinned for may go on from one commit to the next."""
 
-_CLOCK = "clock.json"
+CLOCK = "clock.json"
+CLOCK_DOCUMENT = b"{}\n"
+"""Says nothing: its time is what counts."""
 _DELETES_AT_ONCE = 8
 _REFUSED_MOST = 16
 """Deletions that are refused before the others wait for the next collection."""
@@ -66,15 +68,15 @@ async def store_time_ns(store: Store, local_ns: Callable[[], int] = time.time_ns
         ClockError: it differs from this host's by more than 5 minutes.
     """
     try:
-        _, info = await store.read(_CLOCK, limit=DOCUMENT_LIMIT)
+        _, info = await store.read(CLOCK, limit=DOCUMENT_LIMIT)
         etag: str | None = info.etag
     except NotFoundError:
         etag = None
     before = local_ns()
     # If somebody else has just written it, that is as good.
     with contextlib.suppress(ConflictError, NotFoundError):
-        await store.replace(_CLOCK, b"{}\n", etag=etag)
-    now = (await store.stat(_CLOCK)).modified_ns
+        await store.replace(CLOCK, CLOCK_DOCUMENT, etag=etag)
+    now = (await store.stat(CLOCK)).modified_ns
     # Whole seconds on some stores; and the answer took its time.
     if not before - SKEW_S * NS <= now <= local_ns() + SKEW_S * NS:
         raise ClockError(

@@ -11,10 +11,12 @@ import trio
 from vdiskfs.catalog.ledger import LEAF_LEVEL
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.report import CheckReport, Problem
+from vdiskfs.delta.blocks import OBJECTS, POINTS
 from vdiskfs.delta.entries import I64, U64, Bools, Entries, distinct
-from vdiskfs.delta.layout import Kind
-from vdiskfs.delta.names import parse_joined
-from vdiskfs.errors import DamagedError, NotFoundError, VdiskfsError
+from vdiskfs.delta.layout import HEAD_SIZE, LIMIT, Kind, encode_head
+from vdiskfs.delta.names import parse_joined, parse_segment
+from vdiskfs.delta.segments import SEGMENT_HEAD_SIZE, decode_segment_head
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
 from vdiskfs.point import BlockCache, Piece, PieceInfo, open_piece
 from vdiskfs.point.fetch import find_bad_pages, locate
 from vdiskfs.store import Store
@@ -41,6 +43,7 @@ class Inspection:
     _done: int = 0
     _problems: dict[str, int] = field(default_factory=dict)
     _bad: dict[str, dict[int, U64]] = field(default_factory=dict)  # pages by object, offset
+    _begun: set[str] = field(default_factory=set)
     _blocks: BlockCache = field(default_factory=lambda: BlockCache(8 << 20))
     _limiter: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(READS_AT_ONCE)
@@ -67,9 +70,38 @@ class Inspection:
 
     async def open(self, info: PieceInfo) -> Piece:
         """Open a delta."""
-        return await open_piece(
+        piece = await open_piece(
             self.store, self._blocks, info, vault_id=self.vault_id, disk_id=self.record.id
         )
+        if self.read_data and info.name not in self._begun:
+            self._begun.add(info.name)
+            await self._look_at_rest(piece)
+        return piece
+
+    async def look_at_segment(self, name: str) -> None:
+        """Look at the head of a segment. It hurts no point: readers do not need it."""
+        parsed = parse_segment(name)
+        try:
+            stored = await self.store.read_range(name, 0, SEGMENT_HEAD_SIZE)
+            head = decode_segment_head(stored, where=name)
+            if (head.vault_id, head.disk_id, head.segment_id, head.size) != (
+                self.vault_id, self.record.id, parsed, self.sizes[name],
+            ):  # fmt: skip
+                raise FormatError("not the object that was written under this name", where=name)
+        except (DamagedError, NotFoundError) as error:
+            self.problem(name, bare(error, name))
+
+    async def _look_at_rest(self, piece: Piece) -> None:
+        """Look at what no reader may need: the head at the start, objects and points."""
+        try:
+            if await self.store.read_range(piece.name, 0, HEAD_SIZE) != encode_head(piece.head):
+                raise FormatError("its two heads differ", where=piece.name)
+            for row in await piece.rows(POINTS, 0, LIMIT - 1):
+                await piece.points(row)
+            for row in await piece.rows(OBJECTS, 0, LIMIT - 1):
+                await piece.object_ref(int(row["first"]))
+        except (DamagedError, NotFoundError) as error:
+            self.problem(piece.name, bare(error, piece.name))
 
     async def bad_pages(self, piece: Piece, entries: Entries) -> dict[int, Bools]:
         """Return for each problem which pages of the entries cannot be read because of it."""

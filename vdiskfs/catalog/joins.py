@@ -1,8 +1,9 @@
 """Joining: when a block of 16 is complete, its deltas get one index.
 
-Level k covers an aligned block of 16**k epochs. A slot with an index above 4 MiB is left
-out at every level and read by itself; the runs on both sides of it are joined. Joined
-deltas are additions: what they join stays, and a crash leaves nothing half made.
+Level k covers an aligned block of 16**k epochs. A slot with an index above 4 MiB, or one that
+lies in segments, is left out at every level and read by itself; the runs on both sides of it
+are joined. Joined deltas are additions: what they join stays, and a crash leaves nothing half
+made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import trio
 
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.line import MAX_LEVEL, Line
-from vdiskfs.catalog.tables import Tables
+from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, Tables, tail_bytes
 from vdiskfs.delta import delta_metadata
 from vdiskfs.delta.joined import points_of, write_joined
 from vdiskfs.delta.layout import DeltaHead, listed_of
@@ -27,8 +28,6 @@ from vdiskfs.errors import AlreadyExistsError, DamagedError
 from vdiskfs.point import PieceInfo
 from vdiskfs.point.piece import check_identity
 
-# A larger index of a slot is not copied from level to level (about 400 MiB changed).
-SLOT_INDEX_LIMIT = 4 << 20
 # The indexes of one join are held in memory together.
 JOIN_LIMIT = 128 << 20
 _READ = 4 << 20
@@ -41,15 +40,19 @@ async def make_joins(line: Line, tables: Tables, cache: IndexCache | None) -> in
         DamagedError: a delta to join is damaged. Nothing was made of it.
     """
     made = 0
+    apart = await tables.apart(line.cover)
     for level in range(1, MAX_LEVEL + 1):
-        for run in list(due_runs(line, level)):
+        for run in list(due_runs(line, level, apart)):
             await _join(line, tables, cache, level=level, run=run)
             made += 1
     return made
 
 
-def due_runs(line: Line, level: int) -> Iterator[list[PieceInfo]]:
-    """Yield the runs of deltas that make up a complete block of a level and are not joined."""
+def due_runs(line: Line, level: int, apart: set[str]) -> Iterator[list[PieceInfo]]:
+    """Yield the runs of deltas that make up a complete block of a level and are not joined.
+
+    ``apart`` are the slots that are read by themselves.
+    """
     shift = 4 * level
     tip = line.tip
     run: list[PieceInfo] = []
@@ -60,7 +63,8 @@ def due_runs(line: Line, level: int) -> Iterator[list[PieceInfo]]:
             inside
             and piece.from_epoch >= line.floor
             and piece.level < level
-            and tail_bytes(piece) <= _limit(piece)
+            and piece.name not in apart
+            and tail_bytes(piece) <= JOIN_LIMIT
         )
         if run and (not fits or run[-1].from_epoch >> shift != block):
             yield from _useful(run)
@@ -73,15 +77,6 @@ def due_runs(line: Line, level: int) -> Iterator[list[PieceInfo]]:
 def _useful(run: list[PieceInfo]) -> Iterator[list[PieceInfo]]:
     if len(run) > 1 and sum(tail_bytes(piece) for piece in run) <= JOIN_LIMIT:
         yield run
-
-
-def tail_bytes(piece: PieceInfo) -> int:
-    """Return the bytes at the end of a delta that hold all but its frames."""
-    return piece.listed.tail_bytes if piece.listed else piece.size
-
-
-def _limit(piece: PieceInfo) -> int:
-    return JOIN_LIMIT if piece.level else SLOT_INDEX_LIMIT
 
 
 async def _join(
@@ -102,7 +97,7 @@ async def _join(
             info = await line.described(name) or info
         else:
             if cache is not None:
-                await trio.to_thread.run_sync(_keep, cache, name, path, head)
+                await trio.to_thread.run_sync(keep_tail, cache, name, path, head)
     line.replace(info)
     if cache is not None:
         await trio.to_thread.run_sync(cache.drop, [piece.name for piece in run])
@@ -144,7 +139,11 @@ async def read_tail(tables: Tables, cache: IndexCache | None, piece: PieceInfo) 
     for start in range(piece.size - length, piece.size, _READ):
         size = min(_READ, piece.size - start)
         parts.append(await tables.store.read_range(piece.name, start, size))
-    return b"".join(parts)
+    tail = b"".join(parts)
+    if cache is not None and length <= SLOT_INDEX_LIMIT:
+        # What is thinned is joined again a few times, from hour to hour.
+        await trio.to_thread.run_sync(cache.put, piece.name, tail)
+    return tail
 
 
 def _is_whole(tail: bytes, piece: PieceInfo) -> bool:
@@ -155,7 +154,8 @@ def _is_whole(tail: bytes, piece: PieceInfo) -> bool:
     return True
 
 
-def _keep(cache: IndexCache, name: str, path: Path, head: DeltaHead) -> None:
+def keep_tail(cache: IndexCache, name: str, path: Path, head: DeltaHead) -> None:
+    """Put the tail of a delta that was just written into the cache; in a thread."""
     with path.open("rb") as file:
         file.seek(head.tail_offset)
         cache.put(name, file.read())

@@ -15,10 +15,10 @@ import numpy as np
 import trio
 
 from vdiskfs.catalog.indexcache import IndexCache
-from vdiskfs.catalog.joins import JOIN_LIMIT, read_tail, tail_bytes
+from vdiskfs.catalog.joins import JOIN_LIMIT, keep_tail, read_tail
 from vdiskfs.catalog.ledger import JOIN_LEVEL, LEAF_LEVEL, Leaf
 from vdiskfs.catalog.publish import upload_segments
-from vdiskfs.catalog.tables import Tables
+from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, Tables, tail_bytes
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaWriter, PageBatch, delta_metadata
 from vdiskfs.delta.entries import Entries
@@ -153,6 +153,8 @@ class LeafWriter:
                 # garbage from now on. A revision is never used for two.
                 self.serial += 1
                 continue
+            if self.cache is not None and head.tail_bytes <= SLOT_INDEX_LIMIT:
+                await trio.to_thread.run_sync(keep_tail, self.cache, name, path, head)
             hook("thin.stored")
             return PieceInfo(name, self.generation, head.level, *epochs, head.object_size,
                              listed_of(head), self.serial)  # fmt: skip

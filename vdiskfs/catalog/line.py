@@ -176,7 +176,7 @@ class Line:
         found: list[PieceInfo] = []
         for prefix in _prefixes(span):
             found += await self._list(level, prefix)
-        return _choose(found, span)
+        return choose(found, span)
 
     async def listed_all(self, level: int, span: Span) -> list[PieceInfo]:
         """List all deltas of a level that lie inside a finite span, whatever they overlap."""
@@ -190,7 +190,7 @@ class Line:
         # A block of the level has to end inside, or the listing can hold nothing of use.
         if level and (high >> 4 * level) == (low >> 4 * level):
             return []
-        known = _choose([piece for piece in self.cover if piece.level == level], span)
+        known = choose([piece for piece in self.cover if piece.level == level], span)
         known = [piece for piece in known if piece.name not in without]
         missing = uncovered(span, known)
         for gap in missing:
@@ -268,7 +268,7 @@ class Line:
     async def _list_onward(self, level: int, start: int) -> list[PieceInfo]:
         """List the deltas of a level from an epoch on: all, or as long as blocks are full."""
         if level == MAX_LEVEL:
-            return _choose(await self._list(level, (0, DIGITS)), (start, END))
+            return choose(await self._list(level, (0, DIGITS)), (start, END))
         found: list[PieceInfo] = []
         width = level + 1
         position = start
@@ -280,7 +280,7 @@ class Line:
             if reached <= end - (1 << 4 * level):
                 break
             position, width = end, width + 1
-        return _choose(found, (start, END))
+        return choose(found, (start, END))
 
     async def _list(self, level: int, block: tuple[int, int]) -> list[PieceInfo]:
         """List a block: epochs [number << 4*width, (number+1) << 4*width)."""
@@ -365,7 +365,7 @@ def uncovered(span: Span, pieces: Iterable[PieceInfo]) -> list[Span]:
     return rest
 
 
-def _choose(pieces: Iterable[PieceInfo], span: Span) -> list[PieceInfo]:
+def choose(pieces: Iterable[PieceInfo], span: Span) -> list[PieceInfo]:
     """Return pieces inside a span without overlap: the longest, then the newest revision."""
     chosen: list[PieceInfo] = []
     position = span[0]

@@ -109,7 +109,7 @@ async def read_proofs(store: Store, disk_id: str, place: Place) -> list[Proof]:
 async def list_proven(store: Store, disk_id: str) -> dict[Place, Proven]:
     """Return what is proven of the points of a disk: one listing, whatever their number."""
     found: dict[Place, Proven] = {}
-    prefix = _prefix(disk_id)
+    prefix = proofs_prefix(disk_id)
     async for info in store.list(prefix):
         place = _place(info, prefix)
         if place is not None:
@@ -137,10 +137,11 @@ def is_proven(point: Point) -> bool:
 
 def proof_name(disk_id: str, place: Place) -> str:
     """Return the name of the object that has a point's proofs."""
-    return f"{_prefix(disk_id)}{place[0]}-{place[1]}.json"
+    return f"{proofs_prefix(disk_id)}{place[0]}-{place[1]}.json"
 
 
-def _prefix(disk_id: str) -> str:
+def proofs_prefix(disk_id: str) -> str:
+    """Return what the names of all proofs of a disk begin with."""
     return f"disks/{disk_id}/proofs/"
 
 

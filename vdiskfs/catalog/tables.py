@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
-from vdiskfs.delta.blocks import POINTS
+from vdiskfs.delta.blocks import DATA, POINTS, ZEROS
 from vdiskfs.delta.layout import LIMIT
 from vdiskfs.delta.points import PointTable, concat_points, make_points, point_row
 from vdiskfs.errors import FormatError
@@ -12,6 +13,8 @@ from vdiskfs.point import BlockCache, Piece, PieceInfo, open_piece
 from vdiskfs.store import Store
 
 _PIECES = 64
+# A larger index of a slot is not copied from level to level (about 400 MiB changed).
+SLOT_INDEX_LIMIT = 4 << 20
 
 
 class Tables:
@@ -25,6 +28,7 @@ class Tables:
         self.disk_id = disk_id
         self._tables: dict[str, PointTable] = {}
         self._pieces: OrderedDict[str, Piece] = OrderedDict()
+        self._elsewhere: dict[str, bool] = {}
 
     async def piece(self, info: PieceInfo) -> Piece:
         """Open a delta; the ones opened last are kept."""
@@ -38,6 +42,28 @@ class Tables:
                 self._pieces.popitem(last=False)
         self._pieces.move_to_end(info.name)
         return found
+
+    async def apart(self, pieces: Iterable[PieceInfo]) -> set[str]:
+        """Return the names of the slots whose indexes are not copied: large, or in segments."""
+        found = set()
+        for info in pieces:
+            if info.level == 0 and (
+                tail_bytes(info) > SLOT_INDEX_LIMIT or await self._index_is_elsewhere(info)
+            ):
+                found.add(info.name)
+        return found
+
+    async def _index_is_elsewhere(self, info: PieceInfo) -> bool:
+        if info.listed is not None and info.listed.stored_bytes == info.size:
+            return False  # it has no segments
+        known = self._elsewhere.get(info.name)
+        if known is None:
+            piece = await self.piece(info)
+            # All blocks are moved, or none.
+            rows = [await piece.next_row(kind, 0) for kind in (DATA, ZEROS)]
+            known = any(row is not None and int(row["object"]) for row in rows)
+            self._elsewhere[info.name] = known
+        return known
 
     async def first_time(self, info: PieceInfo) -> int:
         """Return the time of the first point inside."""
@@ -85,6 +111,11 @@ class Tables:
         table = concat_points(parts)
         check_table(table, info)
         return table
+
+
+def tail_bytes(piece: PieceInfo) -> int:
+    """Return the bytes at the end of a delta that hold all but its frames."""
+    return piece.listed.tail_bytes if piece.listed else piece.size
 
 
 def check_table(table: PointTable, info: PieceInfo) -> None:

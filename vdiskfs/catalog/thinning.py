@@ -15,8 +15,9 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
+import trio
 
-from vdiskfs.catalog.joins import JOIN_LIMIT, SLOT_INDEX_LIMIT, tail_bytes
+from vdiskfs.catalog.joins import JOIN_LIMIT
 from vdiskfs.catalog.leaves import LeafWriter
 from vdiskfs.catalog.ledger import (
     JOIN_LEVEL,
@@ -28,16 +29,17 @@ from vdiskfs.catalog.ledger import (
     shortest,
     write_ledger,
 )
-from vdiskfs.catalog.line import MAX_LEVEL
+from vdiskfs.catalog.line import MAX_LEVEL, choose
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.retention import Ladder, kept
+from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, tail_bytes
 from vdiskfs.catalog.vault import Vault
 from vdiskfs.crash import hook
 from vdiskfs.delta.entries import Bools
 from vdiskfs.delta.frames import DEFAULT_LEVEL
 from vdiskfs.delta.layout import Flags
-from vdiskfs.delta.names import segment_prefix
+from vdiskfs.delta.names import parse_joined, segment_prefix
 from vdiskfs.delta.points import PointTable
 from vdiskfs.errors import ConflictError, DamagedError
 from vdiskfs.point import PieceInfo
@@ -50,6 +52,9 @@ _ALIGN = 256  # epochs: where joined deltas of the second level end
 _BEHIND_NS = 600 * NS
 _GROUP_NS = 256 * NS
 _GROUP_FANOUT = 4
+# Of the 64 deltas that lead to any point, 34 may lie between a horizon and the tip.
+_WAY_LIMIT = 24
+_RUN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,30 +128,56 @@ class Thinner:
         plan = await self._plan(ladder, thin_ns, leased, whole=behind)
         line, record = self._log.line, plan.record
         old = line.ledger
-        leftovers = [path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")]
+        leftovers = {path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")}
         caught_up = old is None or old.now_ns >= thin_ns - _BEHIND_NS
         if plan.horizon == line.base or (
             plan.horizon == line.floor and not len(plan.drops) and not leftovers and caught_up
         ):
             return _outcome(line.generation, plan)
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True)
-        ledger = await self._write(plan, thin_ns)
-        doomed = await self._doomed(record, old, ledger, leftovers)
+        self._clear()
+        listed = await self._listed(plan.horizon)
+        ledger = await self._write(plan, thin_ns, listed)
+        doomed = await self._doomed(record, old, listed, leftovers) - ledger.live(record.id)
         since = dict(old.doomed) if old is not None else {}
         doomed = (doomed | set(since)) - set(gone)
         # Also of what was doomed before: a branch may have been given it since.
         segments = {name for name in doomed if name.startswith(segment_prefix(record.id))}
         doomed -= await self._needed_elsewhere(record, segments)
-        ledger = replace(ledger, doomed={name: since.get(name, now_ns) for name in sorted(doomed)})
+        # Invariant: no name that was doomed is ever given again, also not one that a run that
+        # lost against another has given: whoever deletes, however late, deletes garbage.
+        ledger = replace(
+            ledger, serial=max([ledger.serial, *_revisions(doomed)]),
+            doomed={name: since.get(name, now_ns) for name in sorted(doomed)},
+        )  # fmt: skip
         # Invariant: what is doomed is needed by nothing below the horizon. What lies above
         # needs only itself, and segments of its own.
-        if set(ledger.doomed) & ledger.live(record.id):
-            raise DamagedError(f"disk {record.name}: thinning would delete what it keeps")
+        if wrong := set(ledger.doomed) & ledger.live(record.id):
+            raise DamagedError(
+                f"disk {record.name}: thinning would delete what it keeps",
+                hint=f"report this: {min(wrong)}",
+            )
         await self._commit(plan, ledger)
+        if self._log.cache is not None:
+            await trio.to_thread.run_sync(self._log.cache.drop, sorted(doomed))
         shutil.rmtree(self._scratch, ignore_errors=True)
         hook("thin.done")
         return _outcome(line.generation, plan)
+
+    def _clear(self) -> None:
+        """Make room in the scratch directory, but for the names of segments of other runs.
+
+        They may be in the vault, and nothing else tells until they are doomed: the directory
+        goes away with the commit, whichever run it is that comes so far.
+        """
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        empty = self._scratch / "empty"
+        for path in list(self._scratch.iterdir()):
+            if ".segment" in path.name:
+                # Not truncated: in a folder vault the object is the same file.
+                empty.touch()
+                empty.replace(path)
+            else:
+                path.unlink()
 
     # ---- what stays ----------------------------------------------------------------------
 
@@ -201,7 +232,19 @@ class Thinner:
 
     # ---- writing -------------------------------------------------------------------------
 
-    async def _write(self, plan: _Plan, thin_ns: int) -> Ledger:
+    async def _listed(self, horizon: int) -> dict[int, list[PieceInfo]]:
+        """List what there is up to the new horizon, by level.
+
+        From the base on, but for slots: a joined delta may lie across the horizon that was, and
+        what runs wrote that came to nothing lies anywhere.
+        """
+        line = self._log.line
+        found = {level: await line.listed_all(level, (line.base, horizon))
+                 for level in (*range(1, MAX_LEVEL + 1), JOIN_LEVEL, LEAF_LEVEL)}  # fmt: skip
+        span = (line.floor, horizon)
+        return found | {0: await line.listed_all(0, span) if span[0] < span[1] else []}
+
+    async def _write(self, plan: _Plan, thin_ns: int, listed: dict[int, list[PieceInfo]]) -> Ledger:
         line, log = self._log.line, self._log
         old = line.ledger
         serial = 1 if old is None else old.serial + 1
@@ -214,25 +257,26 @@ class Thinner:
         pieces = list(old.pieces) if old is not None else []
         span = (line.floor, plan.horizon)
         for level in range(MAX_LEVEL + 1):
-            listed = await line.listed(level, span) if span[0] < span[1] else []
-            pieces += listed
-            for piece in listed if level == 0 else ():
-                known[piece.from_epoch, piece.to_epoch] = await self._slot_leaf(piece)
-        leaves = await self._leaves(plan, writer, known, pieces)
+            pieces += choose(listed[level], span)
+        for piece in choose(listed[0], span):
+            known[piece.from_epoch, piece.to_epoch] = await self._slot_leaf(piece)
+        # An index so large is not copied: such a delta stays as it is, and by itself.
+        apart = await log.tables.apart(one.piece for one in known.values())
+        leaves = await self._leaves(plan, writer, known, pieces, apart)
         joins = _still_right(pieces, leaves, {one.piece.name for one in known.values()}, old)
-        joins += await _groups(writer, leaves, joins)
+        joins += await _groups(writer, leaves, joins, apart)
+        joins += await _shortcuts(writer, leaves, joins, apart)
         return Ledger(line.generation, line.base, plan.horizon, writer.serial, thin_ns,
                       tuple(leaves), tuple(joins), plan.stays)  # fmt: skip
 
     async def _leaves(
         self, plan: _Plan, writer: LeafWriter, known: dict[tuple[int, int], Leaf],
-        pieces: Sequence[PieceInfo],
+        pieces: Sequence[PieceInfo], apart: set[str],
     ) -> list[Leaf]:  # fmt: skip
         base = self._log.line.base
         ends = {*plan.stays.epoch.tolist(), plan.horizon}
         for (start, end), leaf in known.items():
-            # An index so large is not copied: such a delta stays as it is, and by itself.
-            if tail_bytes(leaf.piece) > SLOT_INDEX_LIMIT and leaf.piece.level == 0:
+            if leaf.piece.name in apart:
                 ends |= {start, end}
         # The last step is never one over several: its head has the number of the point's seal.
         by_end = {end: leaf.piece for (_, end), leaf in known.items()}
@@ -269,29 +313,22 @@ class Thinner:
     # ---- deciding ------------------------------------------------------------------------
 
     async def _doomed(
-        self, record: DiskRecord, old: Ledger | None, new: Ledger, leftovers: Iterable[str]
-    ) -> set[str]:
-        """Return what nothing needs any more once the new ledger is the truth."""
+        self, record: DiskRecord, old: Ledger | None, listed: dict[int, list[PieceInfo]],
+        leftovers: Iterable[str],
+    ) -> set[str]:  # fmt: skip
+        """Return what nothing needs once a new ledger is the truth, but for what that names."""
         store, line = self._log.store, self._log.line
         doomed = {segment_prefix(record.id) + one for one in leftovers}
         if old is not None:
             doomed |= old.live(record.id)
-        span = (line.floor, new.horizon)
-        for level in range(MAX_LEVEL + 1):
-            if span[0] < span[1]:
-                for piece in await line.listed_all(level, span):
-                    doomed.add(piece.name)
-                    if level == 0:
-                        leaf = await self._slot_leaf(piece)
-                        doomed |= ref_names(record.id, line.generation, leaf.refs)
-        for level in (JOIN_LEVEL, LEAF_LEVEL):
-            # What runs wrote that came to nothing lies here, too.
-            found = await line.listed_all(level, (line.base, new.horizon))
-            doomed |= {piece.name for piece in found}
+        doomed |= {piece.name for found in listed.values() for piece in found}
+        for piece in listed[0]:
+            leaf = await self._slot_leaf(piece)
+            doomed |= ref_names(record.id, line.generation, leaf.refs)
         doomed |= {
             info.name async for info in store.list(ledger_prefix(record.id, line.generation))
         }
-        return doomed - new.live(record.id)
+        return doomed
 
     async def _needed_elsewhere(self, record: DiskRecord, names: set[str]) -> set[str]:
         """Return the segments that deltas of other generations refer to.
@@ -356,7 +393,7 @@ def _still_right(
 
 
 async def _groups(
-    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo]
+    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo], apart: set[str]
 ) -> list[PieceInfo]:
     """Make what joins are missing, so that few deltas lead to any leaf.
 
@@ -365,7 +402,7 @@ async def _groups(
     """
     made: list[PieceInfo] = []
     spans = {(piece.from_epoch, piece.to_epoch) for piece in joins}
-    smalls = [leaf.piece for leaf in leaves if tail_bytes(leaf.piece) <= SLOT_INDEX_LIMIT]
+    smalls = [leaf.piece for leaf in leaves if _is_small(leaf.piece, apart)]
     if not smalls:
         return made
     newest = _end_ns(smalls[-1])
@@ -383,6 +420,36 @@ async def _groups(
                     spans.add(span)
         width *= _GROUP_FANOUT
     return made
+
+
+async def _shortcuts(
+    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo], apart: set[str]
+) -> list[PieceInfo]:
+    """Make joins where many deltas lead to the horizon all the same.
+
+    So it is where much is kept of a stretch that is not over, by holds or by a ladder of many
+    steps. Joined are those with the smallest indexes that lie together.
+    """
+    made: list[PieceInfo] = []
+    pieces = [leaf.piece for leaf in leaves]
+    while leaves:
+        span = (pieces[0].from_epoch, pieces[-1].to_epoch)
+        way = shortest([*pieces, *joins, *made], *span) or []
+        if len(way) <= _WAY_LIMIT:
+            break
+        runs = [way[start : start + _RUN] for start in range(len(way) - _RUN + 1)]
+        small = [run for run in runs if all(_is_small(piece, apart) for piece in run)]
+        if not small:
+            break
+        piece = await writer.make_join(min(small, key=lambda run: sum(map(tail_bytes, run))))
+        if piece is None:
+            break
+        made.append(piece)
+    return made
+
+
+def _is_small(piece: PieceInfo, apart: set[str]) -> bool:
+    return piece.name not in apart and tail_bytes(piece) <= SLOT_INDEX_LIMIT
 
 
 def _inside(pieces: Iterable[PieceInfo], span: tuple[int, int]) -> list[PieceInfo]:
@@ -406,6 +473,10 @@ def _as_they_are(by_start: dict[int, Leaf], start: int, end: int) -> list[Leaf]:
         leaves.append(by_start[start])
         start = leaves[-1].piece.to_epoch
     return leaves
+
+
+def _revisions(names: Iterable[str]) -> list[int]:
+    return [parts[4] for name in names if (parts := parse_joined(name)) is not None]
 
 
 def _end_ns(piece: PieceInfo) -> int:

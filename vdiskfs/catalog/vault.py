@@ -12,6 +12,7 @@ import trio
 from vdiskfs.catalog.anchor import VAULT, check_identity
 from vdiskfs.catalog.documents import (
     DOCUMENT_LIMIT,
+    FORMAT,
     decode_document,
     encode_document,
     take,
@@ -309,7 +310,9 @@ class Vault:
             object_name = _name_object(wanted)
             try:
                 await self.store.create(
-                    object_name, encode_document({"disk": disk_id}), metadata={"disk": disk_id}
+                    object_name,
+                    encode_document({"format": FORMAT, "disk": disk_id}),
+                    metadata={"disk": disk_id},
                 )
             except AlreadyExistsError:
                 if await self._named(object_name) != disk_id:

@@ -41,7 +41,8 @@ from vdiskfs.store import Store
 class VaultFile:
     """What vault.json says. ``slots`` is None where the vault is not encrypted.
 
-    ``revision`` grows with every change; 0 and no meaning where it is not encrypted.
+    ``revision`` grows with every change; 0 and no meaning where it is not encrypted. ``format``
+    is that of the document that was read.
     """
 
     vault_id: str
@@ -49,11 +50,12 @@ class VaultFile:
     slots: tuple[Slot, ...] | None = None
     revision: int = 0
     mac: str = ""
+    format: int = FORMAT
 
     def to_values(self) -> dict[str, Any]:
         """Return the document."""
         values: dict[str, Any] = {
-            "format": FORMAT,
+            "format": self.format,
             "vault_id": self.vault_id,
             "created": self.created,
         }
@@ -67,9 +69,12 @@ class VaultFile:
 
     def encode(self, key: DataKey | None) -> bytes:
         """Return the object's bytes; with the key, what shows that we had it."""
-        if key is None:
-            return encode_document(self.to_values())
-        return encode_document(replace(self, mac=key.seal_slots(self._authenticated())).to_values())
+        fresh = replace(self, format=FORMAT)
+        return encode_document((fresh if key is None else fresh.with_mac(key)).to_values())
+
+    def with_mac(self, key: DataKey) -> VaultFile:
+        """Return the same with what shows that we had the key."""
+        return replace(self, mac=key.seal_slots(self._authenticated()))
 
     def check(self, key: DataKey, *, where: str) -> None:
         """Check that whoever wrote it had the key.
@@ -115,7 +120,7 @@ def decode_vault_file(data: bytes, *, where: str) -> VaultFile:
         take(values, "revision", int, where=where),
         take(values, "mac", str, where=where),
     )
-    file = VaultFile(vault_id, created, found, revision, mac)
+    file = VaultFile(vault_id, created, found, revision, mac, values.get("format", 1))
     if file.to_values() != values:
         raise FormatError("has other parts than it should", where=where)
     return file

@@ -25,6 +25,7 @@ BLOCK_RAW_MAX = 256 * 1024
 
 DATA, ZEROS, POINTS, OBJECTS = 1, 2, 3, 4
 PAGE = 0x80  # of rows: the block holds rows of that kind
+PACKED, CHECKS = 1, 2  # flags of rows: compressed; entries have checks of their frames
 
 ROW = np.dtype(
     [("kind", "u1"), ("flags", "u1"), ("reserved", "<u2"), ("object", "<u4"),
@@ -81,6 +82,10 @@ class Cursor:
         """Return a column of bytes."""
         return np.frombuffer(self.take(count), np.uint8)
 
+    def plain_u32(self, count: int) -> npt.NDArray[np.uint32]:
+        """Return a column that is not split into planes: checks do not compress."""
+        return np.frombuffer(self.take(4 * count), "<u4").astype(np.uint32, copy=False)
+
     def plain_u64(self, count: int) -> U64:
         """Return a column that is not split into planes: sums do not compress."""
         return np.frombuffer(self.take(8 * count), "<u8").astype(np.uint64, copy=False)
@@ -103,12 +108,15 @@ class Sealed:
     row: Rows
 
 
-def seal_block(kind: int, first: int, last: int, count: int, raw: bytes) -> Sealed:
+def seal_block(
+    kind: int, first: int, last: int, count: int, raw: bytes, *, flags: int = 0
+) -> Sealed:
     """Compress a block and make its row."""
     stored = zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
-    flags = 1
-    if len(stored) >= len(raw):
-        stored, flags = raw, 0
+    if len(stored) < len(raw):
+        flags |= PACKED
+    else:
+        stored = raw
     row = np.zeros(1, ROW)
     row["kind"], row["flags"], row["count"] = kind, flags, count
     row["first"], row["last"] = first, last
@@ -126,7 +134,9 @@ def open_block(row: np.void, stored: bytes, *, where: str) -> bytes:
     raw = int(row["raw"])
     if len(stored) != int(row["length"]) or hash_bytes(stored) != row["hash"].tobytes():
         raise FormatError("a block of the index is damaged", where=where)
-    return inflate(stored, raw, compressed=bool(row["flags"]), limit=BLOCK_RAW_MAX, where=where)
+    return inflate(
+        stored, raw, compressed=bool(int(row["flags"]) & PACKED), limit=BLOCK_RAW_MAX, where=where
+    )
 
 
 def inflate(stored: bytes, raw: int, *, compressed: bool, limit: int, where: str) -> bytes:

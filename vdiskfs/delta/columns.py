@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from vdiskfs.delta.blocks import (
+    CHECKS,
     COUNTS,
     DATA,
     OBJECTS,
@@ -19,14 +20,14 @@ from vdiskfs.delta.blocks import (
     planes,
     seal_block,
 )
-from vdiskfs.delta.entries import Entries, Extents, distinct
+from vdiskfs.delta.entries import CHECKED, ZSTD, Entries, Extents, distinct
 from vdiskfs.delta.layout import LIMIT
 from vdiskfs.delta.refs import ObjectTable
 from vdiskfs.errors import FormatError
 from vdiskfs.units import PAGES_PER_CHUNK
 
 # Raw bytes of an entry without its sums, and of a sum.
-ENTRY_RAW = 29
+ENTRY_RAW = 33
 SUM_RAW = 8
 OBJECTS_PER_BLOCK = 2048
 ZEROS_PER_BLOCK = 2048
@@ -46,11 +47,11 @@ def seal_data(entries: Entries) -> Sealed:
         COUNTS.pack(len(entries), len(entries.sums)),
         planes(chunkno), planes(entries.mask), planes(entries.mask ^ entries.frame_mask),
         planes(entries.object), planes(offset), planes(entries.length),
-        entries.flags.tobytes(), entries.sums.tobytes(),
+        entries.flags.tobytes(), entries.check.tobytes(), entries.sums.tobytes(),
     ))  # fmt: skip
     first = int(entries.chunkno[0]) * PAGES_PER_CHUNK
     last = int(entries.chunkno[-1]) * PAGES_PER_CHUNK + PAGES_PER_CHUNK - 1
-    return seal_block(DATA, first, last, len(entries), raw)
+    return seal_block(DATA, first, last, len(entries), raw, flags=CHECKS)
 
 
 def decode_data(row: np.void, stored: bytes, *, where: str) -> Entries:
@@ -66,7 +67,11 @@ def decode_data(row: np.void, stored: bytes, *, where: str) -> Entries:
     chunkno, mask = cursor.u64(count), cursor.u16(count)
     frame_mask = cursor.u16(count) ^ mask
     objects, offset, length = cursor.u32(count), cursor.u64(count), cursor.u32(count)
-    flags, sum_column = cursor.u8(count), cursor.plain_u64(sums)
+    flags = cursor.u8(count)
+    # Format version 1 had no checks.
+    some = bool(int(row["flags"]) & CHECKS)
+    check = cursor.plain_u32(count) if some else np.zeros(count, np.uint32)
+    sum_column = cursor.plain_u64(sums)
     cursor.end()
     if (chunkno >= _MAX_STEP).any():
         raise FormatError("chunks are not in order", where=where)
@@ -75,7 +80,9 @@ def decode_data(row: np.void, stored: bytes, *, where: str) -> Entries:
     steps = offset.copy()
     steps[1:] += length[:-1]
     offset = np.cumsum(steps, dtype=np.uint64)
-    entries = Entries(chunkno, mask, frame_mask, objects, offset, length, flags, sum_column)
+    entries = Entries(
+        chunkno, mask, frame_mask, objects, offset, length, flags, check, sum_column
+    )  # fmt: skip
     problem = _entries_problem(entries, row)
     if problem:
         raise FormatError(problem, where=where)
@@ -84,12 +91,13 @@ def decode_data(row: np.void, stored: bytes, *, where: str) -> Entries:
 
 def _entries_problem(entries: Entries, row: np.void) -> str:
     raw_length = entries.raw_length
-    packed = entries.flags == 1
+    packed = entries.packed
     if int(np.bitwise_count(entries.mask).sum(dtype=np.int64)) != len(entries.sums):
         return "a block has another number of sums than pages"
     if (entries.mask == 0).any() or (entries.mask & ~entries.frame_mask).any():
         return "an entry supplies pages that its frame does not hold"
-    if (entries.flags > 1).any() or (entries.length == 0).any():
+    most = ZSTD | CHECKED if int(row["flags"]) & CHECKS else ZSTD
+    if (entries.flags > most).any() or (entries.length == 0).any():
         return "an entry has unknown values"
     if not np.where(packed, entries.length < raw_length, entries.length == raw_length).all():
         return "an entry has an impossible length"

@@ -24,7 +24,8 @@ Bools = npt.NDArray[np.bool_]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
-ZSTD = 1
+# Flags of an entry: the frame is compressed; the check of its stored bytes is known.
+ZSTD, CHECKED = 1, 2
 _SHIFT = np.uint64(4)
 _LOW = np.uint64(PAGES_PER_CHUNK - 1)
 _NO_END = (1 << 64) - 1
@@ -35,7 +36,8 @@ class Entries:
     """Columns of entries, sorted by chunk, then by the lowest page of the mask.
 
     ``object`` 0 is the delta itself, n > 0 the n-th of its object table. ``flags`` bit 0:
-    the frame is compressed. ``sums`` has one XXH3-64 for each page of each mask, in order.
+    the frame is compressed, bit 1: ``check`` is the CRC-32 of its stored bytes (deltas of
+    format version 1 had none). ``sums`` has one XXH3-64 for each page of each mask, in order.
     """
 
     chunkno: U64
@@ -45,6 +47,7 @@ class Entries:
     offset: U64
     length: U32
     flags: U8
+    check: U32
     sums: U64
 
     def __len__(self) -> int:
@@ -55,6 +58,16 @@ class Entries:
     def raw_length(self) -> U32:
         """Return the bytes of each frame before compression."""
         return np.bitwise_count(self.frame_mask).astype(np.uint32) << np.uint32(12)
+
+    @property
+    def packed(self) -> Bools:
+        """Return which frames are compressed."""
+        return np.asarray((self.flags & np.uint8(ZSTD)) != 0)
+
+    @property
+    def checked(self) -> Bools:
+        """Return of which frames the check is known."""
+        return np.asarray((self.flags & np.uint8(CHECKED)) != 0)
 
     def pages(self) -> tuple[U64, I64]:
         """Return the page number of each sum, and the entry it belongs to."""
@@ -77,7 +90,7 @@ class Entries:
         part = slice(start, stop)
         return Entries(
             self.chunkno[part], self.mask[part], self.frame_mask[part], self.object[part],
-            self.offset[part], self.length[part], self.flags[part],
+            self.offset[part], self.length[part], self.flags[part], self.check[part],
             self.sums[int(sum_starts[start]) : int(sum_starts[stop])],
         )  # fmt: skip
 
@@ -89,7 +102,7 @@ class Entries:
         return Entries(
             self.chunkno[numbers], self.mask[numbers], self.frame_mask[numbers],
             self.object[numbers], self.offset[numbers], self.length[numbers],
-            self.flags[numbers], self.sums[base + np.arange(len(base))],
+            self.flags[numbers], self.check[numbers], self.sums[base + np.arange(len(base))],
         )  # fmt: skip
 
     def within(self, first_page: int, end_page: int) -> Entries:
@@ -131,7 +144,7 @@ def no_entries() -> Entries:
     return Entries(
         np.empty(0, np.uint64), np.empty(0, np.uint16), np.empty(0, np.uint16),
         np.empty(0, np.uint32), np.empty(0, np.uint64), np.empty(0, np.uint32),
-        np.empty(0, np.uint8), np.empty(0, np.uint64),
+        np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty(0, np.uint64),
     )  # fmt: skip
 
 
@@ -149,6 +162,7 @@ def concat_entries(parts: Sequence[Entries]) -> Entries:
         np.concatenate([part.offset for part in parts]),
         np.concatenate([part.length for part in parts]),
         np.concatenate([part.flags for part in parts]),
+        np.concatenate([part.check for part in parts]),
         np.concatenate([part.sums for part in parts]),
     )
 
@@ -176,7 +190,7 @@ def select_pages(entries: Entries, pageno: U64, owner: I64, kept: I64) -> Entrie
     return Entries(
         entries.chunkno[source], mask, entries.frame_mask[source], entries.object[source],
         entries.offset[source], entries.length[source], entries.flags[source],
-        entries.sums[kept[rows]],
+        entries.check[source], entries.sums[kept[rows]],
     )  # fmt: skip
 
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from vdiskfs.delta.blocks import (
     BLOCK_RAW_MAX,
+    CHECKS,
     DATA,
     OBJECTS,
+    PACKED,
     PAGE,
     POINTS,
     ROW,
@@ -74,7 +76,10 @@ def _rows_problem(rows: Rows, head: DeltaHead) -> str:
     kind = rows["kind"] & np.uint8(0x7F)
     if not np.isin(kind, (DATA, ZEROS, POINTS, OBJECTS)).all():
         return "a row of the index has an unknown kind"
-    if (rows["flags"] > 1).any() or rows["reserved"].any() or rows["reserved2"].any():
+    # All blocks of entries have checks since format version 2, and none had before.
+    checks = (rows["kind"] == DATA) & (head.version > 1)
+    unknown = (rows["flags"] & ~np.uint8(PACKED)) != np.where(checks, CHECKS, 0)
+    if unknown.any() or rows["reserved"].any() or rows["reserved2"].any():
         return "a row of the index has unknown values"
     if (rows["length"] > rows["raw"]).any() or (rows["raw"] > BLOCK_RAW_MAX).any():
         return "a block is larger than the format allows"

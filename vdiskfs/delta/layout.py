@@ -16,7 +16,9 @@ from urllib.parse import quote, unquote
 from vdiskfs.errors import FormatError
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK, pages_of
 
-VERSION = 1
+# Version 2 has a check of each frame's stored bytes in the index; version 1 is still read.
+VERSION = 2
+VERSIONS = (1, 2)
 HEAD_SIZE = 512
 HASH_SIZE = 32
 LABEL_MAX = 120
@@ -90,6 +92,7 @@ class DeltaHead:
     root_length: int = 0
     root_raw: int = 0
     root_hash: bytes = bytes(HASH_SIZE)
+    version: int = VERSION
 
     @property
     def pages(self) -> int:
@@ -133,7 +136,7 @@ def encode_head(head: DeltaHead) -> bytes:
     """Return the 512 bytes of the head."""
     label = head.label.encode()
     body = _HEAD.pack(
-        _MAGIC, VERSION, head.kind, head.level, head.flags,
+        _MAGIC, head.version, head.kind, head.level, head.flags,
         bytes.fromhex(head.vault_id), bytes.fromhex(head.disk_id),
         bytes.fromhex(head.writer_id), bytes.fromhex(head.group_id),
         head.generation, len(label), 0, 0,
@@ -161,9 +164,9 @@ def decode_head(data: bytes, *, where: str = "") -> DeltaHead:
     fields = _HEAD.unpack(body)
     version, kind, level, flags = fields[1:5]
     label_length, scheme, reserved = fields[10:13]
-    if version != VERSION:
+    if version not in VERSIONS:
         raise FormatError(
-            f"a delta of format version {version}; this program reads {VERSION}",
+            f"a delta of format version {version}; this program reads those up to {VERSION}",
             where=where,
             hint="use a newer vdiskfs",
         )
@@ -194,7 +197,7 @@ def decode_head(data: bytes, *, where: str = "") -> DeltaHead:
         tail_offset=numbers[10], root_offset=numbers[11],
         root_length=numbers[12], root_raw=numbers[13],
         from_digest=fields[27], to_digest=fields[28], content_digest=fields[29],
-        root_hash=fields[30], label=label,
+        root_hash=fields[30], label=label, version=version,
     )  # fmt: skip
     problem = head_problem(head)
     if problem:

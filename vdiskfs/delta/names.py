@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 _SLOT = re.compile(r"disks/([0-9a-f]{32})/g([0-9a-f]{8})/([0-9a-f]{16})")
+_SEGMENT = re.compile(r"segments/([0-9a-f]{32})/([0-9a-f]{32})")
 _JOINED = re.compile(
     r"disks/([0-9a-f]{32})/g([0-9a-f]{8})\.([1-9])/([0-9a-f]{16})-([0-9a-f]{16})\.([0-9a-f]{1,8})"
 )
@@ -52,6 +53,12 @@ def parse_slot(name: str) -> tuple[int, int] | None:
     """Return the generation and the epoch that a slot's name says, or None."""
     match = _SLOT.fullmatch(name)
     return (int(match[2], 16), int(match[3], 16)) if match else None
+
+
+def parse_segment(name: str) -> str | None:
+    """Return the id that a segment's name says, or None."""
+    match = _SEGMENT.fullmatch(name)
+    return match[2] if match else None
 
 
 def parse_joined(name: str) -> tuple[int, int, int, int, int] | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdiskfs.crash import hook
-from vdiskfs.delta.layout import HASH_SIZE, VERSION, hash_bytes
+from vdiskfs.delta.layout import HASH_SIZE, VERSION, VERSIONS, hash_bytes
 from vdiskfs.errors import FormatError
 
 SEGMENT_HEAD_SIZE = 128
@@ -70,7 +70,7 @@ def decode_segment_head(data: bytes, *, where: str) -> SegmentHead:
     if hash_bytes(body) != data[SEGMENT_HEAD_SIZE - HASH_SIZE :]:
         raise FormatError("the head is damaged", where=where)
     _, version, _, _, vault, disk, writer, segment, size, _ = _HEAD.unpack(body)
-    if version != VERSION:
+    if version not in VERSIONS:
         raise FormatError(f"a segment of format version {version}", where=where)
     return SegmentHead(vault.hex(), disk.hex(), writer.hex(), segment.hex(), size)
 

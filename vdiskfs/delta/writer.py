@@ -214,7 +214,7 @@ class DeltaWriter:
         count = len(frames.chunkno)
         self._builder.add(
             Entries(frames.chunkno, frames.mask, frames.mask, np.full(count, number, np.uint32),
-                    offset, frames.length, frames.flags, frames.sums)
+                    offset, frames.length, frames.flags, frames.check, frames.sums)
         )  # fmt: skip
 
     def _open_segment(self, length: int) -> SegmentFile:

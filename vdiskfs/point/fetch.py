@@ -224,7 +224,9 @@ def _decode_some(
     buffer = bytearray(int(raw.sum()))
     pageno, owner = entries.pages()
     try:
-        decode_frames(frames, raw.tolist(), (entries.flags == 1).tolist(), memoryview(buffer))
+        decode_frames(
+            frames, raw.tolist(), entries.packed.tolist(), _checks(entries), memoryview(buffer)
+        )
     except FrameError as error:
         page = int(pageno[np.flatnonzero(owner == error.number)[0]])
         raise _damage(run, page) from None
@@ -244,6 +246,11 @@ def _decode_some(
             view[(pageno - np.uint64(places)).astype(np.int64)] = pages
         else:
             view[np.searchsorted(places, pageno)] = pages
+
+
+def _checks(entries: Entries) -> list[int | None]:
+    pairs = zip(entries.check.tolist(), entries.checked.tolist(), strict=True)
+    return [check if known else None for check, known in pairs]
 
 
 def _damage(run: _Run, pageno: int) -> DamagedError:
