@@ -253,7 +253,7 @@ async def test_a_large_delta_is_a_gap_that_is_read_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What lies on both sides of it is joined, and every point is still right."""
-    monkeypatch.setattr("vdiskfs.catalog.joins.SLOT_INDEX_LIMIT", 1200)
+    monkeypatch.setattr("vdiskfs.catalog.tables.SLOT_INDEX_LIMIT", 1200)
     async with bench() as test:
         rng = random.Random(4)
         for epoch in range(1, 65):
