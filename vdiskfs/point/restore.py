@@ -113,9 +113,10 @@ async def _copy(reader: PointReader, path: Path, descriptor: int, progress: Prog
         nonlocal total, done
         data, mask = await reader.read_mapped(page, count)
         with _local_errors(path):
-            total += await trio.to_thread.run_sync(
+            written = await trio.to_thread.run_sync(
                 _write_data, descriptor, page, data, mask, reader.size
             )
+        total += written  # not in one: others have added to it meanwhile
         free.release()
         done += count * PAGE_SIZE
         if progress is not None:
