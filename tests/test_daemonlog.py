@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vdiskfs.config import MountSettings
+from vdiskfs.daemonlog import BoundedHandler
 
 PROGRAM = """
 import logging, os, sys
@@ -58,3 +63,15 @@ def test_what_is_somebody_elses_is_not_cut(tmp_path: Path) -> None:
     assert other.stat().st_size > 4 * LIMIT
     assert mine.read_text() == "of an earlier run\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["daemon.log", "journal"]
+
+
+def test_a_line_that_the_disk_does_not_take_is_lost_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = BoundedHandler(tmp_path / "daemon.log")
+    with Path("/dev/full").open("w") as full:
+        handler.setStream(full)
+        handler.emit(logging.makeLogRecord({"msg": "no room"}))
+        with contextlib.suppress(OSError):
+            full.close()
+    assert capfd.readouterr().err == ""

@@ -35,6 +35,11 @@ class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
             if os.fstat(self.stream.fileno()).st_size > self._limit:
                 self._cut()
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Lose a line that the disk does not take; else say what is wrong with it."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
     def _cut(self) -> None:
         """Keep what there is as ``.1``, in the place of what was there, and begin anew."""
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -15,7 +15,7 @@ from functools import partial
 import trio
 
 from vdiskfs.disk import ProtectedDisk
-from vdiskfs.errors import LocalError, StateError, VaultUnreachableError, VdiskfsError
+from vdiskfs.errors import LocalError, VaultUnreachableError, VdiskfsError
 from vdiskfs.events import Events
 from vdiskfs.finalizing import Finalizer, pass_progress
 from vdiskfs.health import State
@@ -91,7 +91,7 @@ class DiskJobs:
 
     async def _finalize(self, disk: ProtectedDisk) -> None:
         note = disk.site.state.disk(disk.disk_id).unfinished
-        health, tries = disk.health, 0
+        health, silences, failures = disk.health, 0, 0
         given_up = trio.CancelScope()
 
         async def give_up() -> None:
@@ -99,6 +99,9 @@ class DiskJobs:
 
         with given_up:
             while True:
+                if disk.line.displaced is not None:
+                    self._leave(disk)
+                    return
                 progress = Progress()
                 job_id = self._jobs.begin(
                     JobKind.FINALIZE, disk.name, disk.disk_id, progress=progress.shown,
@@ -107,33 +110,43 @@ class DiskJobs:
                 error = await self._try(disk, job_id, progress)
                 if error is None:
                     break
-                if isinstance(error, VaultUnreachableError) and tries < QUIET_TRIES:
+                if isinstance(error, VaultUnreachableError) and silences < QUIET_TRIES:
                     self._jobs.waits(job_id, str(error))
-                    await trio.sleep(AGAIN_S * 2**tries)
+                    await trio.sleep(AGAIN_S * 2**silences)
+                    silences += 1
                 else:
                     log.error("disk %s: cannot be finalized: %s", disk.name, error)
                     again = f"it is tried again by itself; vdiskfs disk retry {disk.name} at once"
                     health.unfinished = f"{error}; {again}"
                     self._jobs.stands(job_id, error)
-                    await health.wait_retry(max(0, tries - QUIET_TRIES))
-                tries += 1
+                    await health.wait_retry(failures)
+                    failures += 1
         if given_up.cancelled_caught:
             self._jobs.ended_as(job_id, JobState.CANCELLED, "asked for; the disk is not looked at")
         health.finalizing, health.unfinished = False, None
         await trio.to_thread.run_sync(partial(note.unlink, missing_ok=True))
+
+    def _leave(self, disk: ProtectedDisk) -> None:
+        """Do not finalize a disk that another site has by now; the next start looks again."""
+        job = self._jobs.open_job(JobKind.FINALIZE, disk.disk_id)
+        if job is not None:
+            self._jobs.ended_as(job.id, JobState.CANCELLED, "another site has the disk")
+        disk.health.finalizing, disk.health.unfinished = False, None
 
     async def _try(
         self, disk: ProtectedDisk, job_id: str, progress: Progress
     ) -> VdiskfsError | None:  # fmt: skip
         """Try once to finalize a disk; return why it failed."""
         try:
-            if disk.line.displaced is not None:
-                raise StateError("another site has the disk", hint="vdiskfs site list")
             outcome = await self._finalizer.run(disk, progress, partial(self._jobs.step, job_id))
         except VdiskfsError as error:
             return error
         except OSError as error:
             return LocalError(str(error))
+        except Exception as error:
+            # Whatever it is, it is tried again like the rest, and the disk replicates on.
+            log.exception("disk %s: finalizing failed", disk.name)
+            return VdiskfsError(f"it failed: {error!r}", hint="see the daemon's log")
         self._jobs.done(job_id, outcome)
         return None
 

@@ -74,6 +74,10 @@ def test_a_disk_follows_its_policy_while_it_is_written(tmp_path: Path) -> None:
                          "--yes")  # fmt: skip
                 write()
                 site.wait("points to go", lambda: len(points(site)) < VERSIONS / 2)
+                site.wait("its job", lambda: any(
+                    one["kind"] == "thin" and "thinned away" in one["outcome"]
+                    for one in site.json("job", "list")["jobs"]
+                ))  # fmt: skip
                 write()
                 left = points(site)
                 stay = {point["epoch"] for point in left}

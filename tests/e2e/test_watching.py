@@ -145,6 +145,7 @@ def test_events_are_followed_over_the_death_of_a_daemon_and_sinks_are_tried(
         try:
             assert follower.stdout is not None
             assert "mount.started" in follower.stdout.readline()
+            assert "disk.finalized" in follower.stdout.readline()
             site.kill_daemon()
             second = follower.stdout.readline()
             assert "mount.started" in second

@@ -50,13 +50,14 @@ async def test_what_is_enforced_is_found_out_and_leaves_one_object(
         found = await probe_enforced(store)
         assert (found.overwrite, found.delete, found.documents) == (
             KINDS[kind][2], KINDS[kind][2], ALLOWED)  # fmt: skip
-        assert found.is_kept
     assert len([path for path in worm.made if "/probes/" in path]) == 1
-    assert [finding.status for finding in _enforced_findings(found)] == ["ok"]
+    [finding] = _enforced_findings(found)
+    assert (finding.status, "can take points away" in finding.detail) == ("ok", False)
     # That it was so once is not believed: nothing is left, and it is allowed.
     worm.ended = True
     found = await probe_enforced(store)
-    assert (found.overwrite, found.delete, found.is_kept) == (ALLOWED, ALLOWED, False)
+    assert (found.overwrite, found.delete) == (ALLOWED, ALLOWED)
+    assert "can take points away" in _enforced_findings(found)[0].detail
     assert [info async for info in store.list("probes/")] == []
 
 

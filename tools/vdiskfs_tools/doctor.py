@@ -172,6 +172,8 @@ def _enforced_findings(found: Any) -> list[Finding]:
     from vdiskfs_tools.checks import Finding
 
     detail = f"overwriting is {found.overwrite}, deleting is {found.delete}"
+    if not found.is_kept:
+        detail += ": whoever has this credential can take points away"
     findings = [Finding("vault data", "ok", detail)]
     if found.documents != ALLOWED:
         fix = "let them lie in a second container: azure://CONTAINER/PREFIX?control=CONTAINER"
