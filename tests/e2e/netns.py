@@ -109,6 +109,7 @@ def namespace() -> Iterator[Namespace]:
 class SiteIn(MountedSite):
     """A site whose programs run in a namespace."""
 
+    asks_here = False  # this process is in another one
     namespace: Namespace
 
     def run(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
