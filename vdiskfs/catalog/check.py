@@ -44,7 +44,7 @@ async def check(
         VaultUnreachableError, RefusedError: the vault cannot be asked now.
     """
     report = CheckReport()
-    for record in await _records(vault, disks, report):
+    for record in await find_records(vault, disks, report):
         work = Inspection(vault.store, vault.vault_id, record, report, read_data, progress)
         await _check_disk(vault, record, work)
         report.disks += 1
@@ -55,9 +55,10 @@ async def check(
     return report
 
 
-async def _records(
+async def find_records(
     vault: Vault, disks: Sequence[str] | None, report: CheckReport
 ) -> list[DiskRecord]:
+    """Return the disks meant (all of them); names that lead to none are reported."""
     if disks is not None:
         return [await vault.find_disk(name) for name in disks]
     found: dict[str, DiskRecord] = {}
@@ -79,7 +80,7 @@ async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> Non
     async for info in vault.store.list(segment_prefix(record.id)):
         work.sizes[info.name] = info.size
     segments = set(work.sizes)
-    listings = [await _listing(work, number) for number in sorted(record.parents)]
+    listings = [await list_line(work, number) for number in sorted(record.parents)]
     work.total = sum(len(listing.slots) + len(listing.joined) for listing in listings)
     ends: dict[tuple[int, int], LineState] = {}
     for listing in listings:
@@ -102,8 +103,11 @@ async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> Non
     report.unused_bytes += sum(work.sizes[name] for name in unused)
 
 
-async def _listing(work: Inspection, generation: int) -> Listing:
-    """List all slots and joined deltas of a generation; below a horizon those of its ledger."""
+async def list_line(work: Inspection, generation: int) -> Listing:
+    """List all slots and joined deltas of a generation; below a horizon those of its ledger.
+
+    A ledger that cannot be read is reported.
+    """
     disk_id, ref = work.record.id, work.record.ledgers.get(generation)
     listing = Listing(generation)
     horizon = 0

@@ -1,0 +1,141 @@
+"""Frames that are damaged: what of them is still good, and the same pages as a frame again.
+
+A frame made again has the length that the index says, so that nothing that refers to it
+changes. It need not be the same bytes: an encoder of another version may need fewer, and then
+bytes follow that the decoder passes over. Pages are what is compared. Synchronous, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vdiskfs import native
+from vdiskfs.delta.entries import Entries
+from vdiskfs.delta.frames import FrameEncoder, FrameError, PageBatch, decode_frames
+from vdiskfs.units import PAGE_SIZE, PAGES_PER_CHUNK
+
+_LEVELS = (1, 3, 2, 4, 5, 6, 7, 8, 9, 12, 15, 19, 22)
+# A frame that zstd's decoders skip: magic number, then a length of 32 bits.
+_SKIPPED = b"\x50\x2a\x4d\x18"
+
+
+@dataclass(slots=True)
+class Frame:
+    """A frame as indexes describe it; ``sums`` are those of the pages that any of them uses."""
+
+    offset: int
+    length: int
+    packed: bool
+    chunkno: int
+    mask: int
+    sums: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def pages(self) -> list[int]:
+        """Return the pages in it, in order."""
+        first = self.chunkno * PAGES_PER_CHUNK
+        return [first + bit for bit in range(PAGES_PER_CHUNK) if self.mask >> bit & 1]
+
+    @property
+    def raw_length(self) -> int:
+        """Return how many bytes its pages are."""
+        return self.mask.bit_count() * PAGE_SIZE
+
+    @property
+    def end(self) -> int:
+        """Return where it ends in its object."""
+        return self.offset + self.length
+
+
+def add_frames(known: dict[int, Frame], entries: Entries) -> None:
+    """Add what entries of one object say of its frames, by offset."""
+    starts = entries.sum_starts().tolist()
+    pageno = entries.pages()[0].tolist()
+    sums = entries.sums.tolist()
+    for row in range(len(entries)):
+        offset = int(entries.offset[row])
+        frame = known.get(offset)
+        if frame is None:
+            frame = known[offset] = Frame(
+                offset, int(entries.length[row]), bool(entries.flags[row]),
+                int(entries.chunkno[row]), int(entries.frame_mask[row]),
+            )  # fmt: skip
+        low, high = starts[row], starts[row + 1]
+        frame.sums.update(zip(pageno[low:high], sums[low:high], strict=True))
+
+
+def good_pages(frame: Frame, stored: bytes | memoryview) -> dict[int, bytes]:
+    """Return the pages of a frame, of those with a sum, that are what was stored."""
+    pages = _decoded(frame, stored)
+    if pages is None:
+        return {}
+    sums = native.pages_sum(pages).tolist()
+    return {
+        page: bytes(pages[at * PAGE_SIZE : (at + 1) * PAGE_SIZE])
+        for at, page in enumerate(frame.pages)
+        if frame.sums.get(page) == sums[at]
+    }
+
+
+def is_whole(frame: Frame, stored: bytes | memoryview) -> bool:
+    """Say whether all pages with a sum are what was stored."""
+    pages = _decoded(frame, stored)
+    if pages is None:
+        return False
+    sums = native.pages_sum(pages).tolist()
+    return all(frame.sums.get(page, sums[at]) == sums[at] for at, page in enumerate(frame.pages))
+
+
+def remade(frame: Frame, pages: Mapping[int, bytes]) -> bytes | None:
+    """Return a frame of these pages; None: none is of its length.
+
+    Pages of the frame that are not given are zeros: no index uses them, or they are lost.
+    """
+    data = b"".join(pages.get(page, bytes(PAGE_SIZE)) for page in frame.pages)
+    if not frame.packed:
+        return data if len(data) == frame.length else None
+    shorter: bytes | None = None
+    for level in _LEVELS:
+        packed = _packed(data, level)
+        if packed is not None and len(packed) == frame.length:
+            return packed
+        if packed is not None and len(packed) < frame.length:
+            shorter = packed if shorter is None else shorter
+            if level > 9:
+                break
+    if shorter is None:
+        return None
+    padded = shorter + _padding(frame.length - len(shorter))
+    decoded = _decoded(frame, padded)
+    return padded if decoded is not None and bytes(decoded) == data else None
+
+
+def _packed(data: bytes, level: int) -> bytes | None:
+    """Compress pages as a writer does; None: a writer would not have."""
+    count = len(data) // PAGE_SIZE
+    batch = PageBatch(
+        np.arange(count, dtype=np.uint64), np.zeros(count, np.uint64), np.zeros(count, np.bool_),
+        data,
+    )  # fmt: skip
+    frames = FrameEncoder(level).encode(batch)
+    if frames is None or not frames.flags[0]:
+        return None
+    return bytes(frames.parts[0])
+
+
+def _padding(length: int) -> bytes:
+    if length < 8:
+        return bytes(length)
+    return _SKIPPED + (length - 8).to_bytes(4, "little") + bytes(length - 8)
+
+
+def _decoded(frame: Frame, stored: bytes | memoryview) -> bytearray | None:
+    out = bytearray(frame.raw_length)
+    try:
+        decode_frames([stored], [len(out)], [frame.packed], memoryview(out))
+    except FrameError:
+        return None
+    return out
