@@ -15,6 +15,9 @@ import trio
 
 from vdiskfs import native
 from vdiskfs.catalog import DiskRecord, RepairReport, repair, repair_document
+from vdiskfs.catalog.lostrecords import restore_name, restore_record
+from vdiskfs.catalog.report import Healed, Left
+from vdiskfs.catalog.vault import disk_object
 from vdiskfs.delta.names import parse_slot, segment_prefix
 from vdiskfs.disk import ProtectedDisk
 from vdiskfs.events import Events
@@ -59,18 +62,41 @@ class Repairs:
         return repair_document(report)
 
     async def _repair(self, disk: ProtectedDisk, *, dry_run: bool) -> RepairReport:
+        report = RepairReport(dry_run)
+        for one in await self._records(disk, dry_run=dry_run):
+            if isinstance(one, Healed):
+                report.healed.append(one)
+            else:
+                report.left.append(one)
+        if not report.left and not (dry_run and report.healed):
+            _add(report, await self._repair_points(disk, dry_run=dry_run))
+        if not dry_run:
+            self._tell(disk, report)
+            if report.healed:
+                disk.health.retry_now()
+        return report
+
+    async def _records(self, disk: ProtectedDisk, *, dry_run: bool) -> list[Healed | Left]:
+        """Put back what leads to the disk."""
+        vault, place = disk.site.vault, (disk.name, disk.disk_id)
+        copies = await Here(disk).ends(disk_object(disk.disk_id))
+        writer = disk.site.state.writer_id
+        found = [
+            await restore_record(vault, *place, copies, writer, dry_run=dry_run),
+            await restore_name(vault, *place, dry_run=dry_run),
+        ]
+        return [one for one in found if one is not None]
+
+    async def _repair_points(self, disk: ProtectedDisk, *, dry_run: bool) -> RepairReport:
         def step(name: str, done: int, total: int) -> None:
             self._progress.update(disk=name, done=done, total=total)
 
         def here(_: DiskRecord) -> Here:
             return Here(disk)
 
-        report = await repair(
+        return await repair(
             disk.site.vault, [disk.disk_id], sources=here, dry_run=dry_run, progress=step
         )
-        if not dry_run:
-            self._tell(disk, report)
-        return report
 
     def _tell(self, disk: ProtectedDisk, report: RepairReport) -> None:
         """Say what was healed, and what was not."""

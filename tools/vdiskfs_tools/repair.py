@@ -68,7 +68,7 @@ def _repair(
         if entry.vault != url:
             continue
         with Client(entry) as client:
-            rows = [row for row in client.get("disks")["disks"] if row["here"]]
+            rows = client.get("status")["disks"]
             mine = [row for row in rows if not names or {row["name"], row["id"]} & set(names)]
             if mine:
                 here |= {word for row in mine for word in (row["name"], row["id"])}

@@ -15,7 +15,7 @@ from vdiskfs.catalog.ledger import ledger_name, read_ledger
 from vdiskfs.catalog.line import MAX_LEVEL
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.report import CheckReport, Problem
-from vdiskfs.catalog.vault import Vault
+from vdiskfs.catalog.vault import Vault, disk_object
 from vdiskfs.catalog.walk import LineState, LineWalk, Listing
 from vdiskfs.delta import genesis_digest
 from vdiskfs.delta.layout import head_from_metadata
@@ -66,13 +66,23 @@ async def find_records(
         try:
             record = await vault.named_disk(name)
         except NotFoundError:
-            continue  # a name whose disk was never made
+            # A name whose disk was never made; but not if it has points.
+            report.problems += await _lost_record(vault, name)
         except DamagedError as error:
             where = (error.where if isinstance(error, FormatError) else "") or name
             report.problems.append(Problem(where, bare(error, where), ""))
         else:
             found[record.id] = record
     return sorted(found.values(), key=lambda record: record.name)
+
+
+async def _lost_record(vault: Vault, name: str) -> list[Problem]:
+    """Return what is wrong if a name leads to a disk of which all but the record is there."""
+    disk_id = await vault.named_id(name)
+    deltas = [info.name async for info in vault.store.list(f"disks/{disk_id}/g")]
+    if not deltas:
+        return []
+    return [Problem(disk_object(disk_id), f"is missing, and {deltas[0]} is there", name)]
 
 
 async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> None:

@@ -84,6 +84,8 @@ class Outcome:
     """What came of one object: whether it was (or would be) stored, and what is left."""
 
     stored: bool = False
+    created: bool = False
+    raced: bool = False
     why: str = ""
     parts: int = 0
     pages: dict[str, int] = field(default_factory=dict)
@@ -134,7 +136,7 @@ class Healer:
                 return await self._heal_ledger(name)
             return await self._heal_delta(self._info(name))
         except ConflictError:
-            return Outcome(why="somebody else has changed it meanwhile")
+            return Outcome(raced=True, why="somebody else has changed it meanwhile")
         except DamagedError as error:
             return Outcome(why=error.message.removeprefix(f"{name}: "))
 
@@ -349,6 +351,7 @@ class Healer:
                 f"{name}: what is damaged cannot be replaced: {error.message}",
                 hint="an immutable vault keeps damage too: repair it where it may be written",
             ) from error
+        outcome.created = etag is None
         hook("repair.stored")
         return outcome
 

@@ -18,7 +18,7 @@ import zstandard
 from vdiskfs.delta.names import parse_slot
 
 KEPT_LIMIT = 128 << 20
-"""Bytes of what was put aside: 200,000 slots with one page changed."""
+"""Bytes of what was put aside, of slots and of the rest: 200,000 slots with a page changed each."""
 
 _PACK_MOST = 512 << 20
 
@@ -35,7 +35,9 @@ class IndexCache:
         """Use a directory, which is made when something is put there."""
         self._directory = directory
         self._tails = _Files(directory, limit)
-        self._kept = _Files(directory.with_name(f"{directory.name}.kept"), kept_limit)
+        # Apart: slots come every second, and leaves and documents stay for years.
+        self._slots = _Files(directory.with_name(f"{directory.name}.slots"), kept_limit)
+        self._others = _Files(directory.with_name(f"{directory.name}.others"), kept_limit)
 
     def get(self, name: str) -> bytes | None:
         """Return the tail of the object of that name, or None."""
@@ -55,15 +57,18 @@ class IndexCache:
         for name, tail in tails.items():
             packs.setdefault(_pack_of(name), {})[name] = tail
         for key, pack in packs.items():
-            self._kept.put(key, _packed({**self._opened(key), **pack}))
+            self._files(next(iter(pack))).put(key, _packed({**self._opened(key, pack), **pack}))
 
     def copies(self, name: str) -> list[bytes]:
         """Return what is kept of an object: ends of it. It is to be checked."""
-        found = [self.get(name), self._opened(_pack_of(name)).get(name)]
+        found = [self.get(name), self._opened(_pack_of(name), (name,)).get(name)]
         return [one for one in found if one is not None]
 
-    def _opened(self, key: str) -> dict[str, bytes]:
-        packed = self._kept.get(key)
+    def _files(self, name: str) -> _Files:
+        return self._slots if parse_slot(name) is not None else self._others
+
+    def _opened(self, key: str, names: Iterable[str]) -> dict[str, bytes]:
+        packed = self._files(next(iter(names))).get(key)
         if packed is None:
             return {}
         try:

@@ -8,17 +8,20 @@ at once, be killed, and run again. vdiskfs-internals(7), "Healing".
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 
 from vdiskfs.catalog.check import check, find_records, list_line
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
 from vdiskfs.catalog.inspection import Inspection, Progress
+from vdiskfs.catalog.ledger import read_ledger
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
 from vdiskfs.catalog.report import CheckReport, Healed, Left, Problem, RepairReport
 from vdiskfs.catalog.vault import Vault
 from vdiskfs.catalog.walk import Listing
 from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
+from vdiskfs.errors import NotFoundError, RefusedError
 from vdiskfs.point import PieceInfo
 
 ROUNDS = 6
@@ -52,7 +55,7 @@ async def repair(
     report, names = RepairReport(dry_run), CheckReport()
     records = await find_records(vault, disks, names)
     for problem in names.problems:
-        report.left.append(Left(problem, "which disk it named is not known here"))
+        report.left.append(Left(problem, "only the mount that has the disk knows it"))
     for record in [one for one in records if one.id not in skip]:
         await _Repair(vault, record, sources(record), report, progress).run()
         report.disks += 1
@@ -134,7 +137,7 @@ class _Repair:
         )  # fmt: skip
 
     async def _heal(self, problems: Sequence[Problem]) -> bool:
-        """Try to heal each; say whether anything was stored."""
+        """Try to heal each; say whether anything was stored: then there is more to see."""
         work, record = self._work(), self._record
         listings = [await list_line(work, number) for number in sorted(record.parents)]
         names = {one.object for one in problems}
@@ -145,15 +148,33 @@ class _Repair:
             leaves={leaf.name: leaf for one in listings for leaf in one.leaves.values()},
             joins={join.name: join for one in listings for join in _ledger_joins(one, record)},
         )  # fmt: skip
-        stored = False
+        stored, created = False, set[str]()
         for name in sorted(names, key=_order):
             outcome = await healer.heal(name)
             self._why[name] = outcome.why
+            stored |= outcome.stored or outcome.raced
+            if outcome.created:
+                created.add(name)
             if outcome.stored:
-                stored = True
                 before = self._done.get(name)
                 self._done[name] = outcome if before is None else _sum(before, outcome)
+        await self._take_back(created)
         return stored
+
+    async def _take_back(self, created: set[str]) -> None:
+        """Delete again what thinning doomed while it was made: nobody needs it any more."""
+        if not created:
+            return
+        record = await self._vault.disk(self._record.id)
+        for generation, ref in record.ledgers.items():
+            if self._record.ledgers.get(generation) == ref:
+                continue
+            ledger = await read_ledger(
+                self._vault.store, record.id, generation, ref.id, record.base(generation)
+            )
+            for name in created & ledger.doomed.keys():
+                with contextlib.suppress(NotFoundError, RefusedError):
+                    await self._vault.store.delete(name)
 
 
 def _order(name: str) -> tuple[int, str]:
