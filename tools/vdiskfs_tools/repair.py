@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import click
 
 from vdiskfs.errors import DamagedError
-from vdiskfs_tools.call import Call, dry_run_option
+from vdiskfs_tools.call import Call, Command, dry_run_option
 from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import vault_url
 from vdiskfs_tools.names import parse_disk
@@ -22,7 +21,7 @@ _LOOK_S = 0.5
 Progress = Callable[[int, int], None]
 
 
-@click.command("repair")
+@click.command("repair", cls=Command)
 @click.option(
     "--disk", "disks", metavar="DISK", multiple=True, shell_complete=complete_disks,
     help="Only this disk; may be given again.",
@@ -89,6 +88,8 @@ def _repair(
 
 def _by_daemon(entry: Any, ids: list[str], progress: Progress, dry_run: bool) -> dict[str, Any]:
     """Let a mount's daemon heal disks; it has their images."""
+    from concurrent.futures import Future, ThreadPoolExecutor, wait
+
     from vdiskfs_tools.client import Client
 
     with Client(entry) as client, Client(entry) as asking, ThreadPoolExecutor(1) as thread:

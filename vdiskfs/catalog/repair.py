@@ -18,11 +18,13 @@ from vdiskfs.catalog.ledger import read_ledger
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
 from vdiskfs.catalog.report import CheckReport, Healed, Left, Problem, RepairReport
-from vdiskfs.catalog.vault import Vault
+from vdiskfs.catalog.vault import Vault, disk_object, name_object
 from vdiskfs.catalog.walk import Listing
+from vdiskfs.delta.layout import is_id
 from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
 from vdiskfs.errors import NotFoundError, RefusedError
 from vdiskfs.point import PieceInfo
+from vdiskfs.sealed.names import stored_name
 
 ROUNDS = 6
 """Each heals what the one before made visible; more than three were never needed."""
@@ -42,7 +44,7 @@ async def repair(
     Args:
         vault: which.
         disks: which of its disks.
-        skip: ids of disks that are left out.
+        skip: ids and names of disks that are left out.
         sources: what this host has of a disk.
         dry_run: find out what could be healed, and store nothing.
         progress: of the checks.
@@ -54,12 +56,19 @@ async def repair(
     """
     report, names = RepairReport(dry_run), CheckReport()
     records = await find_records(vault, disks, names)
+    others = {_stored(vault, disk_object(one) if is_id(one) else name_object(one)) for one in skip}
     for problem in names.problems:
-        report.left.append(Left(problem, "only the mount that has the disk knows it"))
+        if _stored(vault, problem.object) not in others:
+            report.left.append(Left(problem, "only the mount that has the disk knows it"))
     for record in [one for one in records if one.id not in skip]:
         await _Repair(vault, record, sources(record), report, progress).run()
         report.disks += 1
     return report
+
+
+def _stored(vault: Vault, name: str) -> str:
+    """Return what an object is called in the store; of a damaged one nothing else is known."""
+    return name if vault.key is None else stored_name(vault.key, name)
 
 
 class _Repair:
