@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,8 @@ class Here:
     model: DiskModel
     cache: IndexCache
     expected: list[tuple[int, int, int]] = field(default_factory=list)
-    sent: int = 0
+    turns: int = 0
+    meanwhile: Callable[[], Awaitable[None]] | None = None
 
     async def ends(self, name: str) -> list[bytes]:
         return self.cache.copies(name)
@@ -57,7 +58,10 @@ class Here:
         return self.expected
 
     async def take(self, size: int) -> None:
-        self.sent += size
+        assert size > 0
+        if self.meanwhile is not None:
+            self.turns += 1
+            await self.meanwhile()
 
 
 @dataclass
@@ -69,6 +73,9 @@ class Site:
     points: list[Point]
     whole: dict[str, tuple[bytes, dict[str, str], str]]
     frames: dict[str, Frames]
+    read_whole: dict[str, tuple[bytes, dict[str, str], str]] = field(
+        default_factory=lambda: {"": (b"-", {}, "")}
+    )
 
     def vault(self) -> Vault:
         """Return the vault as somebody sees it who knows nothing yet."""
@@ -79,6 +86,9 @@ class Site:
 
     async def hurt(self) -> set[int]:
         """Return the points that cannot be read whole: the truth, by reading them all."""
+        if all(self.bench.store.objects.get(name, (b"",))[0] == data
+               for name, (data, _, _) in self.read_whole.items()):  # fmt: skip
+            return set()  # these very bytes were read before
         found, log = set(), await self.log()
         for point in self.points:
             try:
@@ -86,6 +96,8 @@ class Site:
                     assert await content(reader) == self.bench.model.states[point.epoch]
             except (DamagedError, NotFoundError):
                 found.add(point.epoch)
+        if not found:
+            self.read_whole = dict(self.bench.store.objects)
         return found
 
     async def checked(self) -> CheckReport:
@@ -147,13 +159,13 @@ async def site(directory: Path, *, seed: int = 1) -> AsyncIterator[Site]:
         cache = IndexCache(directory / "indexes")
         test.log = test.vault.log(test.record, cache=cache)
         test.model.writer_options = {"inline_limit": 24_000, "segment_limit": 48_000}
-        test.model.write(0, rng.randbytes(300_000))
+        test.model.write(0, rng.randbytes(160_000))
         for epoch in range(274):
             if epoch % 4 == 0 or epoch > 250:
-                test.model.churn(rng, writes=2, pages=120)
+                test.model.churn(rng, writes=2, pages=64)
             await test.publish()
             await test.log.publish_joins()
-        await _thin(test, directory)
+        await thin(test, directory)
         points = await test.log.points()
         frames = await _frames(test)
         yield Site(test, Here(test.model, cache), points, dict(test.store.objects), frames)
@@ -166,8 +178,9 @@ async def _without_syncs() -> AsyncIterator[None]:
         yield
 
 
-async def _thin(test: Bench, directory: Path) -> None:
-    now_ns = T0 + test.model.epoch * NS
+async def thin(test: Bench, directory: Path, later_s: int = 0) -> None:
+    """Thin the disk, and delete what nothing needs any more."""
+    now_ns = T0 + (test.model.epoch + later_s) * NS
     thinner = Thinner(test.vault, test.log, writer_id="cc" * 16, scratch=directory / "thin")
     await thinner.run(LADDER, now_ns)
     await test.log.line.load()

@@ -286,19 +286,30 @@ class Healer:
             return [frame for frame in frames.values() if not draft.settle_frame(frame)]
 
         bad = await trio.to_thread.run_sync(settle)
-        lost = 0
+        left, unfit = [], 0
         for start in range(0, len(bad), _FRAMES_AT_ONCE):
-            lost += await self._reframe(draft, bad[start : start + _FRAMES_AT_ONCE], outcome)
-        if lost:
-            draft.lost.append(f"{lost} of {len(bad)} damaged frames, whose pages are nowhere")
+            more = await self._reframe(draft, bad[start : start + _FRAMES_AT_ONCE], outcome)
+            left += more[0]
+            unfit += more[1]
+        if lost := sum(left):
+            draft.lost.append(
+                f"{len(left)} of {len(bad)} damaged frames, of which {lost} pages are nowhere"
+            )
+        if unfit:
+            draft.lost.append(f"{unfit} frames that come out longer than they were")
         outcome.why = ", ".join(draft.lost)
         outcome.parts = draft.mended
         if not draft.mended and draft.is_size_right:
             return outcome
         return await self._put(draft.name, bytes(draft.data), draft.etag, metadata, outcome)
 
-    async def _reframe(self, draft: Draft, frames: Sequence[Frame], outcome: Outcome) -> int:
-        """Make frames of a draft again; return how many that fails for."""
+    async def _reframe(
+        self, draft: Draft, frames: Sequence[Frame], outcome: Outcome
+    ) -> tuple[list[int], int]:
+        """Make frames of a draft again; return the pages that each lacks that is not whole.
+
+        The second number is how many do not fit in their places.
+        """
         pages: list[dict[int, bytes]] = []
         wanted: dict[int, set[int]] = {}
         for frame in frames:
@@ -317,8 +328,8 @@ class Healer:
                 outcome.pages[where] = outcome.pages.get(where, 0) + len(more)
                 found.update(more)
 
-        def make() -> int:
-            lost = 0
+        def make() -> tuple[list[int], int]:
+            left, unfit = [], 0
             for frame, known in zip(frames, pages, strict=True):
                 more = {page: found[page, one] for page, one in frame.sums.items()
                         if page not in known and (page, one) in found}  # fmt: skip
@@ -326,8 +337,11 @@ class Healer:
                 made = remade(frame, known | more) if more else None
                 if made is not None:
                     draft.put(frame.offset, made)
-                lost += made is None or len(known) + len(more) < len(frame.sums)
-            return lost
+                lost = len(frame.sums) - len(known) - len(more)
+                if lost or made is None:
+                    left.append(lost)
+                unfit += bool(more) and made is None
+            return left, unfit
 
         return await trio.to_thread.run_sync(make)
 

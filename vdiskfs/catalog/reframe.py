@@ -92,9 +92,40 @@ def is_whole(frame: Frame, stored: bytes | memoryview) -> bool:
 def remade(frame: Frame, pages: Mapping[int, bytes]) -> bytes | None:
     """Return a frame of these pages; None: none is of its length.
 
-    Pages of the frame that are not given are zeros: no index uses them, or they are lost.
+    Pages of the frame that are not given are zeros or like others: no index uses them, or they
+    are lost.
     """
-    data = b"".join(pages.get(page, bytes(PAGE_SIZE)) for page in frame.pages)
+    for filler in (_zeros, _nearest, _run_on, _run_up):
+        data = b"".join(pages.get(page) or filler(page, pages) for page in frame.pages)
+        made = _of_length(frame, data)
+        if made is not None or len(pages) == len(frame.pages):
+            return made
+    return None
+
+
+def _zeros(_: int, __: Mapping[int, bytes]) -> bytes:
+    return bytes(PAGE_SIZE)
+
+
+def _nearest(page: int, pages: Mapping[int, bytes]) -> bytes:
+    """Return the page beside it."""
+    return pages[min(pages, key=lambda other: abs(other - page))] if pages else bytes(PAGE_SIZE)
+
+
+def _run_on(page: int, pages: Mapping[int, bytes]) -> bytes:
+    """Return the last byte of the page before it, again and again."""
+    before = [other for other in pages if other < page]
+    return pages[max(before)][-1:] * PAGE_SIZE if before else _run_up(page, pages)
+
+
+def _run_up(page: int, pages: Mapping[int, bytes]) -> bytes:
+    """Return the first byte of the page behind it, again and again."""
+    behind = [other for other in pages if other > page]
+    return pages[min(behind)][:1] * PAGE_SIZE if behind else _nearest(page, pages)
+
+
+def _of_length(frame: Frame, data: bytes) -> bytes | None:
+    """Return pages as a frame of the length that the index says; None: there is none."""
     if not frame.packed:
         return data if len(data) == frame.length else None
     shorter: bytes | None = None
