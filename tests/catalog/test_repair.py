@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.catalog.harness import bench, content_at
 from tests.delta.model import PAGE
 from tests.vaults import is_encrypted
 from vdiskfs.catalog import IndexCache, Vault, healer, reframe, repair
+from vdiskfs.catalog.ledger import read_ledger, write_ledger
 from vdiskfs.catalog.publish import keep_tail
 from vdiskfs.delta import open_spooled
 from vdiskfs.delta.layout import decode_head, encode_head
@@ -297,3 +299,24 @@ async def test_a_writer_joins_and_thinning_go_on_while_it_heals(tmp_path: Path) 
         # The image has all pages of the newest point; a frame of some pages may be too long.
         is_long = any("longer" in rest.why for rest in again.left)
         assert one.bench.model.epoch not in left or is_long
+
+
+async def test_what_was_doomed_while_it_was_made_is_deleted_again(tmp_path: Path) -> None:
+    async with site(tmp_path) as one:
+        name = one.names("leaf")[0]
+        one.damage(name, random.Random(1), "lost")
+        vault, ref = one.vault(), (await one.log()).record.ledgers[1]
+
+        async def meanwhile() -> None:
+            one.here.meanwhile = None
+            ledger = await read_ledger(vault.store, one.bench.record.id, 1, ref.id, 0)
+            newer = replace(ledger, doomed={name: 1}, now_ns=ledger.now_ns + 1)
+            again = await write_ledger(vault.store, one.bench.record.id, newer)
+            ledgers = {1: replace(ref, id=again)}
+            await vault.update_disk(one.bench.record.id, lambda one: replace(one, ledgers=ledgers))
+
+        one.here.meanwhile = meanwhile
+        with mock.patch.object(sys.modules[repair.__module__], "ROUNDS", 1):
+            await one.repaired()
+        assert one.here.turns == 1
+        assert name not in one.bench.store.objects
