@@ -196,7 +196,7 @@ async def test_a_page_is_taken_from_another_delta_that_holds_it(tmp_path: Path) 
 async def test_joined_deltas_are_made_again_from_what_they_join(tmp_path: Path) -> None:
     async with site(tmp_path) as one:
         for name in one.names("joined"):
-            one.damage(name, random.Random(1), "flip")
+            one.damage(name, random.Random(1), "cut")
         report = await repair(one.vault())
         assert report.ok
         assert len(report.healed) == len(one.names("joined"))

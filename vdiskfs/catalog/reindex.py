@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import trio
 
 from vdiskfs.catalog.draft import Draft
 from vdiskfs.catalog.reframe import Frame, add_frames
@@ -71,7 +72,7 @@ async def settle_index(draft: Draft, head: DeltaHead, stored: bytes, fetch: Fetc
         if elsewhere is None:
             return None
         delta.read = _reader(draft, elsewhere)
-        return _read_index(draft, delta)
+        return await trio.to_thread.run_sync(_read_index, draft, delta)
     except FormatError as error:
         draft.lost.append(error.message.removeprefix(f"{draft.name}: "))
         return None
