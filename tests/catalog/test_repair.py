@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -139,18 +140,25 @@ async def test_what_is_known_of_a_delta_is_put_back_though_some_of_it_is_gone(
 
 
 async def test_a_vault_that_lets_nothing_be_replaced_is_one_clear_error(tmp_path: Path) -> None:
-    async def refuse(name: str, *_: object, **__: object) -> str:
-        raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
-
     async with site(tmp_path) as one:
         _, held = held_and_gone(one)
+        lost = next(name for name in one.names("segment") if one.has(name, ALL))
         one.damage(held, random.Random(1), "flip")
+        one.damage(lost, random.Random(1), "lost")
+        replace_object = one.bench.store.replace
+
+        async def refuse(name: str, data: bytes, *, etag: str | None, **rest: Any) -> str:
+            if etag is not None:
+                raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
+            return await replace_object(name, data, etag=etag, **rest)
+
         with (
             mock.patch.object(one.bench.store, "replace", refuse),
             pytest.raises(RefusedError) as e,
         ):
             await one.repaired()
         assert e.value.message.startswith(f"{held}: what is damaged cannot be replaced")
+        assert lost in one.bench.store.objects, "what is missing may be created"
         assert (await one.repaired()).ok
 
 

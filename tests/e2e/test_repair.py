@@ -91,4 +91,4 @@ def test_damage_is_healed_from_what_the_mount_has_while_a_guest_writes(tmp_path:
             image.write(bytes(MIB // 4))
         slots[1].unlink()
         with pytest.raises(CommandError, match=r"exit 6(.|\n)*hurts \d+ point"):
-            site.run("vault", "repair")
+            site.run("-m", site.mountpoint, "vault", "repair")

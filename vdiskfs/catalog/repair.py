@@ -158,8 +158,14 @@ class _Repair:
             joins={join.name: join for one in listings for join in _ledger_joins(one, record)},
         )  # fmt: skip
         stored, created = False, set[str]()
+        refused: RefusedError | None = None
         for name in sorted(names, key=_order):
-            outcome = await healer.heal(name)
+            try:
+                outcome = await healer.heal(name)
+            except RefusedError as error:
+                # What is missing may be created there all the same.
+                refused = refused or error
+                continue
             self._why[name] = outcome.why
             stored |= outcome.stored or outcome.raced
             if outcome.created:
@@ -168,6 +174,8 @@ class _Repair:
                 before = self._done.get(name)
                 self._done[name] = outcome if before is None else _sum(before, outcome)
         await self._take_back(created)
+        if refused is not None:
+            raise refused
         return stored
 
     async def _take_back(self, created: set[str]) -> None:
