@@ -87,10 +87,10 @@ async def _lost_record(vault: Vault, name: str) -> list[Problem]:
 
 async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> None:
     """Check all generations of a disk, parents first."""
-    async for info in vault.store.list(segment_prefix(record.id)):
-        work.sizes[info.name] = info.size
-    segments = set(work.sizes)
     listings = [await list_line(work, number) for number in sorted(record.parents)]
+    # After the slots: a writer stores the segments of a delta first.
+    segments = {info.name: info.size async for info in vault.store.list(segment_prefix(record.id))}
+    work.sizes.update(segments)
     work.total = sum(len(listing.slots) + len(listing.joined) for listing in listings)
     ends: dict[tuple[int, int], LineState] = {}
     for listing in listings:
@@ -105,9 +105,9 @@ async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> Non
             ends[listing.generation, epoch] = state
     report = work.report
     if work.read_data:
-        for name in sorted(segments & work.used):
+        for name in sorted(segments.keys() & work.used):
             await work.look_at_segment(name)
-    unused = segments - work.used
+    unused = segments.keys() - work.used
     report.segments += len(segments)
     report.unused_segments += len(unused)
     report.unused_bytes += sum(work.sizes[name] for name in unused)

@@ -81,11 +81,15 @@ class NoSources:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one object: whether it was (or would be) stored, and what is left."""
+    """What came of one object: whether it was (or would be) stored, and what is left.
+
+    ``created``: it was missing; ``raced``: somebody else was faster; ``whole``: it is not damaged.
+    """
 
     stored: bool = False
     created: bool = False
     raced: bool = False
+    whole: bool = False
     why: str = ""
     parts: int = 0
     pages: dict[str, int] = field(default_factory=dict)
@@ -300,6 +304,7 @@ class Healer:
         outcome.why = ", ".join(draft.lost)
         outcome.parts = draft.mended
         if not draft.mended and draft.is_size_right:
+            outcome.whole = not draft.lost
             return outcome
         return await self._put(draft.name, bytes(draft.data), draft.etag, metadata, outcome)
 

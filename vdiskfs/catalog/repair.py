@@ -22,7 +22,7 @@ from vdiskfs.catalog.vault import Vault, disk_object, name_object
 from vdiskfs.catalog.walk import Listing
 from vdiskfs.delta.layout import is_id
 from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
-from vdiskfs.errors import NotFoundError, RefusedError
+from vdiskfs.errors import DamagedError, NotFoundError, RefusedError
 from vdiskfs.point import PieceInfo
 from vdiskfs.sealed.names import stored_name
 
@@ -86,6 +86,7 @@ class _Repair:
         self._first: dict[str, Problem] = {}
         self._done: dict[str, Outcome] = {}
         self._why: dict[str, str] = {}
+        self._whole: set[str] = set()
 
     async def run(self) -> None:
         """Heal as long as that helps."""
@@ -112,11 +113,14 @@ class _Repair:
 
     async def _check(self) -> tuple[list[Problem], int]:
         """Return what is damaged now, and how many points there are."""
-        report = await check(
-            self._vault, [self._record.id], read_data=True, progress=self._progress
-        )
-        self._report.read_bytes += report.read_bytes
-        self._record = await self._vault.disk(self._record.id)
+        for _ in range(ROUNDS):
+            report = await check(
+                self._vault, [self._record.id], read_data=True, progress=self._progress
+            )
+            self._report.read_bytes += report.read_bytes
+            before, self._record = self._record, await self._vault.disk(self._record.id)
+            if report.ok or before.ledgers == self._record.ledgers:
+                break  # else what is missing was perhaps collected meanwhile
         known = {problem.object for problem in report.problems}
         missing = [one for one in await self._newest_missing() if one.object not in known]
         return report.problems + missing, report.points
@@ -168,6 +172,10 @@ class _Repair:
                 continue
             self._why[name] = outcome.why
             stored |= outcome.stored or outcome.raced
+            if outcome.whole and name not in self._whole:
+                # It was stored while the check looked.
+                self._whole.add(name)
+                stored = True
             if outcome.created:
                 created.add(name)
             if outcome.stored:
@@ -186,10 +194,12 @@ class _Repair:
         for generation, ref in record.ledgers.items():
             if self._record.ledgers.get(generation) == ref:
                 continue
-            ledger = await read_ledger(
-                self._vault.store, record.id, generation, ref.id, record.base(generation)
-            )
-            for name in created & ledger.doomed.keys():
+            doomed: Collection[str] = ()
+            with contextlib.suppress(DamagedError, NotFoundError):
+                base = record.base(generation)
+                ledger = await read_ledger(self._vault.store, record.id, generation, ref.id, base)
+                doomed = ledger.doomed
+            for name in created & set(doomed):
                 with contextlib.suppress(NotFoundError, RefusedError):
                     await self._vault.store.delete(name)
 
