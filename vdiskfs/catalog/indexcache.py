@@ -18,7 +18,7 @@ import zstandard
 from vdiskfs.delta.names import parse_slot
 
 KEPT_LIMIT = 128 << 20
-"""Bytes of what was put aside, of slots and of the rest: 200,000 slots with a page changed each."""
+"""Bytes of what was put aside, of slots and of the rest: 500,000 slots with a page changed each."""
 
 _PACK_MOST = 512 << 20
 
