@@ -125,8 +125,7 @@ class Site:
         changed = bytearray(data[:at])
         if kind == "flip":
             changed = bytearray(data)
-            # Not 0x10: bit 4 of a zstd frame's first byte says nothing to anybody.
-            changed[at] ^= 1 << rng.choice([0, 1, 2, 3, 5, 6, 7])
+            changed[at] ^= 1 << rng.randrange(8)
         store.put(name, bytes(changed), metadata)
         if is_encrypted():
             at, end = at // STORED_BLOCK * BLOCK, (at // STORED_BLOCK + 1) * BLOCK

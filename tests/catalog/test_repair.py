@@ -328,3 +328,23 @@ async def test_what_was_doomed_while_it_was_made_is_deleted_again(tmp_path: Path
             await one.repaired()
         assert one.here.turns == 1
         assert name not in one.bench.store.objects
+
+
+@pytest.mark.parametrize("each_vault", ["plain"], indirect=True)
+async def test_pages_that_are_nowhere_do_not_hurt_the_others_of_their_frame(tmp_path: Path) -> None:
+    """Raw and compressed frames alike: with the check that the index says of what is gone."""
+    rng = random.Random(1)
+    async with bench() as test:
+        test.log = test.vault.log(test.record, cache=(cache := IndexCache(tmp_path / "indexes")))
+        text = " ".join(str(number * number) for number in range(9_000)).encode()[: 8 * PAGE]
+        test.model.write(0, rng.randbytes(8 * PAGE) + bytes(8 * PAGE) + text)
+        await test.publish()
+        test.model.write(2 * PAGE, rng.randbytes(PAGE))
+        test.model.write(18 * PAGE, rng.randbytes(PAGE))
+        await test.publish()
+        first = min(name for name in test.store.objects if kind_of(name) == "slot")
+        del test.store.objects[first]
+        report = await repair(test.vault, sources=lambda _: Here(test.model, cache))
+        assert report.left[0].problem.points == {1: [1]}
+        assert "2 of 2 damaged frames, of which 2 pages are nowhere" in report.left[0].why
+        assert await content_at(test.fresh_log(), 2) == test.model.states[2]

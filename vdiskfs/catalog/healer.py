@@ -243,10 +243,10 @@ class Healer:
             return Outcome(why="no index that can be read refers to it")
         draft = await load_draft(self._store, name, said.size, await self._sources.ends(name))
         segment_id = name.rpartition("/")[2]
-        if not draft.settle(0, SEGMENT_HEAD_SIZE, lambda part: _is_segment(part, segment_id)):
-            head = SegmentHead(
-                self._work.vault_id, self._work.record.id, said.writer_id, segment_id, said.size
-            )
+        head = SegmentHead(
+            self._work.vault_id, self._work.record.id, said.writer_id, segment_id, said.size
+        )
+        if not draft.settle(0, SEGMENT_HEAD_SIZE, lambda part: _is_segment(part, head)):
             draft.put(0, encode_segment_head(head))
         for offset, length, wanted in said.blocks:
             if not draft.settle_hashed(offset, length, wanted):
@@ -375,8 +375,9 @@ class Healer:
         return outcome
 
 
-def _is_segment(part: bytes, segment_id: str) -> bool:
+def _is_segment(part: bytes, head: SegmentHead) -> bool:
+    """Say whether a part is the head of a segment, whoever wrote it."""
     try:
-        return decode_segment(part, where="").segment_id == segment_id
+        return replace(decode_segment(part, where=""), writer_id=head.writer_id) == head
     except FormatError:
         return False

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 
 from vdiskfs.catalog.check import check, find_records, list_line
+from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
 from vdiskfs.catalog.inspection import Inspection, Progress
 from vdiskfs.catalog.ledger import read_ledger
@@ -56,10 +57,12 @@ async def repair(
     """
     report, names = RepairReport(dry_run), CheckReport()
     records = await find_records(vault, disks, names)
+    if disks is None:
+        await check_documents(vault.store, names)
     others = {_stored(vault, disk_object(one) if is_id(one) else name_object(one)) for one in skip}
     for problem in names.problems:
         if _stored(vault, problem.object) not in others:
-            report.left.append(Left(problem, "only the mount that has the disk knows it"))
+            report.left.append(Left(problem, "no copy of it is known here"))
     for record in [one for one in records if one.id not in skip]:
         await _Repair(vault, record, sources(record), report, progress).run()
         report.disks += 1
