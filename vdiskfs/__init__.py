@@ -20,6 +20,7 @@ The modules, from the top
     failoverapi   the socket's routes for failovers    failovercontrol  what they call
     jobapi        the routes for jobs    jobcontrol  what they call
     watchapi      the routes for events and metrics    exporter  the metrics' port
+    repairapi     the routes for repairs    repairing  the vault, healed from what is here
     requests      bodies that are read, errors that are answered
     handovers     a disk is let go, for another site
     stopping      this host's own machines are stopped    restarting  and started again

@@ -24,6 +24,7 @@ from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.failoverapi import Failovers, failover_routes
 from vdiskfs.jobapi import Jobs, job_routes
 from vdiskfs.registry import address_of
+from vdiskfs.repairapi import Repairs, repair_routes
 from vdiskfs.requests import Document, read_body, read_count, read_names, read_text, route
 from vdiskfs.watchapi import Watching, watch_routes
 
@@ -78,6 +79,10 @@ class Control(Protocol):
     @property
     def jobs(self) -> Jobs:
         """What concerns jobs."""
+
+    @property
+    def repairs(self) -> Repairs:
+        """What concerns repairs of the vault."""
 
     @property
     def watching(self) -> Watching:
@@ -185,6 +190,7 @@ def application(control: Control) -> Starlette:  # noqa: C901 (a straight list o
             *failover_routes(lambda: control.failovers),
             *watch_routes(lambda: control.watching),
             *job_routes(lambda: control.jobs),
+            *repair_routes(lambda: control.repairs),
             *_group_routes(control),
             Route("/v1/upgrade", route(upgrade), methods=post),
             Route("/v1/umount", route(unmount), methods=post),

@@ -25,6 +25,7 @@ from vdiskfs.jobapi import Jobs
 from vdiskfs.monitor import disk_details, disk_document, status_document
 from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
+from vdiskfs.repairing import Repairs
 from vdiskfs.together import seal_together
 from vdiskfs.units import format_time, parse_time
 from vdiskfs.watchapi import Watching
@@ -43,11 +44,12 @@ class MountControl:
         failovers: FailoverControl, unmount: Callable[..., Awaitable[Document]], *, groups: Groups,
         vault_error: Callable[[], str | None], hand_over: Callable[[], Awaitable[Document]],
         counts: Callable[[], CoreCounts], application: ApplicationPoints, watching: Watching,
-        jobs: Jobs,
+        jobs: Jobs, repairs: Repairs,
     ) -> None:  # fmt: skip
         """Put the parts together; nothing runs yet."""
         self.watching = watching
         self.jobs = jobs
+        self.repairs = repairs
         self._settings = settings
         self._protection = protection
         self._browser = browser

@@ -60,6 +60,7 @@ from vdiskfs.prover import Prover
 from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
+from vdiskfs.repairing import Repairs
 from vdiskfs.replicator import Replicator
 from vdiskfs.serving import Serving, begin_process, keep_running, leave, wait_mounted
 from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint
@@ -195,7 +196,7 @@ class Daemon:
                 self._unmount_for(protection, groups), groups=groups,
                 vault_error=lambda: heartbeat.vault_error, hand_over=self._serving.hand_over,
                 counts=core.counts, application=application, watching=self._watching,
-                jobs=JobControl(self._jobs, failovers),
+                jobs=JobControl(self._jobs, failovers), repairs=Repairs(protection, self._events),
             )  # fmt: skip
             self._serving.begin(core, namespace, nursery)
             nursery.start_soon(self._serving.serve_control, state.control, control)

@@ -20,8 +20,10 @@ import trio
 
 from vdiskfs.catalog.garbage import ClockError
 from vdiskfs.catalog.policy import Policy, read_policy
+from vdiskfs.catalog.records import DiskRecord, encode_disk
 from vdiskfs.catalog.retention import Ladder
 from vdiskfs.catalog.upkeep import Tended, Upkeep
+from vdiskfs.catalog.vault import disk_object
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import VaultUnreachableError, VdiskfsError
 from vdiskfs.events import Events
@@ -56,6 +58,7 @@ class Maintenance:
         self._upkeep = Upkeep(site.vault, site.state.writer_id, site.pace.compression_level)
         self._told: dict[str, str] = {}
         self._kept_told = False
+        self._copied: dict[str, DiskRecord] = {}
         self._ladders: dict[str, Ladder] = {}
         self._woken = trio.Event()
 
@@ -85,6 +88,7 @@ class Maintenance:
     async def _look(self, disk: ProtectedDisk) -> None:
         record = await self._site.vault.disk(disk.disk_id)
         disk.points.learned(record)
+        await self._keep(disk, record)
         policy = None
         if record.policy:
             policy = await read_policy(self._site.vault.store, record.policy)
@@ -137,6 +141,16 @@ class Maintenance:
         self._kept_told = True
         text = f"disk {disk.name}: {refused} objects that no point needs cannot be deleted yet"
         self._events.tell("thinning.kept", vault, text, disk=disk.name)
+
+    async def _keep(self, disk: ProtectedDisk, record: DiskRecord) -> None:
+        """Keep a copy of the record of a disk that is ours, should the vault lose it."""
+        cache, owner = disk.points.cache, record.owner
+        if cache is None or owner is None or owner.writer != self._site.state.writer_id:
+            return
+        if self._copied.get(disk.disk_id) != record:
+            kept = {disk_object(disk.disk_id): encode_disk(record)}
+            await trio.to_thread.run_sync(cache.put_aside, kept)
+            self._copied[disk.disk_id] = record
 
     def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
         """Say what failed, once."""

@@ -39,6 +39,7 @@ from vdiskfs.plaintree import NoFailovers, NoPoints, PlainDisks
 from vdiskfs.quiesce.undoing import undo_all
 from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
+from vdiskfs.repairapi import Repairs
 from vdiskfs.serving import Serving, begin_process, keep_running, leave
 from vdiskfs.state import DiskRecord, StateDirectory
 from vdiskfs.takeover import Kept, serve_node, take_over
@@ -237,6 +238,11 @@ class PlainControl:
     @property
     def jobs(self) -> Jobs:
         """Cannot be asked now."""
+        raise _refused()
+
+    @property
+    def repairs(self) -> Repairs:
+        """See `api.Control`."""
         raise _refused()
 
     @property

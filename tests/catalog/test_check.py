@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from tests.catalog.harness import Bench, bench, content_at, is_joined, is_slot
 from vdiskfs.catalog import CheckReport, Vault, check
 from vdiskfs.delta import Flags
 from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.store import ObjectInfo
 
 
 async def hurt_points(test: Bench, epochs: int) -> set[int]:
@@ -196,3 +198,22 @@ async def test_one_disk_can_be_checked_alone() -> None:
         assert (await check(test.vault, ["web01"])).disks == 1
         with pytest.raises(NotFoundError):
             await check(test.vault, ["nobody"])
+
+
+async def test_a_delta_that_is_stored_while_it_looks_is_not_damage() -> None:
+    async with bench() as test:
+        test.model.writer_options = {"inline_limit": 0}
+        listed = test.store.list
+
+        async def publishing(prefix: str) -> AsyncIterator[ObjectInfo]:
+            found = [info async for info in listed(prefix)]
+            if prefix.startswith(("segments/", "disks/")):
+                test.model.write(0, random.Random(test.model.epoch).randbytes(20_000))
+                await test.publish()
+            for info in found:
+                yield info
+
+        test.store.list = publishing  # type: ignore[method-assign]
+        report = await checked(test)
+        assert test.model.epoch > 5
+        assert report.problems == []

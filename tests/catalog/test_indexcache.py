@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.delta.names import joined_name, slot_name
 
 
 def test_a_join_begins_in_an_empty_place_and_leaves_nothing(tmp_path: Path) -> None:
@@ -16,3 +18,30 @@ def test_a_join_begins_in_an_empty_place_and_leaves_nothing(tmp_path: Path) -> N
         assert not list(place.iterdir())
         (place / "joined").write_bytes(b"y")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_put_aside_is_there_by_name_and_slots_go_before_the_rest(tmp_path: Path) -> None:
+    cache = IndexCache(tmp_path / "indexes", kept_limit=40_000)
+    disk = "ab" * 16
+    leaf = joined_name(disk, 1, 9, (0, 512), 3)
+    cache.put_aside({leaf: b"leaf"})
+    tails = {slot_name(disk, 1, epoch): random.Random(epoch).randbytes(500) for epoch in range(256)}
+    for name, tail in tails.items():
+        cache.put_aside({name: tail})
+    again = IndexCache(tmp_path / "indexes")
+    assert again.copies(leaf) == [b"leaf"]
+    kept = [name for name, tail in tails.items() if again.copies(name) == [tail]]
+    assert kept == list(tails)[-len(kept) :], "the newest"
+    assert 20 < len(kept) < 256
+    assert again.copies(slot_name(disk, 2, 255)) == []
+
+
+def test_a_file_that_is_damaged_is_as_good_as_none(tmp_path: Path) -> None:
+    cache = IndexCache(tmp_path / "indexes")
+    name = slot_name("ab" * 16, 1, 5)
+    cache.put_aside({name: b"tail"})
+    [path] = (tmp_path / "indexes.slots").iterdir()
+    path.write_bytes(b"\x28\xb5\x2f\xfd junk")
+    assert cache.copies(name) == []
+    cache.put_aside({name: b"tail"})
+    assert cache.copies(name) == [b"tail"]

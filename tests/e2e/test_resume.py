@@ -80,7 +80,9 @@ def test_writers_see_no_error_and_every_point_stays_a_cut(tmp_path: Path, seed: 
             for _ in range(4):
                 load.wait_operations(300)
                 pauses.append(site.kill_daemon())
+                epoch = site.disk("web01")["epoch"]
                 load.wait_operations(100)
+                site.wait("a point is made", lambda: site.disk("web01")["epoch"] > epoch)
         site.wait_shipped("web01")
         print("pauses:", " ".join(f"{pause:.2f}" for pause in pauses), "s")
         oracle = Oracle(load.log)

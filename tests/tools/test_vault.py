@@ -183,3 +183,30 @@ def test_a_missing_delta_is_damage(history: Any, run: Run) -> None:
     assert document.exit_code == 6
     assert json.loads(document.stdout)["ok"] is False
     assert json.loads(document.stdout)["problems"]
+
+
+def test_a_vault_without_a_mount_is_repaired_from_itself(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    where = ["--vault", history.url]
+    assert run_json("vault", "repair", *where) == {
+        "vault": history.url, "ok": True, "dry_run": False, "disks": 1, "points": 3,
+        "read_bytes": run_json("vault", "check", "--read-data", *where)["read_bytes"],
+        "healed": [], "left": [],
+    }  # fmt: skip
+    (slot,) = [path for path in history.directory.rglob("*0001") if path.parent.name[0] == "g"]
+    data = bytearray(slot.read_bytes())
+    data[100] ^= 1  # its head, of which there are two
+    slot.unlink()
+    slot.write_bytes(data)
+    dry = run("vault", "repair", "--dry-run", *where)
+    assert (dry.exit_code, slot.read_bytes()) == (0, bytes(data))
+    assert "would be healed" in dry.stdout
+    assert "healed" in run("vault", "repair", "--disk", "web01", *where).stdout
+    assert slot.read_bytes()[100] == data[100] ^ 1
+    slot.unlink()
+    result = run("vault", "repair", *where)
+    assert result.exit_code == 6
+    assert "no copy is known here" in result.stdout
+    assert "hurts" in result.stdout
+    assert run("vault", "repair", "--disk", "absent", *where).exit_code == 3

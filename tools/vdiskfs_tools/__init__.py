@@ -8,7 +8,7 @@ names          DISK@POINT, and names that are safe to print
 mounts, client which mount, and its daemon; launch: starting one
 vaults         which vault, without a daemon; checks: this host
 vault, mount, umount, status, disk, group, point, restore, failover, relocate, event, doctor,
-completion
+completion, repair (of a vault)
                one file for each group of commands
 
 ``vdiskfs --help`` must be quick. What is slow to import (rich, httpx, trio, numpy and

@@ -1,4 +1,4 @@
-"""``vdiskfs vault``: make a vault, look at it, check it."""
+"""``vdiskfs vault``: make a vault, look at it, check it, heal it."""
 
 # ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
 
@@ -14,6 +14,7 @@ from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import vault_url
 from vdiskfs_tools.names import parse_disk
 from vdiskfs_tools.output import counted, format_bytes
+from vdiskfs_tools.repair import hurt_text, repair
 from vdiskfs_tools.vaultkey import key
 
 
@@ -77,6 +78,7 @@ def init(call: Call, *, url: str, encryption: str, control: str | None, dry_run:
 
 
 vault.add_command(key)
+vault.add_command(repair)
 
 
 @vault.command("info")
@@ -166,14 +168,14 @@ def check(call: Call, *, read_data: bool, disks: tuple[str, ...]) -> None:
         for problem in problems:
             call.out.line(f"{problem['object']}: {problem['message']}", colour="red")
             for hurt in problem["points"]:
-                call.out.line(f"  {_hurt(problem['disk'], hurt)}")
+                call.out.line(f"  {hurt_text(problem['disk'], hurt)}")
         read = f", {format_bytes(document['read_bytes'])} read" if read_data else ""
         looked_at = [counted(document["disks"], "disk"), counted(document["points"], "point")]
         call.out.line(", ".join(looked_at) + read)
     if problems:
         raise DamagedError(
             f"{url}: {counted(len(problems), 'object')} damaged or missing",
-            hint="restore them, or restore the points that are whole",
+            hint="vdiskfs vault repair heals what can be healed",
         )
 
 
@@ -208,11 +210,3 @@ def gc(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
         [row["disk"], row["generation"], row["points"], format_bytes(row["bytes"]), row["left"],
          row["deleted"], row["waiting"] + row["refused"]] for row in rows
     ])  # fmt: skip
-
-
-def _hurt(disk: str, hurt: dict[str, Any]) -> str:
-    """Write which points of a generation cannot be restored."""
-    epochs = hurt["epochs"]
-    span = f"#{epochs[0]}" if len(epochs) == 1 else f"#{epochs[0]} to #{epochs[-1]}"
-    points = counted(len(epochs), "point")
-    return f"hurts {points} of {disk}, generation {hurt['generation']}: {span}"

@@ -6,6 +6,8 @@ line       what the vault lists of a generation         tables   points inside a
 publish    segments, then the slot                      joins    joined deltas
 owners     who writes: claims, fences, generations, branches
 check      what is damaged, and whom it hurts
+repair     and put together anew: healer one object, draft its bytes, reindex, reframe, rejoin
+references what deltas say of a damaged object, and where its pages are once more
 differences  where two points of a disk differ, in whichever lines
 points     Point, and the ways to name one              records, documents   JSON objects
 groups     consistency groups                       grouppoints   points that disks share
@@ -25,7 +27,8 @@ from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.points import Point, Tip
 from vdiskfs.catalog.policy import Policy
 from vdiskfs.catalog.records import Branch, DiskRecord, Owner, SiteRecord
-from vdiskfs.catalog.report import CheckReport, Problem
+from vdiskfs.catalog.repair import repair
+from vdiskfs.catalog.report import CheckReport, Problem, RepairReport, repair_document
 from vdiskfs.catalog.vault import Vault
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "Point",
     "Policy",
     "Problem",
+    "RepairReport",
     "SiteRecord",
     "Tip",
     "Vault",
@@ -48,5 +52,7 @@ __all__ = [
     "group_members",
     "group_points",
     "open_differences",
+    "repair",
+    "repair_document",
     "shared_points",
 ]

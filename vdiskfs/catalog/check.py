@@ -15,7 +15,7 @@ from vdiskfs.catalog.ledger import ledger_name, read_ledger
 from vdiskfs.catalog.line import MAX_LEVEL
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.report import CheckReport, Problem
-from vdiskfs.catalog.vault import Vault
+from vdiskfs.catalog.vault import Vault, disk_object
 from vdiskfs.catalog.walk import LineState, LineWalk, Listing
 from vdiskfs.delta import genesis_digest
 from vdiskfs.delta.layout import head_from_metadata
@@ -44,7 +44,7 @@ async def check(
         VaultUnreachableError, RefusedError: the vault cannot be asked now.
     """
     report = CheckReport()
-    for record in await _records(vault, disks, report):
+    for record in await find_records(vault, disks, report):
         work = Inspection(vault.store, vault.vault_id, record, report, read_data, progress)
         await _check_disk(vault, record, work)
         report.disks += 1
@@ -55,9 +55,10 @@ async def check(
     return report
 
 
-async def _records(
+async def find_records(
     vault: Vault, disks: Sequence[str] | None, report: CheckReport
 ) -> list[DiskRecord]:
+    """Return the disks meant (all of them); names that lead to none are reported."""
     if disks is not None:
         return [await vault.find_disk(name) for name in disks]
     found: dict[str, DiskRecord] = {}
@@ -65,7 +66,8 @@ async def _records(
         try:
             record = await vault.named_disk(name)
         except NotFoundError:
-            continue  # a name whose disk was never made
+            # A name whose disk was never made; but not if it has points.
+            report.problems += await _lost_record(vault, name)
         except DamagedError as error:
             where = (error.where if isinstance(error, FormatError) else "") or name
             report.problems.append(Problem(where, bare(error, where), ""))
@@ -74,12 +76,21 @@ async def _records(
     return sorted(found.values(), key=lambda record: record.name)
 
 
+async def _lost_record(vault: Vault, name: str) -> list[Problem]:
+    """Return what is wrong if a name leads to a disk of which all but the record is there."""
+    disk_id = await vault.named_id(name)
+    deltas = [info.name async for info in vault.store.list(f"disks/{disk_id}/g")]
+    if not deltas:
+        return []
+    return [Problem(disk_object(disk_id), f"is missing, and {deltas[0]} is there", name)]
+
+
 async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> None:
     """Check all generations of a disk, parents first."""
-    async for info in vault.store.list(segment_prefix(record.id)):
-        work.sizes[info.name] = info.size
-    segments = set(work.sizes)
-    listings = [await _listing(work, number) for number in sorted(record.parents)]
+    listings = [await list_line(work, number) for number in sorted(record.parents)]
+    # After the slots: a writer stores the segments of a delta first.
+    segments = {info.name: info.size async for info in vault.store.list(segment_prefix(record.id))}
+    work.sizes.update(segments)
     work.total = sum(len(listing.slots) + len(listing.joined) for listing in listings)
     ends: dict[tuple[int, int], LineState] = {}
     for listing in listings:
@@ -94,16 +105,19 @@ async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> Non
             ends[listing.generation, epoch] = state
     report = work.report
     if work.read_data:
-        for name in sorted(segments & work.used):
+        for name in sorted(segments.keys() & work.used):
             await work.look_at_segment(name)
-    unused = segments - work.used
+    unused = segments.keys() - work.used
     report.segments += len(segments)
     report.unused_segments += len(unused)
     report.unused_bytes += sum(work.sizes[name] for name in unused)
 
 
-async def _listing(work: Inspection, generation: int) -> Listing:
-    """List all slots and joined deltas of a generation; below a horizon those of its ledger."""
+async def list_line(work: Inspection, generation: int) -> Listing:
+    """List all slots and joined deltas of a generation; below a horizon those of its ledger.
+
+    A ledger that cannot be read is reported.
+    """
     disk_id, ref = work.record.id, work.record.ledgers.get(generation)
     listing = Listing(generation)
     horizon = 0

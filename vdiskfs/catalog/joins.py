@@ -100,7 +100,7 @@ async def _join(
                 await trio.to_thread.run_sync(keep_tail, cache, name, path, head)
     line.replace(info)
     if cache is not None:
-        await trio.to_thread.run_sync(cache.drop, [piece.name for piece in run])
+        await trio.to_thread.run_sync(_put_aside, cache, run, tails)
     tables.keep(info, table, [piece.name for piece in run])
 
 
@@ -152,6 +152,13 @@ def _is_whole(tail: bytes, piece: PieceInfo) -> bool:
     except DamagedError:
         return False
     return True
+
+
+def _put_aside(cache: IndexCache, run: list[PieceInfo], tails: list[bytes]) -> None:
+    """Nobody joins them again; but only slots cannot be made again from others."""
+    slots = zip(run, tails, strict=True)
+    cache.put_aside({piece.name: tail for piece, tail in slots if piece.level == 0})
+    cache.drop([piece.name for piece in run])
 
 
 def keep_tail(cache: IndexCache, name: str, path: Path, head: DeltaHead) -> None:

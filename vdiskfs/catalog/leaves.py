@@ -156,9 +156,18 @@ class LeafWriter:
             if self.cache is not None and head.tail_bytes <= SLOT_INDEX_LIMIT:
                 await trio.to_thread.run_sync(keep_tail, self.cache, name, path, head)
             hook("thin.stored")
+            if self.cache is not None and head.level == LEAF_LEVEL:
+                tail = await trio.to_thread.run_sync(_tail_of, path, head.tail_offset)
+                await trio.to_thread.run_sync(self.cache.put_aside, {name: tail})
             return PieceInfo(name, self.generation, head.level, *epochs, head.object_size,
                              listed_of(head), self.serial)  # fmt: skip
         raise ConflictError(f"{name}: others thin this line all the time")
+
+
+def _tail_of(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()
 
 
 def _live_bytes(entries: Entries) -> int:

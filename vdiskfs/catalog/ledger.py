@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import trio
 
 from vdiskfs.catalog.documents import FORMAT, decode_document, encode_document, take
+from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.delta.layout import LIMIT, Flags, ListedHead, is_id
 from vdiskfs.delta.names import joined_name, segment_name, slot_name, slot_prefix
 from vdiskfs.delta.points import PointTable
@@ -141,10 +143,18 @@ async def read_ledger(
     return ledger
 
 
-async def write_ledger(store: Store, disk_id: str, ledger: Ledger) -> str:
-    """Create a ledger; return its id. Nobody knows it until disk.json names it."""
+async def write_ledger(
+    store: Store, disk_id: str, ledger: Ledger, cache: IndexCache | None = None
+) -> str:
+    """Create a ledger; return its id. Nobody knows it until disk.json names it.
+
+    With a cache a copy stays here.
+    """
     ledger_id = secrets.token_hex(16)
-    await store.create(ledger_name(disk_id, ledger.generation, ledger_id), encode_ledger(ledger))
+    name, data = ledger_name(disk_id, ledger.generation, ledger_id), encode_ledger(ledger)
+    await store.create(name, data)
+    if cache is not None:
+        await trio.to_thread.run_sync(cache.put_aside, {name: data})
     return ledger_id
 
 

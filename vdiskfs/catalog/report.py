@@ -1,4 +1,4 @@
-"""What a check found."""
+"""What a check found, and what a repair made of it."""
 
 from __future__ import annotations
 
@@ -48,3 +48,73 @@ class CheckReport:
             for epoch in epochs
         }
         return sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """One object that is whole again, or in part: ``problem`` is what was wrong with it.
+
+    ``pages_here`` came from this host (its image), ``pages_vault`` from other objects.
+    """
+
+    problem: Problem
+    parts: int
+    pages_here: int
+    pages_vault: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is still damaged, and why."""
+
+    problem: Problem
+    why: str
+
+
+@dataclass(slots=True)
+class RepairReport:
+    """What was healed (with ``dry_run``: would be), and what is left."""
+
+    dry_run: bool = False
+    disks: int = 0
+    points: int = 0
+    read_bytes: int = 0
+    healed: list[Healed] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Return whether nothing is damaged any more."""
+        return not self.left
+
+
+def problem_document(problem: Problem) -> dict[str, object]:
+    """Return a damaged object as ``--json`` prints it."""
+    return {
+        "object": problem.object,
+        "message": problem.message,
+        "disk": problem.disk,
+        "points": [
+            {"generation": generation, "epochs": sorted(epochs)}
+            for generation, epochs in sorted(problem.points.items())
+        ],
+    }
+
+
+def repair_document(report: RepairReport) -> dict[str, object]:
+    """Return what a repair did as ``--json`` prints it."""
+    return {
+        "ok": report.ok,
+        "dry_run": report.dry_run,
+        "disks": report.disks,
+        "points": report.points,
+        "read_bytes": report.read_bytes,
+        "healed": [
+            {
+                **problem_document(one.problem), "parts": one.parts,
+                "pages_here": one.pages_here, "pages_vault": one.pages_vault,
+            }
+            for one in report.healed
+        ],
+        "left": [{**problem_document(one.problem), "why": one.why} for one in report.left],
+    }  # fmt: skip

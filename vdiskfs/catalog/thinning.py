@@ -351,7 +351,7 @@ class Thinner:
 
     async def _commit(self, plan: _Plan, ledger: Ledger) -> None:
         generation, before = ledger.generation, plan.record
-        ledger_id = await write_ledger(self._log.store, before.id, ledger)
+        ledger_id = await write_ledger(self._log.store, before.id, ledger, self._log.cache)
         hook("thin.written")
         mine = LedgerRef(ledger_id, ledger.horizon)
 

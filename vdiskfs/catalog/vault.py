@@ -141,7 +141,7 @@ class Vault:
         given = await self._claim_name(name, disk_id)
         record = DiskRecord(disk_id, given, now_text(), site, file, size, owner=owner)
         try:
-            await self.store.create(_disk_object(disk_id), encode_disk(record))
+            await self.store.create(disk_object(disk_id), encode_disk(record))
         except AlreadyExistsError:
             return await self.disk(disk_id)
         return record
@@ -153,7 +153,7 @@ class Vault:
         for info in listed:
             disk_id = info.metadata.get("disk", "")
             if not is_id(disk_id):
-                disk_id = await self._named(info.name)
+                disk_id = await self.named_id(info.name)
             try:
                 found.append(await self.disk(disk_id))
             except NotFoundError:
@@ -162,7 +162,7 @@ class Vault:
 
     async def disk(self, disk_id: str) -> DiskRecord:
         """Return a disk by its id; NotFoundError."""
-        name = _disk_object(disk_id)
+        name = disk_object(disk_id)
         try:
             data, _ = await self.store.read(name, limit=DOCUMENT_LIMIT)
         except NotFoundError:
@@ -190,14 +190,14 @@ class Vault:
 
     async def named_disk(self, object_name: str) -> DiskRecord:
         """Return the disk that an object names/... means; NotFoundError."""
-        return await self.disk(await self._named(object_name))
+        return await self.disk(await self.named_id(object_name))
 
     async def find_disk(self, name_or_id: str) -> DiskRecord:
         """Return a disk by its name or its id; NotFoundError."""
         if is_id(name_or_id):
             return await self.disk(name_or_id)
         try:
-            disk_id = await self._named(_name_object(name_or_id))
+            disk_id = await self.named_id(name_object(name_or_id))
         except NotFoundError:
             raise NotFoundError(
                 f"the vault has no disk {name_or_id!r}", hint="see `vdiskfs disk list`"
@@ -211,7 +211,7 @@ class Vault:
 
         What ``change`` raises ends it: it sees the truth and can refuse.
         """
-        name = _disk_object(disk_id)
+        name = disk_object(disk_id)
         for _ in range(_SWAP_TRIES):
             data, info = await self.store.read(name, limit=DOCUMENT_LIMIT)
             record = decode_disk(data, disk_id, where=name)
@@ -307,7 +307,7 @@ class Vault:
             raise UsageError(f"not a name for a disk: {name[:60]!r}")
         for number in range(1, _NAME_TRIES):
             wanted = name if number == 1 else f"{name}-{number}"
-            object_name = _name_object(wanted)
+            object_name = name_object(wanted)
             try:
                 await self.store.create(
                     object_name,
@@ -315,12 +315,13 @@ class Vault:
                     metadata={"disk": disk_id},
                 )
             except AlreadyExistsError:
-                if await self._named(object_name) != disk_id:
+                if await self.named_id(object_name) != disk_id:
                     continue
             return wanted
         raise StateError(f"the vault has too many disks named {name!r}")
 
-    async def _named(self, object_name: str) -> str:
+    async def named_id(self, object_name: str) -> str:
+        """Return the id of the disk that an object names/... means; NotFoundError."""
         data, _ = await self.store.read(object_name, limit=DOCUMENT_LIMIT)
         disk_id: str = take(
             decode_document(data, where=object_name), "disk", str, where=object_name
@@ -330,13 +331,15 @@ class Vault:
         return disk_id
 
 
-def _disk_object(disk_id: str) -> str:
+def disk_object(disk_id: str) -> str:
+    """Return the name of a disk's record."""
     if not is_id(disk_id):
         raise NotFoundError(f"not the id of a disk: {disk_id[:40]!r}")
     return f"disks/{disk_id}/disk.json"
 
 
-def _name_object(name: str) -> str:
+def name_object(name: str) -> str:
+    """Return the name of what says which disk has a name."""
     return f"names/{safe_name(name)}.json"
 
 

@@ -1,0 +1,139 @@
+"""``vdiskfs vault repair``: heal what is damaged in a vault."""
+
+# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from vdiskfs.errors import DamagedError
+from vdiskfs_tools.call import Call, Command, dry_run_option
+from vdiskfs_tools.completion import complete_disks
+from vdiskfs_tools.mounts import vault_url
+from vdiskfs_tools.names import parse_disk
+from vdiskfs_tools.output import counted, format_bytes
+
+_LOOK_S = 0.5
+
+Progress = Callable[[int, int], None]
+
+
+@click.command("repair", cls=Command)
+@click.option(
+    "--disk", "disks", metavar="DISK", multiple=True, shell_complete=complete_disks,
+    help="Only this disk; may be given again.",
+)  # fmt: skip
+@dry_run_option
+@click.pass_obj
+def repair(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
+    """Check a vault, all data read, and heal what is damaged or missing.
+
+    What is damaged is put together anew from the images of the disks that mounts of this host
+    have, their spools and copies of indexes, and from other objects of the vault, wherever a
+    checksum says that it is the same. Exit code 6 when damage is left; what it hurts is printed.
+
+    Example:
+        vdiskfs vault repair --vault file:///srv/vault
+    """
+    url = vault_url(call)
+    names = [parse_disk(name) for name in disks]
+    with call.out.progress(f"repairing {url}", counts=True) as progress:
+        document = _repair(call, url, names, progress, dry_run=dry_run)
+    if not call.out.document({"vault": url, **document}):
+        _show(call, document, dry_run=dry_run)
+    if not document["ok"]:
+        raise DamagedError(
+            f"{url}: {counted(len(document['left']), 'object')} damaged or missing, and not healed",
+            hint="run it where the disk's mount is; vdiskfs disk resync makes a new whole point",
+        )
+
+
+def _repair(
+    call: Call, url: str, names: list[str], progress: Progress, *, dry_run: bool
+) -> dict[str, Any]:
+    """Let mounts of this host heal their disks, and heal the others from the vault alone."""
+    from vdiskfs.catalog import repair as repair_vault
+    from vdiskfs.catalog import repair_document
+    from vdiskfs.registry import mount_entries
+    from vdiskfs_tools.client import Client
+    from vdiskfs_tools.vaults import with_vault
+
+    done: list[dict[str, Any]] = []
+    here: set[str] = set()
+    for entry in mount_entries():
+        if entry.vault != url:
+            continue
+        with Client(entry) as client:
+            status = client.get("status")
+            rows = status["disks"] if status["plain"] is None else []
+            mine = [row for row in rows if not names or {row["name"], row["id"]} & set(names)]
+            if mine:
+                here |= {word for row in mine for word in (row["name"], row["id"])}
+                # Two sites may have a disk here: what the next one says of it is newer.
+                again = {row["name"] for row in mine}
+                for before in done:
+                    before["left"] = [one for one in before["left"] if one["disk"] not in again]
+                done.append(_by_daemon(entry, [row["id"] for row in mine], progress, dry_run))
+    rest = [name for name in names if name not in here]
+
+    async def work(vault: Any) -> dict[str, Any]:
+        report = await repair_vault(
+            vault, rest or None, skip=here, dry_run=dry_run,
+            progress=lambda _, done, total: progress(done, total),
+        )  # fmt: skip
+        return repair_document(report)
+
+    if rest or not names:
+        done.append(with_vault(call, work))
+    return _sum(done, dry_run=dry_run)
+
+
+def _by_daemon(entry: Any, ids: list[str], progress: Progress, dry_run: bool) -> dict[str, Any]:
+    """Let a mount's daemon heal disks; it has their images."""
+    from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+    from vdiskfs_tools.client import Client
+
+    with Client(entry) as client, Client(entry) as asking, ThreadPoolExecutor(1) as thread:
+        body = {"disks": ids, "dry_run": dry_run}
+        answer: Future[dict[str, Any]] = thread.submit(
+            client.post, "repairs", body=body, patient=True
+        )
+        while not wait([answer], timeout=_LOOK_S).done:
+            running = asking.get("repairs")["running"]
+            if running is not None:
+                progress(running["done"], running["total"])
+        return answer.result()
+
+
+def _sum(documents: list[dict[str, Any]], *, dry_run: bool) -> dict[str, Any]:
+    counts = {key: sum(one[key] for one in documents) for key in ("disks", "points", "read_bytes")}
+    lists = {key: [row for one in documents for row in one[key]] for key in ("healed", "left")}
+    return {"ok": not lists["left"], "dry_run": dry_run, **counts, **lists}
+
+
+def _show(call: Call, document: dict[str, Any], *, dry_run: bool) -> None:
+    for one in document["healed"]:
+        how = "would be healed" if dry_run else "healed"
+        places = (("pages_here", "from here"), ("pages_vault", "from elsewhere in the vault"))
+        pages = [f"{counted(one[key], 'page')} {where}" for key, where in places if one[key]]
+        more = "".join(f", {text}" for text in pages)
+        call.out.line(f"{one['object']}: {one['message']}: {how}{more}")
+    for one in document["left"]:
+        why = f": {one['why']}" if one["why"] else ""
+        call.out.line(f"{one['object']}: {one['message']}{why}", colour="red")
+        for hurt in one["points"]:
+            call.out.line(f"  {hurt_text(one['disk'], hurt)}")
+    looked_at = [counted(document["disks"], "disk"), counted(document["points"], "point")]
+    call.out.line(", ".join(looked_at) + f", {format_bytes(document['read_bytes'])} read")
+
+
+def hurt_text(disk: str, hurt: dict[str, Any]) -> str:
+    """Write which points of a generation cannot be restored."""
+    epochs = hurt["epochs"]
+    span = f"#{epochs[0]}" if len(epochs) == 1 else f"#{epochs[0]} to #{epochs[-1]}"
+    points = counted(len(epochs), "point")
+    return f"hurts {points} of {disk}, generation {hurt['generation']}: {span}"

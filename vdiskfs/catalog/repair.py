@@ -1,0 +1,226 @@
+"""Healing a vault: what a check finds damaged is put together anew, where its bytes are known.
+
+A check that reads all data says what is damaged; `vdiskfs.catalog.healer` heals the objects one
+by one; another check says what is left. What was found healed may show more (a delta whose index
+was damaged names segments), so that this is done again as long as it helps. Any number may run
+at once, be killed, and run again. vdiskfs-internals(7), "Healing".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+
+from vdiskfs.catalog.check import check, find_records, list_line
+from vdiskfs.catalog.documentcheck import check_documents
+from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
+from vdiskfs.catalog.inspection import Inspection, Progress
+from vdiskfs.catalog.ledger import read_ledger
+from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.references import gather
+from vdiskfs.catalog.report import CheckReport, Healed, Left, Problem, RepairReport
+from vdiskfs.catalog.vault import Vault, disk_object, name_object
+from vdiskfs.catalog.walk import Listing
+from vdiskfs.delta.layout import is_id
+from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
+from vdiskfs.errors import DamagedError, NotFoundError, RefusedError
+from vdiskfs.point import PieceInfo
+from vdiskfs.sealed.names import stored_name
+
+ROUNDS = 6
+"""Each heals what the one before made visible; more than three were never needed."""
+
+
+async def repair(
+    vault: Vault,
+    disks: Sequence[str] | None = None,
+    *,
+    skip: Collection[str] = (),
+    sources: Callable[[DiskRecord], Sources] = lambda _: NoSources(),
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> RepairReport:
+    """Heal disks (names or ids; all of them) and return what came of it.
+
+    Args:
+        vault: which.
+        disks: which of its disks.
+        skip: ids and names of disks that are left out.
+        sources: what this host has of a disk.
+        dry_run: find out what could be healed, and store nothing.
+        progress: of the checks.
+
+    Raises:
+        NotFoundError: a disk named is not there.
+        VaultUnreachableError: the vault cannot be asked now; what was healed stays.
+        RefusedError: the vault lets nothing be replaced.
+    """
+    report, names = RepairReport(dry_run), CheckReport()
+    records = await find_records(vault, disks, names)
+    if disks is None:
+        await check_documents(vault.store, names)
+    others = {_stored(vault, disk_object(one) if is_id(one) else name_object(one)) for one in skip}
+    for problem in names.problems:
+        if _stored(vault, problem.object) not in others:
+            report.left.append(Left(problem, "no copy of it is known here"))
+    for record in [one for one in records if one.id not in skip]:
+        await _Repair(vault, record, sources(record), report, progress).run()
+        report.disks += 1
+    return report
+
+
+def _stored(vault: Vault, name: str) -> str:
+    """Return what an object is called in the store; of a damaged one nothing else is known."""
+    return name if vault.key is None else stored_name(vault.key, name)
+
+
+class _Repair:
+    """The repair of one disk."""
+
+    def __init__(
+        self, vault: Vault, record: DiskRecord, sources: Sources, report: RepairReport,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self._vault = vault
+        self._record = record
+        self._sources = sources
+        self._report = report
+        self._progress = progress
+        self._first: dict[str, Problem] = {}
+        self._done: dict[str, Outcome] = {}
+        self._why: dict[str, str] = {}
+        self._whole: set[str] = set()
+
+    async def run(self) -> None:
+        """Heal as long as that helps."""
+        found, points = await self._check()
+        self._report.points += points
+        for _ in range(ROUNDS):
+            for problem in found:
+                self._first.setdefault(problem.object, problem)
+            if not found or not await self._heal(found) or self._report.dry_run:
+                break
+            found, _ = await self._check()
+        left = found
+        if self._report.dry_run:
+            left = [one for one in found if one.object not in self._done
+                    or self._done[one.object].why]  # fmt: skip
+        still = {one.object for one in left}
+        self._report.left += [Left(one, self._why.get(one.object, "")) for one in left]
+        for name, outcome in self._done.items():
+            if name not in still or outcome.parts:
+                self._report.healed.append(Healed(
+                    self._first[name], outcome.parts, outcome.pages.get("here", 0),
+                    outcome.pages.get("vault", 0),
+                ))  # fmt: skip
+
+    async def _check(self) -> tuple[list[Problem], int]:
+        """Return what is damaged now, and how many points there are."""
+        for _ in range(ROUNDS):
+            report = await check(
+                self._vault, [self._record.id], read_data=True, progress=self._progress
+            )
+            self._report.read_bytes += report.read_bytes
+            before, self._record = self._record, await self._vault.disk(self._record.id)
+            if report.ok or before.ledgers == self._record.ledgers:
+                break  # else what is missing was perhaps collected meanwhile
+        known = {problem.object for problem in report.problems}
+        missing = [one for one in await self._newest_missing() if one.object not in known]
+        return report.problems + missing, report.points
+
+    async def _newest_missing(self) -> list[Problem]:
+        """Return slots that the vault has had, as this host knows, and has not now.
+
+        Where the newest ones are missing nothing in the vault tells of them.
+        """
+        record, found = self._record, []
+        expected = await self._sources.slots()
+        for generation in {one[0] for one in expected} & record.parents.keys():
+            ref = record.ledgers.get(generation)
+            horizon = ref.horizon if ref is not None else 0
+            listing = await list_line(self._work(), generation)
+            for number, start, end in expected:
+                if number == generation and start >= horizon and start not in listing.slots:
+                    name = slot_name(record.id, generation, start)
+                    found.append(Problem(name, "is missing", record.name, {generation: [end]}))
+        return found
+
+    def _work(self) -> Inspection:
+        vault = self._vault
+        return Inspection(
+            vault.store, vault.vault_id, self._record, CheckReport(), read_data=False,
+            progress=None,
+        )  # fmt: skip
+
+    async def _heal(self, problems: Sequence[Problem]) -> bool:
+        """Try to heal each; say whether anything was stored: then there is more to see."""
+        work, record = self._work(), self._record
+        listings = [await list_line(work, number) for number in sorted(record.parents)]
+        names = {one.object for one in problems}
+        references = await gather(work, listings, names)
+        healer = Healer(
+            work, references, self._sources, dry_run=self._report.dry_run,
+            horizons={number: ref.horizon for number, ref in record.ledgers.items()},
+            leaves={leaf.name: leaf for one in listings for leaf in one.leaves.values()},
+            joins={join.name: join for one in listings for join in _ledger_joins(one, record)},
+        )  # fmt: skip
+        stored, created = False, set[str]()
+        refused: RefusedError | None = None
+        for name in sorted(names, key=_order):
+            try:
+                outcome = await healer.heal(name)
+            except RefusedError as error:
+                # What is missing may be created there all the same.
+                refused = refused or error
+                continue
+            self._why[name] = outcome.why
+            stored |= outcome.stored or outcome.raced
+            if outcome.whole and name not in self._whole:
+                # It was stored while the check looked.
+                self._whole.add(name)
+                stored = True
+            if outcome.created:
+                created.add(name)
+            if outcome.stored:
+                before = self._done.get(name)
+                self._done[name] = outcome if before is None else _sum(before, outcome)
+        await self._take_back(created)
+        if refused is not None:
+            raise refused
+        return stored
+
+    async def _take_back(self, created: set[str]) -> None:
+        """Delete again what thinning doomed while it was made: nobody needs it any more."""
+        if not created:
+            return
+        record = await self._vault.disk(self._record.id)
+        for generation, ref in record.ledgers.items():
+            if self._record.ledgers.get(generation) == ref:
+                continue
+            doomed: Collection[str] = ()
+            with contextlib.suppress(DamagedError, NotFoundError):
+                base = record.base(generation)
+                ledger = await read_ledger(self._vault.store, record.id, generation, ref.id, base)
+                doomed = ledger.doomed
+            for name in created & set(doomed):
+                with contextlib.suppress(NotFoundError, RefusedError):
+                    await self._vault.store.delete(name)
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Return when an object's turn is: what is made of others comes last."""
+    joined = parse_joined(name)
+    return (2 + joined[1] if joined is not None else 0 if parse_slot(name) is None else 1, name)
+
+
+def _ledger_joins(listing: Listing, record: DiskRecord) -> list[PieceInfo]:
+    ref = record.ledgers.get(listing.generation)
+    if ref is None:
+        return []
+    return [one for one in listing.joined if one.to_epoch <= ref.horizon]
+
+
+def _sum(before: Outcome, outcome: Outcome) -> Outcome:
+    pages = {key: before.pages.get(key, 0) + outcome.pages.get(key, 0)
+             for key in {*before.pages, *outcome.pages}}  # fmt: skip
+    return Outcome(stored=True, why=outcome.why, parts=before.parts + outcome.parts, pages=pages)
