@@ -13,8 +13,10 @@ import trio
 
 from tests.catalog.harness import bench, is_slot
 from tests.delta.model import PAGE
+from vdiskfs.delta.entries import Bools
 from vdiskfs.errors import AlreadyExistsError, DamagedError, LocalError, UsageError
-from vdiskfs.point import diff, restore
+from vdiskfs.point import PointReader, diff, restore
+from vdiskfs.proving import read_back
 
 pytestmark = pytest.mark.usefixtures("each_vault")
 
@@ -50,6 +52,31 @@ async def test_a_restored_file_is_sparse(tmp_path: Path) -> None:
         status = (tmp_path / "disk.img").stat()
         assert status.st_size == 200 << 20
         assert status.st_blocks * 512 <= 64 * 1024
+
+
+async def test_what_a_restore_and_a_proof_cost_follows_the_data_and_not_the_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three pages far from each other are three reads, not one for every 8 MiB between them."""
+    reads: list[int] = []
+    read = PointReader.read_mapped
+
+    async def counted(self: PointReader, first: int, count: int) -> tuple[bytearray, Bools]:
+        reads.append(first)
+        return await read(self, first, count)
+
+    monkeypatch.setattr(PointReader, "read_mapped", counted)
+    async with bench() as test:
+        test.model.truncate(256 << 20)
+        for place in (0, 128 << 20, (256 << 20) - PAGE):
+            test.model.write(place, random.Random(place).randbytes(PAGE))
+        await test.publish()
+        async with await test.log.open(1) as reader:
+            assert await restore(reader, tmp_path / "disk.img") == 3 * PAGE
+            assert len(reads) == 3
+            assert await read_back(reader) == 3 * PAGE
+            assert len(reads) == 6
+        assert (tmp_path / "disk.img").read_bytes() == test.model.states[1]
 
 
 async def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:

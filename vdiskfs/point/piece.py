@@ -30,10 +30,11 @@ from vdiskfs.delta.layout import (
 from vdiskfs.delta.names import joined_name, slot_name
 from vdiskfs.delta.points import PointTable, decode_points
 from vdiskfs.delta.refs import ObjectRef, ObjectTable
-from vdiskfs.errors import FormatError
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.point.cache import Block, BlockCache
 from vdiskfs.sealed import expect_size
 from vdiskfs.store import Store
+from vdiskfs.units import PAGES_PER_CHUNK
 
 # An object of this size is read whole at once; of others this much of the end.
 WHOLE = 32 * 1024
@@ -143,9 +144,19 @@ class Piece:
         return row
 
     async def next_data_key(self, page: int) -> int | None:
-        """Return the first page at or after ``page`` that a block of entries may have."""
+        """Return the first page at or after ``page`` in a chunk that has entries, or None.
+
+        Where the block that knows is damaged it is ``page``: who reads it finds a way round.
+        """
         row = await self.next_row(DATA, page)
-        return None if row is None else max(page, int(row["first"]))
+        if row is None or page <= int(row["first"]):
+            return None if row is None else int(row["first"])
+        try:
+            chunks = (await self.entries(row)).chunkno
+        except (DamagedError, NotFoundError):
+            return page
+        after = int(np.searchsorted(chunks, np.uint64(page // PAGES_PER_CHUNK)))
+        return max(page, int(chunks[after]) * PAGES_PER_CHUNK) if after < len(chunks) else page
 
     async def entries(self, row: np.void) -> Entries:
         """Return a block of entries."""
