@@ -22,7 +22,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +98,7 @@ class Daemon:
         self._store = FdStore.take()
         self._kept = take_descriptors()
         self._serving = Serving(settings, self._store)
+        self._prover: Prover | None = None
         self._watching = Watching(settings)
         self._events = self._watching.events
         self._jobs = Jobs(Path(settings.state))
@@ -230,10 +231,14 @@ class Daemon:
         maintenance = Maintenance(site, protection.disks, failovers.events, self._jobs)
         heartbeat = Heartbeat(
             self._settings, site, protection.disks, groups.learn,
-            uses=lambda: [*images.in_use(), *failovers.in_use()], touched=maintenance.wake,
+            uses=lambda: [*images.in_use(), *failovers.in_use(), *self._proofs_in_use()],
+            touched=maintenance.wake,
         )  # fmt: skip
         nursery.start_soon(keep_running, "maintenance", maintenance.run)
         return heartbeat
+
+    def _proofs_in_use(self) -> Sequence[tuple[str, int, int]]:
+        return () if self._prover is None else self._prover.in_use()
 
     async def _take_up(
         self, failovers: Failovers, site: Site, protection: Protection, nursery: trio.Nursery,
@@ -254,7 +259,7 @@ class Daemon:
         prover = Prover(
             site, protection.disks, copies, options=options, events=events, jobs=self._jobs
         )
-        self._serving.inside = prover
+        self._serving.inside = self._prover = prover
         nursery.start_soon(keep_running, "proofs", prover.run)
         handovers = Handovers(
             site, protection, own, stopper=stopper, mountpoint=mountpoint, events=failovers.events

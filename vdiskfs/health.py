@@ -93,6 +93,7 @@ class Health:
         self._chance = chance
         self._troubles: list[_Trouble] = []
         self._wrong_vault: VdiskfsError | None = None
+        self._damage: VdiskfsError | None = None
         self._local_errors: dict[str, str] = {}
         self.shown_as: State | None = None
         """A state that hides what goes on below."""
@@ -148,7 +149,7 @@ class Health:
         if self._displaced is not None and self.shown_as is State.DISPLACED:
             found["disk.displaced"] = self._displaced
         errors = [one.error for one in self._troubles]
-        for error in [*errors, *([self._wrong_vault] if self._wrong_vault else [])]:
+        for error in [*errors, *filter(None, [self._wrong_vault, self._damage])]:
             found.setdefault(code_of_error(error), str(error))
         for reason in self._local_errors.values():
             found.setdefault("host.trouble", reason)
@@ -171,7 +172,7 @@ class Health:
 
     def _critical(self) -> VdiskfsError | None:
         stuck = [one.error for one in self._troubles if one.retry_at is None]
-        return stuck[0] if stuck else self._wrong_vault
+        return stuck[0] if stuck else self._wrong_vault or self._damage
 
     @property
     def shown_state(self) -> State:
@@ -231,10 +232,17 @@ class Health:
             log.error("disk %s: %s", self.disk, error)
         self._wrong_vault = error
 
+    def chain_is_damaged(self, error: VdiskfsError | None) -> None:
+        """Deltas in the vault cannot be joined: points are hurt; None: that is over."""
+        if error is not None and str(error) != str(self._damage):
+            log.error("disk %s: %s", self.disk, error)
+        self._damage = error
+
     def retry_now(self) -> bool:
         """End the wait, if one is on: the user asks. Return whether one was on."""
         waits = bool(self._troubles) or self.unfinished is not None
         self._cut_short = False
+        self._damage = None  # it is met again with the next epoch, if it is there
         self._wake()
         return waits
 

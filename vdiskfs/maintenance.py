@@ -149,8 +149,13 @@ class Maintenance:
             return
         if self._copied.get(disk.disk_id) != record:
             kept = {disk_object(disk.disk_id): encode_disk(record)}
-            await trio.to_thread.run_sync(cache.put_aside, kept)
-            self._copied[disk.disk_id] = record
+            try:
+                await trio.to_thread.run_sync(cache.put_aside, kept)
+            except OSError as error:
+                # A disk that is full must not end thinning, which makes room.
+                log.info("disk %s: no copy of its record is kept: %s", disk.name, error)
+            else:
+                self._copied[disk.disk_id] = record
 
     def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
         """Say what failed, once."""

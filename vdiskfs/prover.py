@@ -76,6 +76,7 @@ class Prover:
         self._jobs = jobs
         self._failed: dict[str, float] = {}
         self._at_work: trio.CancelScope | None = None
+        self._reads: tuple[str, int, int] | None = None
         self._idle = trio.Condition()
         self._rests = False
 
@@ -97,6 +98,10 @@ class Prover:
             while self._at_work is not None:
                 self._at_work.cancel()
                 await self._idle.wait()
+
+    def in_use(self) -> list[tuple[str, int, int]]:
+        """Return the point that is read now (disk, generation, epoch): it is not to go."""
+        return [] if self._reads is None else [self._reads]
 
     def go_on(self) -> None:
         """Prove again: the mount goes on."""
@@ -151,13 +156,16 @@ class Prover:
         )  # fmt: skip
         outcome = INCONCLUSIVE, "it was not looked at"
         self._at_work = given_up
+        self._reads = (disk.disk_id, point.generation, point.epoch)
         try:
             with given_up:
                 outcome = await self._prove_as(disk, point, job_id, progress)
         except VdiskfsError as error:
+            self._failed[disk.disk_id] = trio.current_time()
             self._jobs.failed(job_id, error)
             raise
         finally:
+            self._reads = None
             with trio.CancelScope(shield=True):
                 async with self._idle:
                     self._at_work = None

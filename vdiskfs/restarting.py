@@ -15,7 +15,7 @@ from typing import Protocol
 import trio
 
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import DamagedError, VdiskfsError
+from vdiskfs.errors import DamagedError, VaultUnreachableError, VdiskfsError
 from vdiskfs.events import Events
 from vdiskfs.machines.vaulted import machine_of
 from vdiskfs.protection import Protection
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 FIRST_AGAIN_S = 30.0
 LAST_AGAIN_S = 1800.0
 """Seconds until a machine that could not be started is tried again: the first time, at most."""
+
+WAIT_AGAIN_S = FIRST_AGAIN_S
+"""Seconds between two looks whether the other disks of a machine have come back."""
 
 
 class Startable(Protocol):
@@ -100,24 +103,35 @@ class StoppedMachines:
         try:
             together = await self._together(disk)
             others = {one.disk_id for one in together} - mine
-            if others & self._starting or not all(_is_whole(one) for one in together):
+            if others & self._starting:
+                return
+            if missing := [one.name for one in together if not _is_whole(one)]:
+                told = f"its machine waits until it has its other disks: {', '.join(missing)}"
+                self._later(disk, told)
                 return
             self._starting |= others
             mine |= others
             if not await self._start(disk, together):
+                self._later(disk, "its machine waits until all its disks are this site's")
                 return
             for one in together:
                 if self._is_back(one):  # else it was stopped once more meanwhile
                     await self._forget(one)
+        except VaultUnreachableError as error:
+            self._later(disk, f"its machine waits for the vault: {error}")
         except (VdiskfsError, OSError) as error:
-            _, waited = self._put_off.get(disk.disk_id, (0.0, FIRST_AGAIN_S / 2))
-            wait_s = min(2 * waited, LAST_AGAIN_S)
-            self._put_off[disk.disk_id] = (trio.current_time() + wait_s, wait_s)
-            log.warning("disk %s: its machine cannot be started: %s", disk.name, error)
-            why = f"its machine cannot be started again: {error}; next try in {wait_s:.0f} s"
-            self._tell("machine.stopped", disk, why)
+            self._later(disk, f"its machine cannot be started again: {error}", LAST_AGAIN_S)
         finally:
             self._starting -= mine
+
+    def _later(self, disk: ProtectedDisk, why: str, most_s: float = WAIT_AGAIN_S) -> None:
+        """Try again later; said the first time, and whenever the wait has grown."""
+        _, waited = self._put_off.get(disk.disk_id, (0.0, FIRST_AGAIN_S / 2))
+        wait_s = min(2 * waited, most_s)
+        self._put_off[disk.disk_id] = (trio.current_time() + wait_s, wait_s)
+        if wait_s != waited:
+            log.warning("disk %s: %s", disk.name, why)
+            self._tell("machine.stopped", disk, f"{why}; next try in {wait_s:.0f} s")
 
     async def _start(self, disk: ProtectedDisk, together: Sequence[ProtectedDisk]) -> bool:
         """Start a machine; return False where that is for later."""

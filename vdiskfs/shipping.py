@@ -8,6 +8,7 @@ fails waits in `vdiskfs.health`; what can be stopped at any moment is stopped by
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import trio
@@ -16,7 +17,7 @@ from vdiskfs.catalog import Anchor, DiskLog
 from vdiskfs.catalog.publish import upload_segments
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, remove_spooled
-from vdiskfs.errors import LocalError
+from vdiskfs.errors import DamagedError, LocalError, NotFoundError
 from vdiskfs.health import Health
 from vdiskfs.ownership import DiskLine
 from vdiskfs.ratelimit import RateLimiter
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 NOTE_AGAIN_S = 5.0
 """Seconds between tries of noting, on this host, what the vault has taken."""
+
+JOIN_AGAIN_S = 60.0
+"""Seconds until deltas that are damaged are joined again, as far as they can be."""
 
 CHECK_S = 1.0
 """A vault that took a delta so recently is not asked again whether it is still the same."""
@@ -62,6 +66,7 @@ class Shipper:
         self._checked_at = float("-inf")
         self._go = trio.Event()
         self._go.set()
+        self._join_after = -math.inf
         self._scope: trio.CancelScope | None = None
         self._news = trio.Event()
 
@@ -93,7 +98,19 @@ class Shipper:
             while not len(self._spool):
                 await self._news.wait()
             await self._shipped(await self._health.until_done("uploading", self._publish))
-            await self._health.until_done("joining", self._line.points.publish_joins)
+            await self._health.until_done("joining", self._join)
+
+    async def _join(self) -> None:
+        """Join what is due. Damage to what was stored long ago holds up nothing that is new."""
+        if trio.current_time() < self._join_after:
+            return
+        try:
+            await self._line.points.publish_joins()
+        except (DamagedError, NotFoundError) as error:
+            self._join_after = trio.current_time() + JOIN_AGAIN_S
+            self._health.chain_is_damaged(error)
+        else:
+            self._health.chain_is_damaged(None)
 
     async def _publish(self) -> Spooled:
         if trio.current_time() - self._checked_at >= CHECK_S:

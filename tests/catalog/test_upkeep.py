@@ -169,6 +169,45 @@ async def test_what_an_immutability_policy_keeps_is_waited_for(tmp_path: Path) -
         await site.check()
 
 
+async def test_what_cannot_be_deleted_fills_no_ledger_and_a_few_hold_up_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that grew for ever could one day not be read: then no point could be."""
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(1)), Tender(test, tmp_path)
+        monkeypatch.setattr("vdiskfs.catalog.upkeep.DOOMED_MOST", 60)
+        delete, kept = test.store.delete, set[str]()
+
+        async def refuse(name: str) -> None:
+            if not kept or name in kept:
+                raise RefusedError("the vault refused: BlobImmutableDueToPolicy")
+            await delete(name)
+
+        test.store.delete = refuse  # type: ignore[method-assign]
+        sizes = []
+        for number in range(1, 8):
+            await site.publish(100)
+            tender.at(100 * number + GRACE_S)
+            await tender.tend()
+            log = await site.log()
+            await log.line.load()
+            assert log.line.ledger is not None
+            sizes.append(len(log.line.ledger.doomed))
+        assert 60 < sizes[-1] == sizes[2] < 400
+        await site.check()
+        # Of most the time is over, and 20 are held: the rest goes, in some turns.
+        ledger = log.line.ledger
+        assert ledger is not None
+        before = set(ledger.doomed)
+        kept |= set(sorted(before)[:20])
+        for number in range(40):
+            tender.at(800 + 2 * GRACE_S + 7 * number)
+            await tender.tend()
+        assert before & set(test.store.objects) == kept
+        assert len(tender.upkeep.gone[test.record.id, 1]) <= len(before)
+        await site.check()
+
+
 async def test_a_hold_keeps_a_point_until_it_is_released(tmp_path: Path) -> None:
     async with bench() as test:
         site, tender = Site(test, tmp_path, random.Random(7)), Tender(test, tmp_path)

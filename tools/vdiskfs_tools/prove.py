@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,18 @@ async def _check(call: Call, disk: str, epoch: int) -> tuple[str, str]:
     """Check the file systems of a copy of a point; return the outcome, and its reason."""
     from vdiskfs.proving import check_image, verdict
 
-    with _copy(call, disk, epoch) as image:
+    async with _copy(call, disk, epoch) as image:
         return verdict(await check_image(image, call.out.say))
 
 
-@contextlib.contextmanager
-def _copy(call: Call, disk: str, epoch: int) -> Iterator[Path]:
+@contextlib.asynccontextmanager
+async def _copy(call: Call, disk: str, epoch: int) -> AsyncIterator[Path]:
     """Make a writable copy of a point, and throw it away."""
     from vdiskfs_tools.client import Client
 
     with Client(find_mount(call)) as client:
-        _tidy_up(client)
-        name = f"{COPY}{secrets.token_hex(4)}"
+        await _tidy_up(client)
+        name = f"{COPY}{os.getpid()}-{secrets.token_hex(4)}"
         body = {"disk": disk, "point": str(epoch), "name": name, "vm": "none", "dry_run": False}
         document = client.post("failovers", body=body)
         try:
@@ -139,10 +140,19 @@ def _throw_away(client: Any, name: str) -> None:
             return
 
 
-def _tidy_up(client: Any) -> None:
-    """Throw away what a proof that was killed has left; one that is at work is in use."""
+def _is_left(name: str) -> bool:
+    """Say whether a copy was made by a proof whose process is gone."""
+    pid = name.removeprefix(COPY).partition("-")[0]
+    return name.startswith(COPY) and pid.isdigit() and not Path("/proc", pid).exists()
+
+
+async def _tidy_up(client: Any) -> None:
+    """Throw away what proofs that were killed have left."""
+    from vdiskfs.proving import let_go
+
     for one in client.get("failovers")["failovers"]:
-        if one["name"].startswith(COPY):
+        if _is_left(one["name"]):
             with contextlib.suppress(VdiskfsError):
-                body = {"notes": "a proof that was cut off", "dry_run": False}
-                client.post("failovers", one["name"], "cleanup", body=body)
+                for disk in client.get("failovers", one["name"])["disks"]:
+                    await let_go(Path(disk["path"]))
+                _throw_away(client, one["name"])

@@ -150,13 +150,17 @@ async def collect(
     ]  # fmt: skip
     if needed - known:
         due = []
+    if len(due) > _REFUSED_MOST:
+        # Some may be kept for longer than the others: not always the same ones are asked for.
+        first = now_ns // NS % len(due)
+        due = due[first:] + due[:first]
     found.waiting = len(ledger.doomed) - len(found.gone) - len(due)
     limiter = trio.CapacityLimiter(_DELETES_AT_ONCE)
 
     async def one(name: str) -> None:
         async with limiter:
             if found.refused >= _REFUSED_MOST:
-                # The oldest are asked for first: what is younger is kept as well.
+                # What is left is kept as well, as it seems; the next time others come first.
                 found.refused += 1
                 return
             try:

@@ -24,7 +24,7 @@ from vdiskfs.delta.layout import DeltaHead, listed_of
 from vdiskfs.delta.local import LocalDelta, open_tail
 from vdiskfs.delta.names import joined_name
 from vdiskfs.delta.points import PointTable, concat_points
-from vdiskfs.errors import AlreadyExistsError, DamagedError
+from vdiskfs.errors import AlreadyExistsError, DamagedError, NotFoundError, VdiskfsError
 from vdiskfs.point import PieceInfo
 from vdiskfs.point.piece import check_identity
 
@@ -37,14 +37,22 @@ async def make_joins(line: Line, tables: Tables, cache: IndexCache | None) -> in
     """Make the joined deltas that are due on a line; return how many.
 
     Raises:
-        DamagedError: a delta to join is damaged. Nothing was made of it.
+        DamagedError, NotFoundError: a delta to join is damaged. Nothing was made of it; what
+            is whole was joined.
     """
     made = 0
-    apart = await tables.apart(line.cover)
+    damage: VdiskfsError | None = None
+    apart = await tables.apart(one for one in line.cover if one.from_epoch >= line.floor)
     for level in range(1, MAX_LEVEL + 1):
         for run in list(due_runs(line, level, apart)):
-            await _join(line, tables, cache, level=level, run=run)
-            made += 1
+            try:
+                await _join(line, tables, cache, level=level, run=run)
+            except (DamagedError, NotFoundError) as error:
+                damage = damage or error
+            else:
+                made += 1
+    if damage is not None:
+        raise damage
     return made
 
 

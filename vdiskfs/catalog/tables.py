@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from vdiskfs.delta.blocks import DATA, POINTS, ZEROS
 from vdiskfs.delta.layout import LIMIT
 from vdiskfs.delta.points import PointTable, concat_points, make_points, point_row
-from vdiskfs.errors import FormatError
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.point import BlockCache, Piece, PieceInfo, open_piece
 from vdiskfs.store import Store
 
@@ -58,9 +58,12 @@ class Tables:
             return False  # it has no segments
         known = self._elsewhere.get(info.name)
         if known is None:
-            piece = await self.piece(info)
-            # All blocks are moved, or none.
-            rows = [await piece.next_row(kind, 0) for kind in (DATA, ZEROS)]
+            try:
+                piece = await self.piece(info)
+                # All blocks are moved, or none.
+                rows = [await piece.next_row(kind, 0) for kind in (DATA, ZEROS)]
+            except (DamagedError, NotFoundError):
+                return True  # nothing can be made of it now
             known = any(row is not None and int(row["object"]) for row in rows)
             self._elsewhere[info.name] = known
         return known

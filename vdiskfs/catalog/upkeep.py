@@ -43,15 +43,19 @@ class Tended:
     collected: Collected
 
 
+DOOMED_MOST = 300_000
+"""While more objects than this cannot be deleted nothing more of their line is thinned."""
+
+
 @dataclass(slots=True)
 class Upkeep:
-    """Tends lines of a vault. ``gone`` are doomed names that were deleted already."""
+    """Tends lines of a vault. ``gone``: doomed names of each that were deleted already."""
 
     vault: Vault
     writer_id: str
     compression_level: int = 1
     clock: Callable[[], int] = time.time_ns
-    gone: set[str] = field(default_factory=set)
+    gone: dict[tuple[str, int], frozenset[str]] = field(default_factory=dict)
 
     async def tend(
         self, log: DiskLog, ladder: Ladder, scratch: Path, *, dry_run: bool = False
@@ -85,8 +89,13 @@ class Upkeep:
             leased = leases(sites, log.record) | await self._proven(log)
             done = Collected()
             if ledger is not None and not dry_run:
-                done = await collect(self.vault.store, ledger, now, leased, self.gone)
-                self.gone = self.gone | done.gone
+                place = (log.record.id, log.generation)
+                known = self.gone.get(place, frozenset())
+                done = await collect(self.vault.store, ledger, now, leased, known)
+                self.gone[place] = frozenset(done.gone)
+                if len(ledger.doomed) - len(done.gone) > DOOMED_MOST:
+                    # The vault keeps what is to go: points that stay cost less than a ledger of it.
+                    return Tended(Thinned(log.generation, 0, 0, None, len(table)), done)
             newest = int(table.time_ns[-1]) if len(table) else now
             if newest > now + SKEW_S * NS:
                 raise ClockError(
