@@ -7,10 +7,9 @@ tried again, and the jobs in memory are the ones that are shown. Trio thread onl
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,21 +50,36 @@ class Jobs:
         self._unwritten: set[str] = set()
         self._news = trio.Event()
         self._failed = False
+        self._is_read = False
         self._number = 0
+        """The newest job's. Of jobs that cannot be read it is not known: then seconds of the clock,
+        which no number comes near that was counted."""
 
     async def load(self) -> None:
         """Take up what an earlier daemon left: it goes on, or it is interrupted."""
         try:
-            found = await trio.to_thread.run_sync(self._database.read)
-        except (OSError, sqlite3.Error) as error:
-            log.warning("jobs cannot be read: %s: %s", self._database.path, error)
-            found = []
-        self._jobs = {job.id: job for job in found}
-        self._number = max((job.number for job in found), default=0)
+            await self._read()
+        except Exception as error:  # noqa: BLE001 (a mount starts whatever is the matter here)
+            log.warning("jobs cannot be read: %s: %r", self._database.path, error)
+            self._number = max(self._number, int(time.time()))
+            self._news.set()
+
+    async def _read(self) -> None:
+        found, taken = await trio.to_thread.run_sync(self._database.read)
+        self._is_read = True
+        self._number = max(self._number, taken)
+        self._take_up(found)
+
+    def _take_up(self, found: Sequence[Job]) -> None:
+        """Add what an earlier daemon left to the jobs that were begun since."""
+        begun = self._jobs
+        self._jobs = {job.id: job for job in found} | begun
         for job in found:
-            if not job.is_open:
+            if job.id in begun or not job.is_open:
                 continue
-            if job.kind in RESUMED:
+            if self.open_job(job.kind, job.disk_id) != job:
+                self.interrupt(job.id, "another one goes on in its place")
+            elif job.kind in RESUMED:
                 self.waits(job.id, "the disk to be taken up")
             else:
                 self.interrupt(job.id, "the daemon ended while it ran")
@@ -232,17 +246,19 @@ class Jobs:
                 await self._write()
 
     async def _write(self) -> None:
-        ids = frozenset(self._unwritten)
-        if not ids:
-            return
-        self._unwritten -= ids
-        jobs = [self._jobs[one] for one in ids if one in self._jobs]
-        gone = [one for one in ids if one not in self._jobs]
+        ids: frozenset[str] = frozenset()
         try:
-            await trio.to_thread.run_sync(self._database.write, jobs, gone)
-        except (OSError, sqlite3.Error) as error:
+            if not self._is_read:
+                await self._read()
+            ids = frozenset(self._unwritten)
+            self._unwritten -= ids
+            jobs = [self._jobs[one] for one in ids if one in self._jobs]
+            gone = [one for one in ids if one not in self._jobs]
+            if ids:
+                await trio.to_thread.run_sync(self._database.write, jobs, gone)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
             if not self._failed:
-                log.warning("jobs are not kept for now: %s: %s", self._database.path, error)
+                log.warning("jobs are not kept for now: %s: %r", self._database.path, error)
             self._failed = True
             self._unwritten |= ids
         else:
