@@ -143,3 +143,23 @@ async def test_a_load_that_fails_is_made_up_for_and_no_job_is_overwritten(
     for one in (later, await reopened(tmp_path)):
         assert [job.id for job in one.all()] == [finalize, proof]
         assert one.document(one.find(finalize))["waits_for"] == "the disk to be taken up"
+
+
+async def test_a_job_whose_disk_does_not_come_back_is_interrupted(tmp_path: Path) -> None:
+    jobs = await reopened(tmp_path)
+    here = jobs.begin(JobKind.RESYNC, "web01", DISK)
+    gone = jobs.begin(JobKind.FINALIZE, "web02", "b" * 32)
+    await write(jobs)
+    later = await reopened(tmp_path)
+    new = later.begin(JobKind.PROTECT, "web03", "c" * 32)  # made while the others were taken up
+    later.disks_are([DISK])
+    assert [one.id for one in later.all() if one.is_open] == [here, new]
+    document = later.document(later.find(gone))
+    assert (document["state"], document["exit_code"]) == ("interrupted", 1)
+    assert document["error"] == "the disk is not protected here any more"
+
+
+async def test_progress_that_cannot_be_told_hides_no_job(tmp_path: Path) -> None:
+    jobs = await reopened(tmp_path)
+    one = jobs.begin(JobKind.RESYNC, "web01", DISK, progress=lambda: (1 // 0, 1))
+    assert jobs.document(jobs.find(one))["progress"] is None

@@ -6,10 +6,11 @@ tried again, and the jobs in memory are the ones that are shown. Trio thread onl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ KEPT_OF_KIND = 16
 """Jobs of one kind and one disk that are kept."""
 
 AGAIN_S = 10.0
+
+_NOT_YET = "the disk to be taken up"
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class Jobs:
         self._unwritten: set[str] = set()
         self._news = trio.Event()
         self._failed = False
+        self._disks: frozenset[str] | None = None
         self._is_read = False
         self._number = 0
         """The newest job's. Of jobs that cannot be read it is not known: then seconds of the clock,
@@ -80,9 +84,27 @@ class Jobs:
             if self.open_job(job.kind, job.disk_id) != job:
                 self.interrupt(job.id, "another one goes on in its place")
             elif job.kind in RESUMED:
-                self.waits(job.id, "the disk to be taken up")
+                self.waits(job.id, _NOT_YET)
             else:
                 self.interrupt(job.id, "the daemon ended while it ran")
+        if self._disks is not None:
+            self.disks_are(self._disks)
+
+    def disks_are(self, disk_ids: Collection[str]) -> None:
+        """The disks of this mount were taken up: no job goes on that waits for another one."""
+        self._disks = frozenset(disk_ids)
+        for job in list(self._jobs.values()):
+            if job.is_open and job.kind in RESUMED and job.disk_id not in self._disks:
+                live = self._live.get(job.id)
+                if live is not None and live.waits_for == _NOT_YET:
+                    self.interrupt(job.id, "the disk is not protected here any more")
+
+    def disk_left(self, disk_id: str) -> None:
+        """A disk was stopped: its jobs that go on keep nothing of it, and wait for it."""
+        for kind in RESUMED:
+            job = self.open_job(kind, disk_id)
+            if job is not None:
+                self._live[job.id] = _Live(_NOT_YET)
 
     # ---- what there is -----------------------------------------------------------------
 
@@ -95,7 +117,10 @@ class Jobs:
         live = self._live.get(job.id) if job.is_open else None
         if live is None:
             return job_document(job)
-        return job_document(job, live.waits_for, live.progress())
+        progress = None
+        with contextlib.suppress(Exception):  # a disk that ends now: the other jobs are shown
+            progress = live.progress()
+        return job_document(job, live.waits_for, progress)
 
     def open_job(self, kind: JobKind, disk_id: str) -> Job | None:
         """Return the newest job of a kind that goes on for a disk."""
