@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -75,3 +77,21 @@ def test_a_line_that_the_disk_does_not_take_is_lost_without_a_word(
         with contextlib.suppress(OSError):
             full.close()
     assert capfd.readouterr().err == ""
+
+
+def test_where_there_is_no_room_for_a_copy_the_one_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: BinaryIO, copy: BinaryIO, __: int) -> None:
+        copy.write(b"a part of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vdiskfs.daemonlog.shutil.copyfileobj", full)
+    log, before = tmp_path / "daemon.log", tmp_path / "daemon.log.1"
+    before.write_text("why it failed\n")
+    handler = BoundedHandler(log, limit=10)
+    with log.open("a") as stream:
+        handler.setStream(stream)
+        handler.emit(logging.makeLogRecord({"msg": "more than ten bytes"}))
+    assert (before.read_text(), log.read_text()) == ("why it failed\n", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["daemon.log", "daemon.log.1"]

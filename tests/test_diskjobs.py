@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from vdiskfs.diskjobs import DiskJobs
-from vdiskfs.errors import DamagedError, VaultUnreachableError
+from vdiskfs.errors import DamagedError, StateError, VaultUnreachableError
 from vdiskfs.events import Events
 from vdiskfs.health import Health, Level, State
 from vdiskfs.jobs import JobKind, Jobs
@@ -128,3 +128,17 @@ async def test_a_disk_that_another_site_has_is_left_alone(
     assert (len(scene.tried), scene.job["state"]) == (1, "cancelled")
     assert scene.health.conditions() == {}
     assert scene.note.exists()  # should it come back, the next start looks again
+
+
+async def test_the_jobs_of_a_disk_that_was_stopped_hold_nothing_of_it(
+    autojump_clock: MockClock, scene: Scene, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("cannot be finalized")
+    scene.failures = [DamagedError("it is rotten")]
+    async with trio.open_nursery() as nursery:
+        scene.start(nursery)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert (scene.job["ended"], scene.job["waits_for"]) == (None, "the disk to be taken up")
+    with pytest.raises(StateError, match="cannot be cancelled"):
+        await scene.jobs.cancel(str(scene.job["id"]))

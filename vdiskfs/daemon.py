@@ -204,9 +204,11 @@ class Daemon:
             self._watch(nursery, heartbeat, protection, core, vault)
             nursery.start_soon(keep_running, "application-consistent points", application.run)
             if resumed and namespace.disks is not None:
-                nursery.start_soon(self._start_later, protection, namespace.disks, homecomings)
+                nursery.start_soon(
+                    self._start_later, protection, namespace.disks, homecomings, failovers
+                )
             else:
-                homecomings.resume()
+                self._are_started(protection, homecomings, failovers)
             await self._announce(state, resumed=resumed)
             self._settle(core, source, vault)
             ready.tell({"ok": True, "pid": os.getpid()})  # last: from here on a kill costs nothing
@@ -281,11 +283,19 @@ class Daemon:
             await protection.start(files, protect=self._settings.protect)
 
     async def _start_later(
-        self, protection: Protection, files: Disks, homecomings: Homecomings
+        self, protection: Protection, files: Disks, homecomings: Homecomings, failovers: Failovers
     ) -> None:
         """Start the disks of which guests go on already; then bring others home."""
         await protection.start(files, protect=self._settings.protect, patient=True)
+        self._are_started(protection, homecomings, failovers)
+
+    def _are_started(
+        self, protection: Protection, homecomings: Homecomings, failovers: Failovers
+    ) -> None:
+        """Bring disks home, and interrupt the jobs of those that an earlier run had alone."""
         homecomings.resume()
+        taken = {disk_id for one in failovers.all() for disk_id in one.taken}
+        self._jobs.disks_are(protection.known_ids() | taken)
 
     def _site(self, core: native.Core, vault: Vault, state: StateDirectory, groups: Groups) -> Site:
         options = self._settings.options

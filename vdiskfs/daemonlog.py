@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 LIMIT = 8 << 20
 """Bytes of the log; the copy has as many."""
@@ -45,13 +46,23 @@ class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(fd, "r+b") as log:
             try:
-                aside = self._path.with_name(f"{NAME}.1")
-                kept = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                with os.fdopen(kept, "wb") as copy:
-                    shutil.copyfileobj(log, copy, 1 << 20)
+                self._keep(log)
             finally:
                 # Where there is no room for the copy the bound counts all the same.
                 log.truncate(0)
+
+    def _keep(self, log: BinaryIO) -> None:
+        """Copy the log to ``.1``; where that fails, what is there already stays."""
+        new = self._path.with_name(f"{NAME}.1.new")
+        try:
+            kept = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(kept, "wb") as copy:
+                shutil.copyfileobj(log, copy, 1 << 20)
+            new.replace(self._path.with_name(f"{NAME}.1"))
+        except OSError:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise
 
 
 def log_handler(state: Path) -> logging.StreamHandler:  # type: ignore[type-arg]

@@ -61,6 +61,11 @@ class DiskFiles:
     def _all(self) -> list[ProtectedDisk]:
         return [*self._disks.values(), *self.adopted]
 
+    def known_ids(self) -> set[str]:
+        """Return the ids of the disks that are here, whether they were started yet or not."""
+        early = {record.disk_id for _, record in self._early.values()}
+        return {disk.disk_id for disk in self._all()} | early | set(self._parked)
+
     def find(self, name: str) -> ProtectedDisk:
         """Return a disk by its name, its id, or its file's path in the source.
 

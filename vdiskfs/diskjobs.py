@@ -55,6 +55,7 @@ class DiskJobs:
         finally:
             if disk.health.state is State.RETIRED:
                 self._end_open(disk)
+            self._jobs.disk_left(disk.disk_id)
 
     def _end_open(self, disk: ProtectedDisk) -> None:
         for kind in JobKind:

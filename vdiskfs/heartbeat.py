@@ -1,6 +1,7 @@
 """The heartbeat of one mount: tells the vault that the site is alive, and that it is the vault.
 
-One small object for each site, written every few seconds. An answer after silence ends the
+One small object for each site, written every few seconds; of a vault in two containers the one
+of the data is asked for something, too. An answer after silence ends the
 waits of all disks. Where the object is not what this site wrote last, what answers may be
 another vault, or an older state of it: then each disk looks whether what it shipped is
 there, and a disk that misses something is Critical.
@@ -20,9 +21,10 @@ import trio
 from vdiskfs.catalog import SiteRecord
 from vdiskfs.config import MountSettings
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import NotFoundError, VdiskfsError, WrongVaultError
+from vdiskfs.errors import NotFoundError, VaultUnreachableError, VdiskfsError, WrongVaultError
 from vdiskfs.liveness import own_process
 from vdiskfs.running import VERSION
+from vdiskfs.store import is_split
 from vdiskfs.units import format_time
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Heartbeat:
         self._started = format_time(time.time_ns())
         self._process = own_process()
         self._due = False
+        self._is_split = is_split(settings.vault)
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -76,6 +79,8 @@ class Heartbeat:
                 self._touched()
                 self._due = False
             await self._learn()
+            if self._is_split:
+                await self._ask_data()
         except VdiskfsError as error:
             if self.vault_error is None:
                 log.warning("the vault does not answer: %s", error)
@@ -89,6 +94,15 @@ class Heartbeat:
             self._tell_all(None)
             for disk in self._disks():
                 disk.health.vault_answers()
+
+    async def _ask_data(self) -> None:
+        """See that the data container answers, too; the next sign of life does not wait for it."""
+        limit_s = self._settings.options.heartbeat_s
+        with trio.move_on_after(limit_s) as scope:
+            await self._vault.ask_data()
+        if scope.cancelled_caught:
+            where = self._vault.store.describe()
+            raise VaultUnreachableError(f"{where}: no answer where the data lies for {limit_s:g} s")
 
     def _record(self) -> SiteRecord:
         return SiteRecord(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +105,61 @@ async def test_a_damaged_database_is_set_aside_and_jobs_go_on(
     one = jobs.begin(JobKind.THIN, "web01", DISK)
     await write(jobs)
     assert [job.id for job in (await reopened(tmp_path)).all()] == [one]
+
+
+async def test_a_row_that_is_not_right_is_left_out_and_its_number_is_not_given_again(
+    tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    jobs = await reopened(tmp_path)
+    for number in range(9):
+        jobs.done(jobs.begin(JobKind.THIN, "web01", DISK), f"turn {number}")
+    await write(jobs)
+    with sqlite3.connect(tmp_path / "jobs.db") as database:
+        for number, change in enumerate((
+            "number = 'x'", "began_ns = -1", "ended_ns = 1e30", "code = x'00'", "outcome = 5",
+            "steps = '[[\"a\", null]]'", "kind = 'another'", f"steps = '{'[' * 9999}'",
+        )):  # fmt: skip
+            database.execute(f"UPDATE jobs SET {change} WHERE number = {number + 2}")
+    database.close()
+    later = await reopened(tmp_path)
+    expect_log("left out: 8")
+    assert [later.document(job)["outcome"] for job in later.all()] == ["turn 0"]
+    assert later.begin(JobKind.THIN, "web01", DISK) == f"{DISK[:8]}-10"
+
+
+async def test_a_load_that_fails_is_made_up_for_and_no_job_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    jobs = await reopened(tmp_path)
+    finalize = jobs.begin(JobKind.FINALIZE, "web01", DISK)
+    await write(jobs)
+    later = Jobs(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(later._database, "read", lambda: 1 / 0)
+        await later.load()
+    expect_log("jobs cannot be read")
+    proof = later.begin(JobKind.PROVE, "web01", DISK)
+    await write(later)
+    for one in (later, await reopened(tmp_path)):
+        assert [job.id for job in one.all()] == [finalize, proof]
+        assert one.document(one.find(finalize))["waits_for"] == "the disk to be taken up"
+
+
+async def test_a_job_whose_disk_does_not_come_back_is_interrupted(tmp_path: Path) -> None:
+    jobs = await reopened(tmp_path)
+    here = jobs.begin(JobKind.RESYNC, "web01", DISK)
+    gone = jobs.begin(JobKind.FINALIZE, "web02", "b" * 32)
+    await write(jobs)
+    later = await reopened(tmp_path)
+    new = later.begin(JobKind.PROTECT, "web03", "c" * 32)  # made while the others were taken up
+    later.disks_are([DISK])
+    assert [one.id for one in later.all() if one.is_open] == [here, new]
+    document = later.document(later.find(gone))
+    assert (document["state"], document["exit_code"]) == ("interrupted", 1)
+    assert document["error"] == "the disk is not protected here any more"
+
+
+async def test_progress_that_cannot_be_told_hides_no_job(tmp_path: Path) -> None:
+    jobs = await reopened(tmp_path)
+    one = jobs.begin(JobKind.RESYNC, "web01", DISK, progress=lambda: (1 // 0, 1))
+    assert jobs.document(jobs.find(one))["progress"] is None

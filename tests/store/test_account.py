@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from azure.core.credentials import AzureSasCredential
 
 from vdiskfs.errors import RefusedError, UsageError
-from vdiskfs.store.account import Account, check_endpoint
+from vdiskfs.store.account import Account, check_endpoint, control_environ
 
 KEY = "c2VjcmV0LWtleQ=="
 
@@ -122,3 +123,22 @@ def test_nothing_shows_a_secret() -> None:
         assert KEY not in shown
         assert "sig=" not in shown
         assert "secret" not in shown.lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"AccountName=acc; AccountKey={KEY}",
+        f"AccountName=acc;\n ACCOUNTKEY ={KEY} ;",
+        "AccountName=acc; SharedAccessSignature=sv=1&sig=of-the-data",
+        "UseDevelopmentStorage=true",
+    ],
+)
+def test_the_control_containers_own_token_wins(text: str) -> None:
+    token = "sv=1&sig=of-the-control"
+    environ = {"AZURE_STORAGE_CONNECTION_STRING": text, "AZURE_STORAGE_CONTROL_SAS_TOKEN": token}
+    data = Account.from_environ(environ)
+    control = Account.from_environ(control_environ(environ))
+    assert isinstance(control.credential, AzureSasCredential)
+    assert control.credential.signature == token
+    assert (control.name, control.endpoint) == (data.name, data.endpoint)

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import NotFoundError, VdiskfsError
+from vdiskfs.errors import VdiskfsError
 from vdiskfs_tools.call import Call, Group
 from vdiskfs_tools.completion import complete_jobs
 from vdiskfs_tools.mounts import find_mount
 from vdiskfs_tools.output import format_bytes
 
-LOOK_S = 0.25
+LOOK_S = 1.0
 
 job_argument = click.argument("job_id", metavar="JOB", shell_complete=complete_jobs)
 
@@ -130,11 +130,8 @@ def _progress(document: dict[str, Any]) -> str:
 
 
 def _job(client: Any, job_id: str) -> dict[str, Any]:
-    for one in client.get("jobs")["jobs"]:
-        if one["id"] == job_id:
-            found: dict[str, Any] = one
-            return found
-    raise NotFoundError(f"there is no job {job_id} here", hint="vdiskfs job list")
+    document: dict[str, Any] = client.get("jobs", job_id)
+    return document
 
 
 def _client(call: Call) -> Any:

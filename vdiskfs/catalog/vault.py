@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from vdiskfs.errors import (
 )
 from vdiskfs.point import BlockCache
 from vdiskfs.sealed import SealedStore, Seen
-from vdiskfs.store import Store
+from vdiskfs.store import PROBES, Store
 
 _NAME_TRIES = 1000
 _SWAP_TRIES = 20
@@ -233,6 +234,11 @@ class Vault:
             WrongVaultError: another one is in its place.
         """
         await check_identity(self.store, self.vault_id)
+
+    async def ask_data(self) -> None:
+        """See that the store that data lies in answers: one request, for what is not there."""
+        with contextlib.suppress(NotFoundError):
+            await self.store.stat(f"{PROBES}heartbeat")
 
     async def write_site(
         self, record: SiteRecord, surprised: Callable[[], Awaitable[None]] | None = None

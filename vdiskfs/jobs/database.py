@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
 from vdiskfs.jobs.record import Job, JobKind, JobState
 from vdiskfs.sqlitefile import SqliteFile
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -21,6 +24,8 @@ _MARKS = ", ".join("?" * len(_COLUMNS))
 _TYPES = ", ".join(
     f"{name} NOT NULL" if name != "id" else "id TEXT PRIMARY KEY NOT NULL" for name in _COLUMNS
 )
+_NUMBERS = ("number", "began_ns", "ended_ns", "code")
+_TEXTS = ("id", "disk", "disk_id", "outcome", "error", "hint")
 _SCHEMA = f"CREATE TABLE jobs ({_TYPES});\n"
 
 
@@ -34,16 +39,22 @@ class JobDatabase:
             self.path, what="jobs", version=VERSION, schema=_SCHEMA, pages=PAGES
         )
 
-    def read(self) -> list[Job]:
-        """Return all jobs, the oldest first.
+    def read(self) -> tuple[list[Job], int]:
+        """Return all jobs, the oldest first, and the highest number that is taken.
 
         Raises:
             OSError, sqlite3.Error: they cannot be read.
         """
         query = f"SELECT {_NAMES} FROM jobs ORDER BY number"  # noqa: S608 (no input)
         with self._file.opened() as database:
-            found = [_job(row) for row in database.execute(query)]
-        return [job for job in found if job is not None]
+            rows = database.execute(query).fetchall()
+        found = [_job(row) for row in rows]
+        if None in found:
+            log.warning("%s: jobs that are damaged, or of a later version, are left out: %d",
+                        self.path, found.count(None))  # fmt: skip
+        numbers = (row[_COLUMNS.index("number")] for row in rows)
+        taken = max((one for one in numbers if _is_number(one)), default=0)
+        return [job for job in found if job is not None], taken
 
     def write(self, jobs: Sequence[Job], gone: Collection[str]) -> None:
         """Add or update jobs, and remove those of some ids; durable on return.
@@ -67,7 +78,17 @@ def _job(row: tuple[object, ...]) -> Job | None:
         values["kind"] = JobKind(str(values["kind"]))
         values["state"] = JobState(str(values["state"]))
         steps = json.loads(str(values["steps"]))
-        values["steps"] = tuple((str(name), int(at)) for name, at in steps)
-    except (ValueError, TypeError):
+        values["steps"] = tuple((str(name), at) for name, at in steps)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = [*(values[name] for name in _NUMBERS), *(at for _, at in steps)]
+    if not all(_is_number(one) for one in numbers):
+        return None
+    if not all(isinstance(values[name], str) for name in _TEXTS):
         return None
     return Job(**values)  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    """Tell what is a count, or a time in nanoseconds."""
+    return type(value) is int and 0 <= value < 1 << 62

@@ -6,11 +6,11 @@ tried again, and the jobs in memory are the ones that are shown. Trio thread onl
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ KEPT_OF_KIND = 16
 """Jobs of one kind and one disk that are kept."""
 
 AGAIN_S = 10.0
+
+_NOT_YET = "the disk to be taken up"
 
 
 @dataclass(slots=True)
@@ -51,24 +53,58 @@ class Jobs:
         self._unwritten: set[str] = set()
         self._news = trio.Event()
         self._failed = False
+        self._disks: frozenset[str] | None = None
+        self._is_read = False
         self._number = 0
+        """The newest job's. Of jobs that cannot be read it is not known: then seconds of the clock,
+        which no number comes near that was counted."""
 
     async def load(self) -> None:
         """Take up what an earlier daemon left: it goes on, or it is interrupted."""
         try:
-            found = await trio.to_thread.run_sync(self._database.read)
-        except (OSError, sqlite3.Error) as error:
-            log.warning("jobs cannot be read: %s: %s", self._database.path, error)
-            found = []
-        self._jobs = {job.id: job for job in found}
-        self._number = max((job.number for job in found), default=0)
+            await self._read()
+        except Exception as error:  # noqa: BLE001 (a mount starts whatever is the matter here)
+            log.warning("jobs cannot be read: %s: %r", self._database.path, error)
+            self._number = max(self._number, int(time.time()))
+            self._news.set()
+
+    async def _read(self) -> None:
+        found, taken = await trio.to_thread.run_sync(self._database.read)
+        self._is_read = True
+        self._number = max(self._number, taken)
+        self._take_up(found)
+
+    def _take_up(self, found: Sequence[Job]) -> None:
+        """Add what an earlier daemon left to the jobs that were begun since."""
+        begun = self._jobs
+        self._jobs = {job.id: job for job in found} | begun
         for job in found:
-            if not job.is_open:
+            if job.id in begun or not job.is_open:
                 continue
-            if job.kind in RESUMED:
-                self.waits(job.id, "the disk to be taken up")
+            if self.open_job(job.kind, job.disk_id) != job:
+                self.interrupt(job.id, "another one goes on in its place")
+            elif job.kind in RESUMED:
+                self.waits(job.id, _NOT_YET)
             else:
                 self.interrupt(job.id, "the daemon ended while it ran")
+        if self._disks is not None:
+            self.disks_are(self._disks)
+
+    def disks_are(self, disk_ids: Collection[str]) -> None:
+        """The disks of this mount were taken up: no job goes on that waits for another one."""
+        self._disks = frozenset(disk_ids)
+        for job in list(self._jobs.values()):
+            if job.is_open and job.kind in RESUMED and job.disk_id not in self._disks:
+                live = self._live.get(job.id)
+                if live is not None and live.waits_for == _NOT_YET:
+                    self.interrupt(job.id, "the disk is not protected here any more")
+
+    def disk_left(self, disk_id: str) -> None:
+        """A disk was stopped: its jobs that go on keep nothing of it, and wait for it."""
+        for kind in RESUMED:
+            job = self.open_job(kind, disk_id)
+            if job is not None:
+                self._live[job.id] = _Live(_NOT_YET)
 
     # ---- what there is -----------------------------------------------------------------
 
@@ -81,7 +117,10 @@ class Jobs:
         live = self._live.get(job.id) if job.is_open else None
         if live is None:
             return job_document(job)
-        return job_document(job, live.waits_for, live.progress())
+        progress = None
+        with contextlib.suppress(Exception):  # a disk that ends now: the other jobs are shown
+            progress = live.progress()
+        return job_document(job, live.waits_for, progress)
 
     def open_job(self, kind: JobKind, disk_id: str) -> Job | None:
         """Return the newest job of a kind that goes on for a disk."""
@@ -232,17 +271,19 @@ class Jobs:
                 await self._write()
 
     async def _write(self) -> None:
-        ids = frozenset(self._unwritten)
-        if not ids:
-            return
-        self._unwritten -= ids
-        jobs = [self._jobs[one] for one in ids if one in self._jobs]
-        gone = [one for one in ids if one not in self._jobs]
+        ids: frozenset[str] = frozenset()
         try:
-            await trio.to_thread.run_sync(self._database.write, jobs, gone)
-        except (OSError, sqlite3.Error) as error:
+            if not self._is_read:
+                await self._read()
+            ids = frozenset(self._unwritten)
+            self._unwritten -= ids
+            jobs = [self._jobs[one] for one in ids if one in self._jobs]
+            gone = [one for one in ids if one not in self._jobs]
+            if ids:
+                await trio.to_thread.run_sync(self._database.write, jobs, gone)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
             if not self._failed:
-                log.warning("jobs are not kept for now: %s: %s", self._database.path, error)
+                log.warning("jobs are not kept for now: %s: %r", self._database.path, error)
             self._failed = True
             self._unwritten |= ids
         else:

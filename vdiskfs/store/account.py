@@ -72,9 +72,10 @@ def control_environ(environ: Mapping[str, str]) -> dict[str, str]:
     if not token:
         return dict(environ)
     text = environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
-    pairs = [one for one in text.split(";") if not one.lower().startswith(
-        ("accountkey=", "sharedaccesssignature=")
-    )]  # fmt: skip
+    # As `_parse_connection_string` reads it: what it takes for a secret is not to be left in.
+    given = _parse_connection_string(text) if text else {}
+    pairs = [f"{key}={value}" for key, value in given.items()
+             if key not in ("accountkey", "sharedaccesssignature")]  # fmt: skip
     changed = {key: value for key, value in environ.items() if key != "AZURE_STORAGE_KEY"}
     changed["AZURE_STORAGE_SAS_TOKEN"] = token
     if text:
