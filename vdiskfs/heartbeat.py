@@ -61,7 +61,7 @@ class Heartbeat:
         self._started = format_time(time.time_ns())
         self._process = own_process()
         self._due = False
-        self._is_split = is_split(settings.vault)
+        self._is_split = is_split(site.vault.store)
 
     async def run(self) -> None:
         """Beat until cancelled."""

@@ -86,14 +86,25 @@ async def test_what_is_created_once_lies_in_one_store_and_what_changes_in_the_ot
     store = SplitStore(data, control)
     names = [
         f"{DISK}/g00000001/{0:016x}", f"{DISK}/g00000001.1/0-1.0", f"{DISK}/g00000001.ledger/x",
-        f"segments/{'a' * 32}/0", "probes/0", "vault.json", f"{DISK}/disk.json", f"{DISK}/proofs/1-1.json",
-        "names/web01.json", "sites/a.json",
+        f"segments/{'a' * 32}/0", "probes/0", "data/vault.json", "vault.json", f"{DISK}/disk.json",
+        f"{DISK}/proofs/1-1.json", "names/web01.json", "sites/a.json",
     ]  # fmt: skip
     for name in names:
         await store.create(name, b"")
-    assert sorted(data.objects) == sorted(names[:5])
-    assert sorted(control.objects) == sorted(names[5:])
-    for prefix in ("", "d", "disks/", f"{DISK}/", f"{DISK}/g", "segments/", "names/", "probes/"):
+    assert sorted(data.objects) == sorted(names[:6])
+    assert sorted(control.objects) == sorted(names[6:])
+    prefixes = (
+        "",
+        "d",
+        "disks/",
+        f"{DISK}/",
+        f"{DISK}/g",
+        "segments/",
+        "data/",
+        "names/",
+        "probes/",
+    )
+    for prefix in prefixes:
         listed = [info.name async for info in store.list(prefix)]
         assert listed == sorted(name for name in names if name.startswith(prefix)), prefix
 

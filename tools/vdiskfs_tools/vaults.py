@@ -23,6 +23,7 @@ from vdiskfs.catalog import (
     group_members,
     shared_points,
 )
+from vdiskfs.catalog.anchor import check_unclaimed
 from vdiskfs.catalog.enforced import probe_enforced
 from vdiskfs.catalog.vaultfile import read_vault_file
 from vdiskfs.config import load_config, vault_environ
@@ -114,6 +115,7 @@ def make_vault(url: str, given: Secrets | None, *, dry_run: bool) -> str | None:
         try:
             file, _ = await read_vault_file(store)
         except NotFoundError:
+            await check_unclaimed(store)
             return None
         raise AlreadyExistsError(f"{url}: there is a vault already: {file.vault_id}")
 

@@ -9,14 +9,16 @@ when the heartbeat is not the one that this site has written.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-from vdiskfs.catalog.documents import DOCUMENT_LIMIT, decode_document, take
+from vdiskfs.catalog.documents import DOCUMENT_LIMIT, FORMAT, decode_document, encode_document, take
 from vdiskfs.delta import DeltaHead
 from vdiskfs.delta.layout import is_id
 from vdiskfs.delta.names import slot_name
-from vdiskfs.errors import FormatError, NotFoundError, WrongVaultError
-from vdiskfs.store import Store
+from vdiskfs.errors import FormatError, NotFoundError, StateError, WrongVaultError
+from vdiskfs.sealed import SealedStore
+from vdiskfs.store import DATA_MARK, Store, is_split
 
 VAULT = "vault.json"
 
@@ -81,6 +83,63 @@ async def check_identity(store: Store, vault_id: str) -> None:
             f"{store.describe()}: another vault, {found[:8]}, is where vault {vault_id[:8]} was",
             hint=BACK,
         )
+    await check_data(store, vault_id)
+
+
+async def check_data(store: Store, vault_id: str) -> None:
+    """Check that the data container is this vault's, where it has one of its own.
+
+    Raises:
+        WrongVaultError: it is another vault's, or nobody's.
+    """
+    if not is_split(store):
+        return
+    found = await whose_data(store)
+    if found != vault_id:
+        whose = "no vault's" if found is None else f"that of vault {found[:8]}"
+        raise WrongVaultError(
+            f"{store.describe()}: two containers that do not belong together: control is vault "
+            f"{vault_id[:8]}'s, the data is {whose}",
+            hint="name the two that the vault was made with",
+        )
+
+
+async def check_unclaimed(store: Store) -> None:
+    """Check that a vault can be made here: what is to hold data holds no other vault's.
+
+    Raises:
+        StateError: it does.
+    """
+    found = await whose_data(store)
+    if found is None:
+        return
+    with contextlib.suppress(NotFoundError):
+        await store.stat(VAULT)
+        return  # whoever creates that meets it, and says so
+    raise StateError(
+        f"{store.describe()}: the container is the data of vault {found}",
+        hint="open that vault with its control container, azure://CONTAINER?control=CONTROL; "
+        "make a new one in an empty container",
+    )
+
+
+async def mark_data(store: Store, vault_id: str) -> None:
+    """Let the data container of a new vault say whose it is."""
+    if is_split(store):
+        mark = encode_document({"format": FORMAT, "vault_id": vault_id})
+        await store.create(DATA_MARK, mark)
+
+
+async def whose_data(store: Store) -> str | None:
+    """Return the id of the vault whose data lies here, and whose documents lie elsewhere."""
+    # It names what is not encrypted: who has no key learns from it what to do.
+    plain = store.inner if isinstance(store, SealedStore) else store
+    where = f"{store.describe()}: {DATA_MARK}"
+    try:
+        data, _ = await plain.read(DATA_MARK, limit=DOCUMENT_LIMIT)
+    except NotFoundError:
+        return None
+    return vault_id_in(decode_document(data, where=where), where=where)
 
 
 def vault_id_in(values: dict[str, Any], *, where: str) -> str:

@@ -10,7 +10,13 @@ from datetime import UTC, datetime
 
 import trio
 
-from vdiskfs.catalog.anchor import VAULT, check_identity
+from vdiskfs.catalog.anchor import (
+    VAULT,
+    check_data,
+    check_identity,
+    check_unclaimed,
+    mark_data,
+)
 from vdiskfs.catalog.documents import (
     DOCUMENT_LIMIT,
     FORMAT,
@@ -65,7 +71,7 @@ class Vault:
 
         Raises:
             UsageError: the passphrase is empty or too long.
-            StateError: there is a vault already.
+            StateError: there is a vault already, or another one's data.
         """
         file = VaultFile(uuid.uuid4().hex, now_text())
         key = None
@@ -75,7 +81,9 @@ class Vault:
             file = replace(file, slots=(slot,), revision=1)
         await store.prepare()
         try:
+            await check_unclaimed(store)
             await store.create(VAULT, file.encode(key))
+            await mark_data(store, file.vault_id)
         except AlreadyExistsError:
             raise StateError(f"{store.describe()} holds a vault already") from None
         return await cls.open(store, key)
@@ -97,10 +105,11 @@ class Vault:
             FormatError: it is damaged, or of a newer format.
             KeyNeededError: it is encrypted, and nothing is given.
             RefusedError: what is given does not open it, or it is not encrypted.
-            WrongVaultError: its keys are older than what was seen.
+            WrongVaultError: its keys are older than what was seen, or its data is another one's.
         """
         where = f"{store.describe()}: {VAULT}"
         file, _ = await read_vault_file(store)
+        await check_data(store, file.vault_id)
         if isinstance(store, SealedStore):
             same = file.vault_id == store.key.vault_id
             if same:

@@ -21,9 +21,9 @@ from urllib.parse import unquote, urlsplit
 
 from vdiskfs.errors import UsageError
 from vdiskfs.store.object import READ_LIMIT, ObjectInfo, Store
-from vdiskfs.store.split import PROBES
+from vdiskfs.store.split import DATA_MARK, PROBES, is_split
 
-__all__ = ["PROBES", "READ_LIMIT", "ObjectInfo", "Store", "is_split", "open_store"]
+__all__ = ["DATA_MARK", "PROBES", "READ_LIMIT", "ObjectInfo", "Store", "is_split", "open_store"]
 
 _FORMS = "use file:///FOLDER or azure://CONTAINER[/PREFIX][?control=CONTAINER]"
 
@@ -60,14 +60,9 @@ def open_store(url: str, *, environ: Mapping[str, str] = os.environ) -> Store:
     raise UsageError(f"not a vault URL{_shown(url)}", hint=_FORMS)
 
 
-def is_split(url: str) -> bool:
-    """Tell whether a vault lies in two stores, of which one may be away alone."""
-    return _CONTROL.fullmatch(url) is not None
-
-
 def _harmless(url: str) -> bool:
     """Tell whether a URL cannot hold a secret that an error would print."""
-    return is_split(url) or not any(one in url for one in "?#@")
+    return _CONTROL.fullmatch(url) is not None or not any(one in url for one in "?#@")
 
 
 def _shown(url: str) -> str:

@@ -85,6 +85,11 @@ class RetryingStore:
         self._sleep = policy.sleep
         self._policy = replace(policy, sleep=self._counted)
 
+    @property
+    def inner(self) -> Store:
+        """The store that it is around."""
+        return self._store
+
     async def _counted(self, delay_s: float) -> None:
         self.retries += 1
         await self._sleep(delay_s)

@@ -16,14 +16,23 @@ from vdiskfs.store.object import READ_LIMIT, Bytes, ObjectInfo, Store
 PROBES = "probes/"
 """What is made to see whether it can be overwritten and deleted: lies where the data lies."""
 
-_DATA = re.compile(rf"(?:disks/[0-9a-f]{{32}}/g[^/]*|segments|{PROBES[:-1]})/.*")
-_DATA_PREFIX = re.compile(rf"disks/[0-9a-f]{{32}}/g.*|segments/.*|{PROBES}.*")
-_KINDS = ("disks/", "segments/", PROBES)
+DATA_MARK = "data/vault.json"
+"""Lies where the data lies, and says whose it is."""
+
+_DATA = re.compile(rf"(?:disks/[0-9a-f]{{32}}/g[^/]*|segments|data|{PROBES[:-1]})/.*")
+_DATA_PREFIX = re.compile(rf"disks/[0-9a-f]{{32}}/g.*|segments/.*|data/.*|{PROBES}.*")
+_KINDS = ("disks/", "segments/", "data/", PROBES)
 
 
 def is_data(name: str) -> bool:
     """Say whether an object is one that is created once, and never changed."""
     return _DATA.fullmatch(name) is not None
+
+
+def is_split(store: Store) -> bool:
+    """Tell whether a store, or the one that it is around, is a `SplitStore`."""
+    inner = getattr(store, "inner", None)
+    return isinstance(store, SplitStore) or (inner is not None and is_split(inner))
 
 
 class SplitStore:
