@@ -15,7 +15,7 @@ from vdiskfs.catalog.check import check, find_records, list_line
 from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
 from vdiskfs.catalog.inspection import Inspection, Progress
-from vdiskfs.catalog.ledger import read_ledger
+from vdiskfs.catalog.ledger import LEAF_LEVEL, read_ledger
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
 from vdiskfs.catalog.report import CheckReport, Healed, Left, Problem, RepairReport
@@ -208,9 +208,14 @@ class _Repair:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Return when an object's turn is: what is made of others comes last."""
+    """Return when an object's turn is: what tells of others comes first, what is made of them last.
+
+    Indexes say which pages of a segment's frames are needed.
+    """
     joined = parse_joined(name)
-    return (2 + joined[1] if joined is not None else 0 if parse_slot(name) is None else 1, name)
+    if joined is not None:
+        return (2 if joined[1] == LEAF_LEVEL else 4 + joined[1], name)
+    return (1 if parse_slot(name) is not None else 3 if name.startswith("segments/") else 0, name)
 
 
 def _ledger_joins(listing: Listing, record: DiskRecord) -> list[PieceInfo]:
