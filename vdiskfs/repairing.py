@@ -91,8 +91,8 @@ class Repairs:
         def step(name: str, done: int, total: int) -> None:
             self._progress.update(disk=name, done=done, total=total)
 
-        def here(_: DiskRecord) -> Here:
-            return Here(disk)
+        def here(record: DiskRecord) -> Here:
+            return Here(disk, record)
 
         return await repair(
             disk.site.vault, [disk.disk_id], sources=here, dry_run=dry_run, progress=step
@@ -122,19 +122,20 @@ class Repairs:
 class Here:
     """What this host has of one disk: `vdiskfs.catalog.healer.Sources`."""
 
-    def __init__(self, disk: ProtectedDisk) -> None:
-        """Use a disk while it is protected."""
+    def __init__(self, disk: ProtectedDisk, record: DiskRecord | None = None) -> None:
+        """Use a disk while it is protected; without its record the spool means nothing."""
         self._disk = disk
+        self._record = record
         self._paths = disk.site.state.disk(disk.disk_id)
 
     async def ends(self, name: str) -> list[bytes]:
         """Return copies of an object's end: kept indexes, and the spool's file."""
-        return await trio.to_thread.run_sync(self._ends, name)
+        return await trio.to_thread.run_sync(self._ends, name, self._spooled(name))
 
-    def _ends(self, name: str) -> list[bytes]:
+    def _ends(self, name: str, spooled: list[Path]) -> list[bytes]:
         cache = self._disk.points.cache if self._disk.started else None
         found = cache.copies(name) if cache is not None else []
-        for path in self._spooled(name):
+        for path in spooled:
             try:
                 if path.stat().st_size <= _SPOOLED_MOST:
                     found.append(path.read_bytes())
@@ -143,14 +144,34 @@ class Here:
         return found
 
     def _spooled(self, name: str) -> list[Path]:
+        """Return files of the spool that the vault has had under this name.
+
+        What is there may be what the vault never took: another site's delta may be in its slot.
+        """
+        if not self._is_ours():
+            return []
         slot = parse_slot(name)
         if slot is not None:
-            return [self._paths.spool / f"{slot[1]:016x}.delta"]
+            file = self._paths.spool / f"{slot[1]:016x}.delta"
+            return [file] if self._is_published(*slot) else []
         prefix = segment_prefix(self._disk.disk_id)
         if not name.startswith(prefix):
             return []
-        file = f"{name.removeprefix(prefix)}.segment"
-        return [self._paths.spool / file, self._paths.pass_ / file]
+        segment = f"{name.removeprefix(prefix)}.segment"
+        return [self._paths.spool / segment, self._paths.pass_ / segment]
+
+    def _is_ours(self) -> bool:
+        owner, disk = self._record.owner if self._record is not None else None, self._disk
+        if owner is None or owner.writer != disk.site.state.writer_id or not disk.started:
+            return False
+        return disk.line.displaced is None and not disk.line.handed
+
+    def _is_published(self, generation: int, start: int) -> bool:
+        """Say whether the line, as it is known here, has a slot."""
+        line = self._disk.points.line
+        return line.generation == generation and any(
+            piece.from_epoch <= start < piece.to_epoch for piece in line.cover
+        )
 
     async def pages(self, wanted: Mapping[int, set[int]]) -> dict[tuple[int, int], bytes]:
         """Return the pages that the image holds as they were."""

@@ -278,6 +278,20 @@ async def test_a_copy_of_another_history_is_not_believed(tmp_path: Path) -> None
         assert last in one.bench.store.objects
 
 
+async def test_what_is_stored_is_not_replaced_by_another_delta_of_its_place(tmp_path: Path) -> None:
+    """A slot with another writer's delta is damaged; here is one that was never stored."""
+    async with site(tmp_path) as one:
+        *_, last = one.names("slot")
+        [tail] = one.here.cache.copies(last)
+        other = encode_head(replace(decode_head(tail[-512:]), to_digest=bytes(32)))
+        one.here.cache.put(last, tail[:-512] + other)
+        one.damage(last, random.Random(1), "cut")
+        damaged = one.bench.store.objects[last][0]
+        report = await one.repaired()
+        assert [left.problem.object for left in report.left] == [last]
+        assert one.bench.store.objects[last][0] == damaged
+
+
 async def test_a_writer_joins_and_thinning_go_on_while_it_heals(tmp_path: Path) -> None:
     """What others do to the disk at any moment of a repair, nothing is lost and nothing undone."""
     async with site(tmp_path) as one:
