@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from vdiskfs.catalog import Owner
+from vdiskfs.catalog import Owner, RepairReport
 from vdiskfs.catalog.records import DiskRecord
+from vdiskfs.catalog.report import Healed, Left, Problem
 from vdiskfs.delta.names import slot_name
 from vdiskfs.point import PieceInfo
-from vdiskfs.repairing import Here
+from vdiskfs.repairing import Here, Repairs
 
 DISK, OURS = "ab" * 16, "cd" * 16
 
@@ -51,3 +53,18 @@ async def test_the_spool_of_a_site_that_lost_the_disk_is_not_given(
     tmp_path: Path, lost: dict[str, Any]
 ) -> None:
     assert await here(tmp_path, **lost).ends(slot_name(DISK, 1, 1)) == []
+
+
+def test_what_is_healed_in_part_is_not_told_as_healed(expect_log: Callable[[str], None]) -> None:
+    expect_log("were healed")
+    expect_log("stay damaged")
+    told: list[str] = []
+    events = SimpleNamespace(tell=lambda code, _, text, **__: told.append(f"{code}: {text}"))
+    healed = [Healed(Problem(name, "", "web01"), 1, 0, 0, in_part=name == "a") for name in "ab"]
+    report = RepairReport(healed=healed, left=[Left(healed[0].problem, "gone")])
+    repairs = Repairs(cast("Any", None), cast("Any", events))
+    repairs._tell(cast("Any", SimpleNamespace(name="web01")), report)
+    assert told == [
+        "repair.healed: 1 damaged objects of the vault were healed: b",
+        "repair.left: 1 objects of the vault stay damaged, 0 points are hurt: a: gone",
+    ]

@@ -100,9 +100,9 @@ class Repairs:
 
     def _tell(self, disk: ProtectedDisk, report: RepairReport) -> None:
         """Say what was healed, and what was not."""
-        if report.healed:
-            names = ", ".join(one.problem.object for one in report.healed[:3])
-            text = f"{len(report.healed)} damaged objects of the vault were healed: {names}"
+        if healed := [one for one in report.healed if not one.in_part]:
+            names = ", ".join(one.problem.object for one in healed[:3])
+            text = f"{len(healed)} damaged objects of the vault were healed: {names}"
             log.warning("disk %s: %s", disk.name, text)
             self._events.tell("repair.healed", disk.name, text, disk=disk.name)
         if report.left:

@@ -162,6 +162,39 @@ async def test_a_vault_that_lets_nothing_be_replaced_is_one_clear_error(tmp_path
         assert (await one.repaired()).ok
 
 
+async def test_an_object_is_not_made_of_nothing(tmp_path: Path) -> None:
+    """Of a segment nothing but its name and its size is known."""
+    async with bench() as test:
+        test.model.writer_options = {"inline_limit": 4_000}
+        test.model.write(0, random.Random(1).randbytes(8 * PAGE))
+        await test.publish()
+        [name] = [name for name in test.store.objects if name.startswith("segments/")]
+        del test.store.objects[name]
+        report = await repair(test.vault)
+        assert name not in test.store.objects
+        assert report.healed == []
+        assert "8 pages are nowhere" in report.left[0].why
+
+
+async def test_what_can_never_be_replaced_is_not_put_back_in_part(tmp_path: Path) -> None:
+    async with site(tmp_path) as one:
+        gone, _ = held_and_gone(one)
+        one.damage(gone, random.Random(1), "lost")
+        replace_object = one.bench.store.replace
+
+        async def refuse(name: str, data: bytes, *, etag: str | None, **rest: Any) -> str:
+            if etag is not None:
+                raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
+            return await replace_object(name, data, etag=etag, **rest)
+
+        with mock.patch.object(one.bench.store, "replace", refuse):
+            report = await one.repaired()
+        assert gone not in one.bench.store.objects
+        assert "for ever" in report.left[0].why
+        assert report.healed == []
+        assert [healed.in_part for healed in (await one.repaired()).healed] == [True]
+
+
 async def test_a_frame_that_an_encoder_makes_shorter_is_filled_up(tmp_path: Path) -> None:
     text = " ".join(str(number * number) for number in range(20_000)).encode()
     async with bench() as test:

@@ -119,6 +119,7 @@ def _show(call: Call, document: dict[str, Any], *, dry_run: bool) -> None:
     for one in document["healed"]:
         how = "would be healed" if dry_run else "healed"
         places = (("pages_here", "from here"), ("pages_vault", "from elsewhere in the vault"))
+        how += " in part" if one["in_part"] else ""
         pages = [f"{counted(one[key], 'page')} {where}" for key, where in places if one[key]]
         more = "".join(f", {text}" for text in pages)
         call.out.line(f"{one['object']}: {one['message']}: {how}{more}")

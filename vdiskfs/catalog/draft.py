@@ -41,6 +41,8 @@ class Draft:
     others: list[bytes] = field(default_factory=list)
     mended: int = 0
     """Parts that were damaged, and are right now."""
+    right: int = 0
+    """Parts of which something is right: blocks of an index, frames."""
     lost: list[str] = field(default_factory=list)
     """What cannot be made again, for people."""
 
@@ -69,12 +71,14 @@ class Draft:
         if not 0 <= offset <= offset + length <= self.size:
             return False
         if is_right(self.part(offset, length)):
+            self.right += 1
             return True
         for other in self.others:
             at = offset - (self.size - len(other))
             part = other[at : at + length] if at >= 0 else b""
             if len(part) == length and is_right(part):
                 self.put(offset, part)
+                self.right += 1
                 return True
         return False
 

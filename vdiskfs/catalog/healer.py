@@ -14,6 +14,7 @@ from typing import Protocol
 import trio
 
 from vdiskfs.catalog.draft import Draft, load_draft, read_heads, read_part
+from vdiskfs.catalog.enforced import ALLOWED, probe_enforced
 from vdiskfs.catalog.inspection import Inspection
 from vdiskfs.catalog.ledger import LEAF_LEVEL, decode_ledger
 from vdiskfs.catalog.references import References, Said, find_copies
@@ -135,6 +136,7 @@ class Healer:
         self._leaves = leaves
         self._joins = joins
         self._dry_run = dry_run
+        self._replaces: bool | None = None
 
     async def heal(self, name: str) -> Outcome:
         """Heal one object, as far as that is possible.
@@ -260,6 +262,7 @@ class Healer:
         )
         if not draft.settle(0, SEGMENT_HEAD_SIZE, lambda part: _is_segment(part, head)):
             draft.put(0, encode_segment_head(head))
+        draft.right = 0  # a head alone is of no use
         for offset, length, wanted in said.blocks:
             if not draft.settle_hashed(offset, length, wanted):
                 draft.lost.append("a block of an index")
@@ -315,7 +318,14 @@ class Healer:
             draft.lost.append(
                 f"{rest.untold} frames with pages that only indexes tell of that are damaged"
             )
+        if not draft.right:
+            draft.lost = draft.lost or ["nothing that was in it is known"]
+        elif draft.etag is None and draft.lost and not await self._may_replace():
+            draft.lost.append("and what is put back in part the vault would keep so for ever")
+            draft.right = 0
         outcome.why = ", ".join(draft.lost)
+        if not draft.right:
+            return outcome
         outcome.parts = draft.mended
         if not draft.mended and draft.is_size_right:
             outcome.whole = not draft.lost
@@ -359,6 +369,7 @@ class Healer:
                     made = remade(frame, known | more, own, may_lose=may_lose)
                 if made is not None:
                     draft.put(frame.offset, made)
+                    draft.right += 1
                 lost = len(frame.sums) - len(known) - len(more)
                 if lost or made is None:
                     rest.lost.append(lost)
@@ -367,6 +378,15 @@ class Healer:
                     rest.unfit += may_lose or frame.is_told
 
         await trio.to_thread.run_sync(make)
+
+    async def _may_replace(self) -> bool:
+        """Say whether the vault lets objects be replaced: then more may be put back later."""
+        if self._replaces is None and not self._dry_run:
+            try:
+                self._replaces = (await probe_enforced(self._store)).overwrite == ALLOWED
+            except RefusedError:
+                self._replaces = False
+        return self._replaces is not False
 
     async def _copies(self, wanted: Wanted) -> Pages:
         return await find_copies(self._work, self._references.pieces, wanted)

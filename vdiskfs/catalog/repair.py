@@ -111,7 +111,7 @@ class _Repair:
             if name not in still or outcome.parts:
                 self._report.healed.append(Healed(
                     self._first[name], outcome.parts, outcome.pages.get("here", 0),
-                    outcome.pages.get("vault", 0),
+                    outcome.pages.get("vault", 0), in_part=name in still,
                 ))  # fmt: skip
 
     async def _check(self) -> tuple[list[Problem], int]:

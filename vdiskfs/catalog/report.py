@@ -54,13 +54,15 @@ class CheckReport:
 class Healed:
     """One object that is whole again, or in part: ``problem`` is what was wrong with it.
 
-    ``pages_here`` came from this host (its image), ``pages_vault`` from other objects.
+    ``pages_here`` came from this host (its image), ``pages_vault`` from other objects;
+    ``in_part``: some of it is still damaged.
     """
 
     problem: Problem
     parts: int
     pages_here: int
     pages_vault: int
+    in_part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def repair_document(report: RepairReport) -> dict[str, object]:
         "read_bytes": report.read_bytes,
         "healed": [
             {
-                **problem_document(one.problem), "parts": one.parts,
+                **problem_document(one.problem), "parts": one.parts, "in_part": one.in_part,
                 "pages_here": one.pages_here, "pages_vault": one.pages_vault,
             }
             for one in report.healed
