@@ -11,11 +11,11 @@ from unittest import mock
 
 import pytest
 
-from tests.catalog.damage import Here, Site, site
-from tests.catalog.harness import bench
+from tests.catalog.damage import Here, Site, frames_of, kind_of, site
+from tests.catalog.harness import bench, content_at
 from tests.delta.model import PAGE
 from vdiskfs import native
-from vdiskfs.catalog import IndexCache
+from vdiskfs.catalog import IndexCache, check
 from vdiskfs.catalog.references import References, gather
 from vdiskfs.catalog.reframe import Frame, remade, stored_pages
 from vdiskfs.catalog.repair import repair
@@ -109,3 +109,54 @@ async def test_a_frame_waits_for_the_indexes_that_may_tell_more_of_it(tmp_path: 
         assert "only indexes tell of" in why
         assert (await one.repaired()).ok
         assert await one.hurt() == set()
+
+
+@plain_only
+async def test_a_frame_whose_pages_are_all_right_gets_its_check_again(tmp_path: Path) -> None:
+    """A bit that the decoder does not look at is wrong: readers look at the check."""
+    text = " ".join(str(number * number) for number in range(9_000)).encode()[: 8 * PAGE]
+    async with bench() as test:
+        test.log = test.vault.log(test.record, cache=(cache := IndexCache(tmp_path / "indexes")))
+        test.model.write(0, text)
+        await test.publish()
+        [name] = [name for name in test.store.objects if kind_of(name) == "slot"]
+        whole, metadata, _ = test.store.objects[name]
+        [(start, end)] = {(start, end) for start, end, *_ in (await frames_of(test))[name]}
+        frame = Frame(start, end - start, packed=True, chunkno=0, mask=0xFF)
+
+        def flipped(bit: int) -> bytes:
+            data = bytearray(whole)
+            data[start + bit // 8] ^= 1 << bit % 8
+            return bytes(data)
+
+        idle = next(
+            data for bit in range(8 * 16)
+            if b"".join(stored_pages(frame, (data := flipped(bit))[start:end]).values()) == text
+        )  # fmt: skip
+        test.store.put(name, idle, metadata)
+        assert not (await check(test.vault, read_data=True)).ok
+        assert (await repair(test.vault, sources=lambda _: Here(test.model, cache))).ok
+        assert test.store.objects[name][0] == whole
+
+
+@plain_only
+async def test_a_raw_frame_can_be_read_but_for_the_page_that_is_lost(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    async with bench() as test:
+        test.log = test.vault.log(test.record, cache=(cache := IndexCache(tmp_path / "indexes")))
+        test.model.write(0, rng.randbytes(16 * PAGE))
+        await test.publish()
+        test.model.write(3 * PAGE, rng.randbytes(PAGE))
+        await test.publish()
+        name = min(name for name in test.store.objects if kind_of(name) == "slot")
+        whole, metadata, _ = test.store.objects[name]
+        data = bytearray(whole)
+        data[min(start for start, *_ in (await frames_of(test))[name]) + 3 * PAGE + 9] ^= 1
+        test.store.put(name, bytes(data), metadata)
+        report = await repair(test.vault, sources=lambda _: Here(test.model, cache))
+        assert report.left[0].problem.points == {1: [1]}
+        assert [healed.in_part for healed in report.healed] == [True]
+        assert await content_at(test.fresh_log(), 2) == test.model.states[2]
+        before = test.store.objects[name]
+        assert (await repair(test.vault, sources=lambda _: Here(test.model, cache))).healed == []
+        assert test.store.objects[name] == before

@@ -364,16 +364,18 @@ class Healer:
                 may_lose = not self._references.unread or draft.there < frame.end
                 is_told = may_lose or bool(own) or frame.is_told
                 made = None
-                # With pages that are lost it still gives those that are not.
-                if more and is_told:
-                    made = remade(frame, known | more, own, may_lose=may_lose)
+                # With pages that are lost it still gives those that are not; and where none
+                # is, its check may be wrong.
+                right = known | more
+                if right and is_told:
+                    made = remade(frame, right, own, may_lose=may_lose)
                 if made is not None:
                     draft.put(frame.offset, made)
                     draft.right += 1
                 lost = len(frame.sums) - len(known) - len(more)
                 if lost or made is None:
                     rest.lost.append(lost)
-                if more and made is None:
+                if right and made is None:
                     rest.untold += not may_lose and not frame.is_told
                     rest.unfit += may_lose or frame.is_told
 
