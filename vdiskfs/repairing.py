@@ -16,10 +16,11 @@ import trio
 from vdiskfs import native
 from vdiskfs.catalog import DiskRecord, RepairReport, repair, repair_document
 from vdiskfs.catalog.lostrecords import restore_name, restore_record
-from vdiskfs.catalog.report import Healed, Left
+from vdiskfs.catalog.report import Healed, Left, note_stopped
 from vdiskfs.catalog.vault import disk_object
 from vdiskfs.delta.names import parse_slot, segment_prefix
 from vdiskfs.disk import ProtectedDisk
+from vdiskfs.errors import VdiskfsError
 from vdiskfs.events import Events
 from vdiskfs.protection import Protection
 from vdiskfs.requests import Document
@@ -50,15 +51,22 @@ class Repairs:
 
         Raises:
             NotFoundError: one is not.
+            VdiskfsError: nothing was found out.
         """
         disks = [self._protection.find(name) for name in names]
         report = RepairReport(dry_run)
+        failed: list[tuple[ProtectedDisk, VdiskfsError]] = []
         async with self._turn:
             try:
                 for disk in disks:
-                    _add(report, await self._repair(disk, dry_run=dry_run))
+                    try:
+                        _add(report, await self._repair(disk, dry_run=dry_run))
+                    except VdiskfsError as error:
+                        failed.append((disk, error))
             finally:
                 self._progress.clear()
+        for disk, why in failed:
+            note_stopped(report, disk.name, disk_object(disk.disk_id), why)
         return repair_document(report)
 
     async def _repair(self, disk: ProtectedDisk, *, dry_run: bool) -> RepairReport:
@@ -69,7 +77,10 @@ class Repairs:
             else:
                 report.left.append(one)
         if not report.left and not (dry_run and report.healed):
-            _add(report, await self._repair_points(disk, dry_run=dry_run))
+            try:
+                _add(report, await self._repair_points(disk, dry_run=dry_run))
+            except VdiskfsError as error:
+                note_stopped(report, disk.name, disk_object(disk.disk_id), error)
         if not dry_run:
             self._tell(disk, report)
             if report.healed:
@@ -232,3 +243,4 @@ def _add(total: RepairReport, one: RepairReport) -> None:
     total.read_bytes += one.read_bytes
     total.healed += one.healed
     total.left += one.left
+    total.refused |= one.refused

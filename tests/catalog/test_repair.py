@@ -6,6 +6,7 @@ import contextlib
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vdiskfs.catalog.ledger import read_ledger, write_ledger
 from vdiskfs.catalog.publish import keep_tail
 from vdiskfs.delta import open_spooled
 from vdiskfs.delta.layout import decode_head, encode_head
-from vdiskfs.errors import DamagedError, NotFoundError, RefusedError
+from vdiskfs.errors import DamagedError, NotFoundError, RefusedError, VaultUnreachableError
 
 pytestmark = pytest.mark.usefixtures("each_vault")
 
@@ -139,7 +140,9 @@ async def test_what_is_known_of_a_delta_is_put_back_though_some_of_it_is_gone(
         assert [left.problem.object for left in done.left] == [gone]
 
 
-async def test_a_vault_that_lets_nothing_be_replaced_is_one_clear_error(tmp_path: Path) -> None:
+async def test_a_vault_that_lets_nothing_be_replaced_is_said_with_what_was_found(
+    tmp_path: Path,
+) -> None:
     async with site(tmp_path) as one:
         _, held = held_and_gone(one)
         lost = next(name for name in one.names("segment") if one.has(name, ALL))
@@ -152,14 +155,39 @@ async def test_a_vault_that_lets_nothing_be_replaced_is_one_clear_error(tmp_path
                 raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
             return await replace_object(name, data, etag=etag, **rest)
 
-        with (
-            mock.patch.object(one.bench.store, "replace", refuse),
-            pytest.raises(RefusedError) as e,
-        ):
-            await one.repaired()
-        assert e.value.message.startswith(f"{held}: what is damaged cannot be replaced")
+        with mock.patch.object(one.bench.store, "replace", refuse):
+            report = await one.repaired()
+        assert report.refused
+        assert [healed.problem.object for healed in report.healed] == [lost]
+        [left] = report.left
+        assert left.problem.object == held
+        assert left.why.startswith(f"{held}: what is damaged cannot be replaced")
         assert lost in one.bench.store.objects, "what is missing may be created"
         assert (await one.repaired()).ok
+
+
+async def test_an_error_that_ends_a_repair_leaves_what_was_found(
+    tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    async with site(tmp_path) as one:
+        held = [name for name in one.names("slot")[:-1] if one.has(name, ALL)][:2]
+        for name in held:
+            one.damage(name, random.Random(1), "lost")
+
+        async def cut_off() -> None:
+            if one.here.turns == 2:
+                raise VaultUnreachableError("cut off")
+
+        one.here.meanwhile = cut_off
+        expect_log("its repair ended: cut off")
+        report = await one.repaired()
+        assert [healed.problem.object for healed in report.healed] == held[:1]
+        assert [(left.problem.object, left.why) for left in report.left] == [(held[1], "cut off")]
+        with (
+            mock.patch.object(one.bench.store, "list", side_effect=VaultUnreachableError("gone")),
+            pytest.raises(VaultUnreachableError),
+        ):
+            await one.repaired()
 
 
 async def test_an_object_is_not_made_of_nothing(tmp_path: Path) -> None:

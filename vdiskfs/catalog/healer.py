@@ -155,7 +155,7 @@ class Healer:
             return await self._heal_delta(self._info(name))
         except ConflictError:
             return Outcome(raced=True, why="somebody else has changed it meanwhile")
-        except DamagedError as error:
+        except (DamagedError, NotFoundError) as error:
             return Outcome(why=error.message.removeprefix(f"{name}: "))
 
     def _info(self, name: str) -> PieceInfo:

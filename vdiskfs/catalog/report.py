@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vdiskfs.errors import RefusedError, VdiskfsError
+
 
 @dataclass(slots=True)
 class Problem:
@@ -83,11 +85,25 @@ class RepairReport:
     read_bytes: int = 0
     healed: list[Healed] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    refused: bool = False
+    """The vault lets something not be replaced."""
 
     @property
     def ok(self) -> bool:
         """Return whether nothing is damaged any more."""
         return not self.left
+
+
+def note_stopped(report: RepairReport, name: str, where: str, error: VdiskfsError) -> None:
+    """Note that an error ended the repair of a disk, before it was known what is damaged.
+
+    Raises:
+        VdiskfsError: that one, where the report would say nothing else.
+    """
+    if not (report.disks or report.healed or report.left):
+        raise error
+    report.left.append(Left(Problem(where, "could not be checked", name), error.message))
+    report.refused |= isinstance(error, RefusedError)
 
 
 def problem_document(problem: Problem) -> dict[str, object]:
@@ -108,6 +124,7 @@ def repair_document(report: RepairReport) -> dict[str, object]:
     return {
         "ok": report.ok,
         "dry_run": report.dry_run,
+        "refused": report.refused,
         "disks": report.disks,
         "points": report.points,
         "read_bytes": report.read_bytes,
