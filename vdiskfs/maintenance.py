@@ -151,6 +151,8 @@ class Maintenance:
             kept = {disk_object(disk.disk_id): encode_disk(record)}
             await trio.to_thread.run_sync(cache.put_aside, kept)
             self._copied[disk.disk_id] = record
+        else:
+            await trio.to_thread.run_sync(cache.confirm, disk_object(disk.disk_id))
 
     def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
         """Say what failed, once."""

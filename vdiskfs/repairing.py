@@ -8,6 +8,7 @@ the one that was asked for.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -90,10 +91,13 @@ class Repairs:
     async def _records(self, disk: ProtectedDisk, *, dry_run: bool) -> list[Healed | Left]:
         """Put back what leads to the disk."""
         vault, place = disk.site.vault, (disk.name, disk.disk_id)
-        copies = await Here(disk).ends(disk_object(disk.disk_id))
+        where = disk_object(disk.disk_id)
+        copies = await Here(disk).ends(where)
+        cache = disk.points.cache if disk.started else None
+        age_s = cache.age_s(where) if cache is not None else math.inf
         writer = disk.site.state.writer_id
         found = [
-            await restore_record(vault, *place, copies, writer, dry_run=dry_run),
+            await restore_record(vault, *place, copies, writer, age_s=age_s, dry_run=dry_run),
             await restore_name(vault, *place, dry_run=dry_run),
         ]
         return [one for one in found if one is not None]
