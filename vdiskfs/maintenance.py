@@ -147,15 +147,16 @@ class Maintenance:
         cache, owner = disk.points.cache, record.owner
         if cache is None or owner is None or owner.writer != self._site.state.writer_id:
             return
-        if self._copied.get(disk.disk_id) != record:
-            kept = {disk_object(disk.disk_id): encode_disk(record)}
-            try:
-                await trio.to_thread.run_sync(cache.put_aside, kept)
-            except OSError as error:
-                # A disk that is full must not end thinning, which makes room.
-                log.info("disk %s: no copy of its record is kept: %s", disk.name, error)
+        name = disk_object(disk.disk_id)
+        try:
+            if self._copied.get(disk.disk_id) == record:
+                await trio.to_thread.run_sync(cache.confirm, name)
             else:
+                await trio.to_thread.run_sync(cache.put_aside, {name: encode_disk(record)})
                 self._copied[disk.disk_id] = record
+        except OSError as error:
+            # A disk that is full must not end thinning, which makes room.
+            log.info("disk %s: no copy of its record is kept: %s", disk.name, error)
 
     def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
         """Say what failed, once."""

@@ -8,6 +8,7 @@ the one that was asked for.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import trio
 from vdiskfs import native
 from vdiskfs.catalog import DiskRecord, RepairReport, repair, repair_document
 from vdiskfs.catalog.lostrecords import restore_name, restore_record
-from vdiskfs.catalog.report import Healed, Left
+from vdiskfs.catalog.report import Healed, Left, note_stopped
 from vdiskfs.catalog.vault import disk_object
 from vdiskfs.delta.names import parse_slot, segment_prefix
 from vdiskfs.disk import ProtectedDisk
+from vdiskfs.errors import VdiskfsError
 from vdiskfs.events import Events
 from vdiskfs.protection import Protection
 from vdiskfs.requests import Document
@@ -50,15 +52,22 @@ class Repairs:
 
         Raises:
             NotFoundError: one is not.
+            VdiskfsError: nothing was found out.
         """
         disks = [self._protection.find(name) for name in names]
         report = RepairReport(dry_run)
+        failed: list[tuple[ProtectedDisk, VdiskfsError]] = []
         async with self._turn:
             try:
                 for disk in disks:
-                    _add(report, await self._repair(disk, dry_run=dry_run))
+                    try:
+                        _add(report, await self._repair(disk, dry_run=dry_run))
+                    except VdiskfsError as error:
+                        failed.append((disk, error))
             finally:
                 self._progress.clear()
+        for disk, why in failed:
+            note_stopped(report, disk.name, disk_object(disk.disk_id), why)
         return repair_document(report)
 
     async def _repair(self, disk: ProtectedDisk, *, dry_run: bool) -> RepairReport:
@@ -69,7 +78,10 @@ class Repairs:
             else:
                 report.left.append(one)
         if not report.left and not (dry_run and report.healed):
-            _add(report, await self._repair_points(disk, dry_run=dry_run))
+            try:
+                _add(report, await self._repair_points(disk, dry_run=dry_run))
+            except VdiskfsError as error:
+                note_stopped(report, disk.name, disk_object(disk.disk_id), error)
         if not dry_run:
             self._tell(disk, report)
             if report.healed:
@@ -79,10 +91,13 @@ class Repairs:
     async def _records(self, disk: ProtectedDisk, *, dry_run: bool) -> list[Healed | Left]:
         """Put back what leads to the disk."""
         vault, place = disk.site.vault, (disk.name, disk.disk_id)
-        copies = await Here(disk).ends(disk_object(disk.disk_id))
+        where = disk_object(disk.disk_id)
+        copies = await Here(disk).ends(where)
+        cache = disk.points.cache if disk.started else None
+        age_s = cache.age_s(where) if cache is not None else math.inf
         writer = disk.site.state.writer_id
         found = [
-            await restore_record(vault, *place, copies, writer, dry_run=dry_run),
+            await restore_record(vault, *place, copies, writer, age_s=age_s, dry_run=dry_run),
             await restore_name(vault, *place, dry_run=dry_run),
         ]
         return [one for one in found if one is not None]
@@ -91,8 +106,8 @@ class Repairs:
         def step(name: str, done: int, total: int) -> None:
             self._progress.update(disk=name, done=done, total=total)
 
-        def here(_: DiskRecord) -> Here:
-            return Here(disk)
+        def here(record: DiskRecord) -> Here:
+            return Here(disk, record)
 
         return await repair(
             disk.site.vault, [disk.disk_id], sources=here, dry_run=dry_run, progress=step
@@ -100,9 +115,9 @@ class Repairs:
 
     def _tell(self, disk: ProtectedDisk, report: RepairReport) -> None:
         """Say what was healed, and what was not."""
-        if report.healed:
-            names = ", ".join(one.problem.object for one in report.healed[:3])
-            text = f"{len(report.healed)} damaged objects of the vault were healed: {names}"
+        if healed := [one for one in report.healed if not one.in_part]:
+            names = ", ".join(one.problem.object for one in healed[:3])
+            text = f"{len(healed)} damaged objects of the vault were healed: {names}"
             log.warning("disk %s: %s", disk.name, text)
             self._events.tell("repair.healed", disk.name, text, disk=disk.name)
         if report.left:
@@ -122,19 +137,20 @@ class Repairs:
 class Here:
     """What this host has of one disk: `vdiskfs.catalog.healer.Sources`."""
 
-    def __init__(self, disk: ProtectedDisk) -> None:
-        """Use a disk while it is protected."""
+    def __init__(self, disk: ProtectedDisk, record: DiskRecord | None = None) -> None:
+        """Use a disk while it is protected; without its record the spool means nothing."""
         self._disk = disk
+        self._record = record
         self._paths = disk.site.state.disk(disk.disk_id)
 
     async def ends(self, name: str) -> list[bytes]:
         """Return copies of an object's end: kept indexes, and the spool's file."""
-        return await trio.to_thread.run_sync(self._ends, name)
+        return await trio.to_thread.run_sync(self._ends, name, self._spooled(name))
 
-    def _ends(self, name: str) -> list[bytes]:
+    def _ends(self, name: str, spooled: list[Path]) -> list[bytes]:
         cache = self._disk.points.cache if self._disk.started else None
         found = cache.copies(name) if cache is not None else []
-        for path in self._spooled(name):
+        for path in spooled:
             try:
                 if path.stat().st_size <= _SPOOLED_MOST:
                     found.append(path.read_bytes())
@@ -143,14 +159,34 @@ class Here:
         return found
 
     def _spooled(self, name: str) -> list[Path]:
+        """Return files of the spool that the vault has had under this name.
+
+        What is there may be what the vault never took: another site's delta may be in its slot.
+        """
+        if not self._is_ours():
+            return []
         slot = parse_slot(name)
         if slot is not None:
-            return [self._paths.spool / f"{slot[1]:016x}.delta"]
+            file = self._paths.spool / f"{slot[1]:016x}.delta"
+            return [file] if self._is_published(*slot) else []
         prefix = segment_prefix(self._disk.disk_id)
         if not name.startswith(prefix):
             return []
-        file = f"{name.removeprefix(prefix)}.segment"
-        return [self._paths.spool / file, self._paths.pass_ / file]
+        segment = f"{name.removeprefix(prefix)}.segment"
+        return [self._paths.spool / segment, self._paths.pass_ / segment]
+
+    def _is_ours(self) -> bool:
+        owner, disk = self._record.owner if self._record is not None else None, self._disk
+        if owner is None or owner.writer != disk.site.state.writer_id or not disk.started:
+            return False
+        return disk.line.displaced is None and not disk.line.handed
+
+    def _is_published(self, generation: int, start: int) -> bool:
+        """Say whether the line, as it is known here, has a slot."""
+        line = self._disk.points.line
+        return line.generation == generation and any(
+            piece.from_epoch <= start < piece.to_epoch for piece in line.cover
+        )
 
     async def pages(self, wanted: Mapping[int, set[int]]) -> dict[tuple[int, int], bytes]:
         """Return the pages that the image holds as they were."""
@@ -211,3 +247,4 @@ def _add(total: RepairReport, one: RepairReport) -> None:
     total.read_bytes += one.read_bytes
     total.healed += one.healed
     total.left += one.left
+    total.refused |= one.refused

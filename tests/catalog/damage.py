@@ -166,7 +166,7 @@ async def site(directory: Path, *, seed: int = 1) -> AsyncIterator[Site]:
             await test.log.publish_joins()
         await thin(test, directory)
         points = await test.log.points()
-        frames = await _frames(test)
+        frames = await frames_of(test)
         yield Site(test, Here(test.model, cache), points, dict(test.store.objects), frames)
 
 
@@ -187,7 +187,7 @@ async def thin(test: Bench, directory: Path, later_s: int = 0) -> None:
     await collect(test.vault.store, test.log.line.ledger, now_ns + (GRACE_S + 1) * NS)
 
 
-async def _frames(test: Bench) -> dict[str, Frames]:
+async def frames_of(test: Bench) -> dict[str, Frames]:
     """Return the frames in each object, as all indexes of the whole vault say."""
     found: dict[str, Frames] = {}
     for name in test.store.objects:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
 from pathlib import Path
 
@@ -45,3 +47,15 @@ def test_a_file_that_is_damaged_is_as_good_as_none(tmp_path: Path) -> None:
     assert cache.copies(name) == []
     cache.put_aside({name: b"tail"})
     assert cache.copies(name) == [b"tail"]
+
+
+def test_the_age_of_a_copy_is_that_of_the_last_comparison(tmp_path: Path) -> None:
+    cache = IndexCache(tmp_path / "indexes")
+    assert cache.age_s("disks/a/disk.json") == math.inf
+    cache.confirm("disks/a/disk.json")
+    cache.put_aside({"disks/a/disk.json": b"{}"})
+    [path] = (tmp_path / "indexes.others").iterdir()
+    os.utime(path, (0, 0))
+    assert cache.age_s("disks/a/disk.json") > 1e9
+    cache.confirm("disks/a/disk.json")
+    assert cache.age_s("disks/a/disk.json") < 1e9

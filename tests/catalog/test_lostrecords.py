@@ -12,7 +12,7 @@ from tests.catalog.harness import Bench, bench
 from vdiskfs.catalog import Owner, Vault, check
 from vdiskfs.catalog.ledger import Ledger, write_ledger
 from vdiskfs.catalog.lostrecords import restore_name, restore_record
-from vdiskfs.catalog.records import DiskRecord, encode_disk
+from vdiskfs.catalog.records import DiskRecord, LedgerRef, encode_disk
 from vdiskfs.catalog.report import Healed, Left
 from vdiskfs.catalog.vault import disk_object, name_object
 from vdiskfs.delta import Flags
@@ -41,10 +41,11 @@ class Owned:
         key = self.bench.vault.key
         return name if key is None else stored_name(key, name)
 
-    async def restore(self, *, dry_run: bool = False) -> Healed | Left | None:
+    async def restore(self, *, age_s: float = 0, dry_run: bool = False) -> Healed | Left | None:
         return await restore_record(
-            self.vault, "web01", self.record.id, [b"junk", self.copy], OURS, dry_run=dry_run
-        )
+            self.vault, "web01", self.record.id, [b"junk", self.copy], OURS, age_s=age_s,
+            dry_run=dry_run,
+        )  # fmt: skip
 
     async def refusal(self) -> str:
         """Return why the record is not put back."""
@@ -82,6 +83,18 @@ async def test_a_record_that_is_gone_or_damaged_is_put_back_from_its_owners_copy
         assert (await check(one.vault)).ok
 
 
+async def test_an_old_copy_is_put_back_without_its_policy() -> None:
+    """A hold may have been set since: nothing is thinned until somebody has looked."""
+    async with owned() as one:
+        one.copy = encode_disk(replace(one.record, policy="daily"))
+        for age_s, policy in ((60, "daily"), (600, ""), (-60, "")):
+            one.lose(disk_object(one.record.id))
+            found = await one.restore(age_s=age_s)
+            assert isinstance(found, Healed)
+            assert ("without its policy daily" in found.problem.message) == (not policy)
+            assert await one.vault.disk(one.record.id) == replace(one.record, policy=policy)
+
+
 async def test_a_name_that_is_gone_or_damaged_is_put_back() -> None:
     async with owned() as one:
         where = name_object("web01")
@@ -117,6 +130,16 @@ async def test_a_record_is_not_put_back_after_its_points_were_thinned() -> None:
     async with owned() as one:
         empty = Ledger(1, 0, 0, 0, 1, (), (), make_points([]))
         await write_ledger(one.vault.store, one.record.id, empty)
+        assert "thinned since" in await one.refusal()
+
+
+async def test_a_record_is_not_put_back_after_a_ledger_of_the_same_time() -> None:
+    async with owned() as one:
+        empty = Ledger(1, 0, 0, 0, 1, (), (), make_points([]))
+        store, disk_id = one.vault.store, one.record.id
+        first = await write_ledger(store, disk_id, empty)
+        one.copy = encode_disk(replace(one.record, ledgers={1: LedgerRef(first, 0)}))
+        await write_ledger(store, disk_id, replace(empty, serial=1))
         assert "thinned since" in await one.refusal()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vdiskfs.catalog.ledger import read_ledger, write_ledger
 from vdiskfs.catalog.publish import keep_tail
 from vdiskfs.delta import open_spooled
 from vdiskfs.delta.layout import decode_head, encode_head
-from vdiskfs.errors import DamagedError, NotFoundError, RefusedError
+from vdiskfs.errors import DamagedError, NotFoundError, RefusedError, VaultUnreachableError
 
 pytestmark = pytest.mark.usefixtures("each_vault")
 
@@ -139,7 +140,9 @@ async def test_what_is_known_of_a_delta_is_put_back_though_some_of_it_is_gone(
         assert [left.problem.object for left in done.left] == [gone]
 
 
-async def test_a_vault_that_lets_nothing_be_replaced_is_one_clear_error(tmp_path: Path) -> None:
+async def test_a_vault_that_lets_nothing_be_replaced_is_said_with_what_was_found(
+    tmp_path: Path,
+) -> None:
     async with site(tmp_path) as one:
         _, held = held_and_gone(one)
         lost = next(name for name in one.names("segment") if one.has(name, ALL))
@@ -152,14 +155,72 @@ async def test_a_vault_that_lets_nothing_be_replaced_is_one_clear_error(tmp_path
                 raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
             return await replace_object(name, data, etag=etag, **rest)
 
-        with (
-            mock.patch.object(one.bench.store, "replace", refuse),
-            pytest.raises(RefusedError) as e,
-        ):
-            await one.repaired()
-        assert e.value.message.startswith(f"{held}: what is damaged cannot be replaced")
+        with mock.patch.object(one.bench.store, "replace", refuse):
+            report = await one.repaired()
+        assert report.refused
+        assert [healed.problem.object for healed in report.healed] == [lost]
+        [left] = report.left
+        assert left.problem.object == held
+        assert left.why.startswith(f"{held}: what is damaged cannot be replaced")
         assert lost in one.bench.store.objects, "what is missing may be created"
         assert (await one.repaired()).ok
+
+
+async def test_an_error_that_ends_a_repair_leaves_what_was_found(
+    tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    async with site(tmp_path) as one:
+        held = [name for name in one.names("slot")[:-1] if one.has(name, ALL)][:2]
+        for name in held:
+            one.damage(name, random.Random(1), "lost")
+
+        async def cut_off() -> None:
+            if one.here.turns == 2:
+                raise VaultUnreachableError("cut off")
+
+        one.here.meanwhile = cut_off
+        expect_log("its repair ended: cut off")
+        report = await one.repaired()
+        assert [healed.problem.object for healed in report.healed] == held[:1]
+        assert [(left.problem.object, left.why) for left in report.left] == [(held[1], "cut off")]
+        with (
+            mock.patch.object(one.bench.store, "list", side_effect=VaultUnreachableError("gone")),
+            pytest.raises(VaultUnreachableError),
+        ):
+            await one.repaired()
+
+
+async def test_an_object_is_not_made_of_nothing(tmp_path: Path) -> None:
+    """Of a segment nothing but its name and its size is known."""
+    async with bench() as test:
+        test.model.writer_options = {"inline_limit": 4_000}
+        test.model.write(0, random.Random(1).randbytes(8 * PAGE))
+        await test.publish()
+        [name] = [name for name in test.store.objects if name.startswith("segments/")]
+        del test.store.objects[name]
+        report = await repair(test.vault)
+        assert name not in test.store.objects
+        assert report.healed == []
+        assert "8 pages are nowhere" in report.left[0].why
+
+
+async def test_what_can_never_be_replaced_is_not_put_back_in_part(tmp_path: Path) -> None:
+    async with site(tmp_path) as one:
+        gone, _ = held_and_gone(one)
+        one.damage(gone, random.Random(1), "lost")
+        replace_object = one.bench.store.replace
+
+        async def refuse(name: str, data: bytes, *, etag: str | None, **rest: Any) -> str:
+            if etag is not None:
+                raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
+            return await replace_object(name, data, etag=etag, **rest)
+
+        with mock.patch.object(one.bench.store, "replace", refuse):
+            report = await one.repaired()
+        assert gone not in one.bench.store.objects
+        assert "for ever" in report.left[0].why
+        assert report.healed == []
+        assert [healed.in_part for healed in (await one.repaired()).healed] == [True]
 
 
 async def test_a_frame_that_an_encoder_makes_shorter_is_filled_up(tmp_path: Path) -> None:
@@ -276,6 +337,20 @@ async def test_a_copy_of_another_history_is_not_believed(tmp_path: Path) -> None
         assert "does not fit" in report.left[0].why
         assert before not in one.bench.store.objects
         assert last in one.bench.store.objects
+
+
+async def test_what_is_stored_is_not_replaced_by_another_delta_of_its_place(tmp_path: Path) -> None:
+    """A slot with another writer's delta is damaged; here is one that was never stored."""
+    async with site(tmp_path) as one:
+        *_, last = one.names("slot")
+        [tail] = one.here.cache.copies(last)
+        other = encode_head(replace(decode_head(tail[-512:]), to_digest=bytes(32)))
+        one.here.cache.put(last, tail[:-512] + other)
+        one.damage(last, random.Random(1), "cut")
+        damaged = one.bench.store.objects[last][0]
+        report = await one.repaired()
+        assert [left.problem.object for left in report.left] == [last]
+        assert one.bench.store.objects[last][0] == damaged
 
 
 async def test_a_writer_joins_and_thinning_go_on_while_it_heals(tmp_path: Path) -> None:

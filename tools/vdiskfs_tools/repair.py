@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import DamagedError
+from vdiskfs.errors import DamagedError, RefusedError, VdiskfsError
 from vdiskfs_tools.call import Call, Command, dry_run_option
 from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import vault_url
@@ -44,6 +44,12 @@ def repair(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
         document = _repair(call, url, names, progress, dry_run=dry_run)
     if not call.out.document({"vault": url, **document}):
         _show(call, document, dry_run=dry_run)
+    if document["refused"]:
+        raise RefusedError(
+            f"{url}: lets nothing be replaced: {counted(len(document['left']), 'object')} damaged"
+            " or missing, and not healed",
+            hint="an immutable vault keeps damage too: repair it where it may be written",
+        )
     if not document["ok"]:
         raise DamagedError(
             f"{url}: {counted(len(document['left']), 'object')} damaged or missing, and not healed",
@@ -63,6 +69,7 @@ def _repair(
 
     done: list[dict[str, Any]] = []
     here: set[str] = set()
+    failed: VdiskfsError | None = None
     for entry in mount_entries():
         if entry.vault != url:
             continue
@@ -76,7 +83,11 @@ def _repair(
                 again = {row["name"] for row in mine}
                 for before in done:
                     before["left"] = [one for one in before["left"] if one["disk"] not in again]
-                done.append(_by_daemon(entry, [row["id"] for row in mine], progress, dry_run))
+                try:
+                    done.append(_by_daemon(entry, [row["id"] for row in mine], progress, dry_run))
+                except VdiskfsError as error:
+                    failed = failed or error
+                    done.append(_stopped(error, sorted(again)))
     rest = [name for name in names if name not in here]
 
     async def work(vault: Any) -> dict[str, Any]:
@@ -87,7 +98,13 @@ def _repair(
         return repair_document(report)
 
     if rest or not names:
-        done.append(with_vault(call, work))
+        try:
+            done.append(with_vault(call, work))
+        except VdiskfsError as error:
+            failed = failed or error
+            done.append(_stopped(error, rest or [url]))
+    if failed is not None and not any(one["disks"] or one["healed"] for one in done):
+        raise failed
     return _sum(done, dry_run=dry_run)
 
 
@@ -112,13 +129,26 @@ def _by_daemon(entry: Any, ids: list[str], progress: Progress, dry_run: bool) ->
 def _sum(documents: list[dict[str, Any]], *, dry_run: bool) -> dict[str, Any]:
     counts = {key: sum(one[key] for one in documents) for key in ("disks", "points", "read_bytes")}
     lists = {key: [row for one in documents for row in one[key]] for key in ("healed", "left")}
-    return {"ok": not lists["left"], "dry_run": dry_run, **counts, **lists}
+    refused = any(one["refused"] for one in documents)
+    return {"ok": not lists["left"], "dry_run": dry_run, "refused": refused, **counts, **lists}
+
+
+def _stopped(error: VdiskfsError, names: list[str]) -> dict[str, Any]:
+    """Return what is said of disks whose repair an error ended."""
+    left = [
+        {"object": name, "message": "could not be checked", "disk": name, "points": [],
+         "why": str(error)} for name in names
+    ]  # fmt: skip
+    refused = isinstance(error, RefusedError)
+    return {"refused": refused, "disks": 0, "points": 0, "read_bytes": 0, "healed": [],
+            "left": left}  # fmt: skip
 
 
 def _show(call: Call, document: dict[str, Any], *, dry_run: bool) -> None:
     for one in document["healed"]:
         how = "would be healed" if dry_run else "healed"
         places = (("pages_here", "from here"), ("pages_vault", "from elsewhere in the vault"))
+        how += " in part" if one["in_part"] else ""
         pages = [f"{counted(one[key], 'page')} {where}" for key, where in places if one[key]]
         more = "".join(f", {text}" for text in pages)
         call.out.line(f"{one['object']}: {one['message']}: {how}{more}")

@@ -10,8 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vdiskfs.catalog.reframe import Frame, is_whole
-from vdiskfs.delta.layout import HEAD_SIZE, hash_bytes
-from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.delta.layout import (
+    HEAD_SIZE,
+    ListedHead,
+    decode_head,
+    hash_bytes,
+    head_from_metadata,
+)
+from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.sealed import expect_size
 from vdiskfs.store import Store
 
@@ -35,6 +41,8 @@ class Draft:
     others: list[bytes] = field(default_factory=list)
     mended: int = 0
     """Parts that were damaged, and are right now."""
+    right: int = 0
+    """Parts of which something is right: blocks of an index, frames."""
     lost: list[str] = field(default_factory=list)
     """What cannot be made again, for people."""
 
@@ -63,12 +71,14 @@ class Draft:
         if not 0 <= offset <= offset + length <= self.size:
             return False
         if is_right(self.part(offset, length)):
+            self.right += 1
             return True
         for other in self.others:
             at = offset - (self.size - len(other))
             part = other[at : at + length] if at >= 0 else b""
             if len(part) == length and is_right(part):
                 self.put(offset, part)
+                self.right += 1
                 return True
         return False
 
@@ -127,7 +137,9 @@ async def read_part(store: Store, name: str, size: int, offset: int, length: int
 async def read_heads(
     store: Store, name: str, said: int | None, ends: Sequence[bytes]
 ) -> list[bytes]:
-    """Return what may be the head of a delta, from wherever it may be.
+    """Return what may be the head of a delta, from wherever it may be: the vault's own first.
+
+    A copy is of this host; it may be of another delta than the one that was stored.
 
     Args:
         store: the vault's.
@@ -135,15 +147,26 @@ async def read_heads(
         said: the size that others say it has, if any does.
         ends: other copies of its end.
     """
-    heads = [end[-HEAD_SIZE:] for end in ends]
+    copies = [end[-HEAD_SIZE:] for end in ends]
     try:
-        size = (await store.stat(name)).size
+        info = await store.stat(name)
     except NotFoundError:
-        return heads
+        return copies
+    heads: list[bytes] = []
     # An encrypted object that was cut is of no size; then its first block says what it can.
-    for guess in dict.fromkeys([said, size, _BLOCK]):
+    for guess in dict.fromkeys([said, info.size, _BLOCK]):
         if guess is not None and guess >= 2 * HEAD_SIZE:
             for offset in (0, guess - HEAD_SIZE):
                 found = await read_part(store, name, guess, offset, HEAD_SIZE)
                 heads += [] if found is None else [found]
-    return heads
+    listed = head_from_metadata(dict(info.metadata))
+    return heads + [copy for copy in copies if listed is None or _is_listed(copy, listed)]
+
+
+def _is_listed(copy: bytes, listed: ListedHead) -> bool:
+    """Say whether a head is the one that the store's listing tells of."""
+    try:
+        head = decode_head(copy)
+    except FormatError:
+        return False
+    return (head.to_epoch, head.to_digest) == (listed.to_epoch, listed.to_digest)

@@ -14,10 +14,11 @@ from typing import Protocol
 import trio
 
 from vdiskfs.catalog.draft import Draft, load_draft, read_heads, read_part
+from vdiskfs.catalog.enforced import ALLOWED, probe_enforced
 from vdiskfs.catalog.inspection import Inspection
 from vdiskfs.catalog.ledger import LEAF_LEVEL, decode_ledger
 from vdiskfs.catalog.references import References, Said, find_copies
-from vdiskfs.catalog.reframe import Frame, good_pages, remade
+from vdiskfs.catalog.reframe import Frame, good_pages, remade, stored_pages
 from vdiskfs.catalog.reindex import Index, choose_head, settle_index
 from vdiskfs.catalog.rejoin import make_again
 from vdiskfs.crash import hook
@@ -96,6 +97,18 @@ class Outcome:
     """How many pages came from where: here, vault."""
 
 
+@dataclass(slots=True)
+class _Rest:
+    """What is left of the damaged frames of an object."""
+
+    lost: list[int] = field(default_factory=list)
+    """The pages that each lacks that is not whole."""
+    unfit: int = 0
+    """How many do not fit in their places."""
+    untold: int = 0
+    """How many wait for indexes."""
+
+
 class Healer:
     """Heals what is damaged of one disk, as one reading of its deltas found it."""
 
@@ -123,6 +136,7 @@ class Healer:
         self._leaves = leaves
         self._joins = joins
         self._dry_run = dry_run
+        self._replaces: bool | None = None
 
     async def heal(self, name: str) -> Outcome:
         """Heal one object, as far as that is possible.
@@ -141,7 +155,7 @@ class Healer:
             return await self._heal_delta(self._info(name))
         except ConflictError:
             return Outcome(raced=True, why="somebody else has changed it meanwhile")
-        except DamagedError as error:
+        except (DamagedError, NotFoundError) as error:
             return Outcome(why=error.message.removeprefix(f"{name}: "))
 
     def _info(self, name: str) -> PieceInfo:
@@ -248,6 +262,7 @@ class Healer:
         )
         if not draft.settle(0, SEGMENT_HEAD_SIZE, lambda part: _is_segment(part, head)):
             draft.put(0, encode_segment_head(head))
+        draft.right = 0  # a head alone is of no use
         for offset, length, wanted in said.blocks:
             if not draft.settle_hashed(offset, length, wanted):
                 draft.lost.append("a block of an index")
@@ -290,18 +305,27 @@ class Healer:
             return [frame for frame in frames.values() if not draft.settle_frame(frame)]
 
         bad = await trio.to_thread.run_sync(settle)
-        left, unfit = [], 0
+        rest = _Rest()
         for start in range(0, len(bad), _FRAMES_AT_ONCE):
-            more = await self._reframe(draft, bad[start : start + _FRAMES_AT_ONCE], outcome)
-            left += more[0]
-            unfit += more[1]
-        if lost := sum(left):
+            await self._reframe(draft, bad[start : start + _FRAMES_AT_ONCE], outcome, rest)
+        if lost := sum(rest.lost):
             draft.lost.append(
-                f"{len(left)} of {len(bad)} damaged frames, of which {lost} pages are nowhere"
+                f"{len(rest.lost)} of {len(bad)} damaged frames, of which {lost} pages are nowhere"
             )
-        if unfit:
-            draft.lost.append(f"{unfit} frames that come out longer than they were")
+        if rest.unfit:
+            draft.lost.append(f"{rest.unfit} frames that come out longer than they were")
+        if rest.untold:
+            draft.lost.append(
+                f"{rest.untold} frames with pages that only indexes tell of that are damaged"
+            )
+        if not draft.right:
+            draft.lost = draft.lost or ["nothing that was in it is known"]
+        elif draft.etag is None and draft.lost and not await self._may_replace():
+            draft.lost.append("and what is put back in part the vault would keep so for ever")
+            draft.right = 0
         outcome.why = ", ".join(draft.lost)
+        if not draft.right:
+            return outcome
         outcome.parts = draft.mended
         if not draft.mended and draft.is_size_right:
             outcome.whole = not draft.lost
@@ -309,46 +333,62 @@ class Healer:
         return await self._put(draft.name, bytes(draft.data), draft.etag, metadata, outcome)
 
     async def _reframe(
-        self, draft: Draft, frames: Sequence[Frame], outcome: Outcome
-    ) -> tuple[list[int], int]:
-        """Make frames of a draft again; return the pages that each lacks that is not whole.
-
-        The second number is how many do not fit in their places.
-        """
+        self, draft: Draft, frames: Sequence[Frame], outcome: Outcome, rest: _Rest
+    ) -> None:
+        """Make frames of a draft again, and note what that left."""
         pages: list[dict[int, bytes]] = []
+        stored: list[dict[int, bytes]] = []
         wanted: dict[int, set[int]] = {}
         for frame in frames:
-            good = good_pages(frame, draft.part(frame.offset, frame.length))
+            stored.append(stored_pages(frame, draft.part(frame.offset, frame.length)))
+            good = good_pages(frame, stored[-1])
             pages.append(good)
             for page in frame.sums.keys() - good.keys():
                 wanted.setdefault(page, set()).add(frame.sums[page])
         found: Pages = {}
         for where, ask in (("here", self._sources.pages), ("vault", self._copies)):
             left = {
-                page: rest for page, sums in wanted.items()
-                if (rest := {one for one in sums if (page, one) not in found})
+                page: others for page, sums in wanted.items()
+                if (others := {one for one in sums if (page, one) not in found})
             }  # fmt: skip
             if left:
                 more = await ask(left)
                 outcome.pages[where] = outcome.pages.get(where, 0) + len(more)
                 found.update(more)
 
-        def make() -> tuple[list[int], int]:
-            left, unfit = [], 0
-            for frame, known in zip(frames, pages, strict=True):
+        def make() -> None:
+            for frame, known, own in zip(frames, pages, stored, strict=True):
                 more = {page: found[page, one] for page, one in frame.sums.items()
                         if page not in known and (page, one) in found}  # fmt: skip
-                # With pages that are lost it still gives those that are not.
-                made = remade(frame, known | more) if more else None
+                # An index that cannot be read now may need pages that no other one tells of.
+                may_lose = not self._references.unread or draft.there < frame.end
+                is_told = may_lose or bool(own) or frame.is_told
+                made = None
+                # With pages that are lost it still gives those that are not; and where none
+                # is, its check may be wrong.
+                right = known | more
+                if right and is_told:
+                    made = remade(frame, right, own, may_lose=may_lose)
                 if made is not None:
                     draft.put(frame.offset, made)
+                    draft.right += 1
                 lost = len(frame.sums) - len(known) - len(more)
                 if lost or made is None:
-                    left.append(lost)
-                unfit += bool(more) and made is None
-            return left, unfit
+                    rest.lost.append(lost)
+                if right and made is None:
+                    rest.untold += not may_lose and not frame.is_told
+                    rest.unfit += may_lose or frame.is_told
 
-        return await trio.to_thread.run_sync(make)
+        await trio.to_thread.run_sync(make)
+
+    async def _may_replace(self) -> bool:
+        """Say whether the vault lets objects be replaced: then more may be put back later."""
+        if self._replaces is None and not self._dry_run:
+            try:
+                self._replaces = (await probe_enforced(self._store)).overwrite == ALLOWED
+            except RefusedError:
+                self._replaces = False
+        return self._replaces is not False
 
     async def _copies(self, wanted: Wanted) -> Pages:
         return await find_copies(self._work, self._references.pieces, wanted)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -63,6 +66,14 @@ class IndexCache:
         """Return what is kept of an object: ends of it. It is to be checked."""
         found = [self.get(name), self._opened(_pack_of(name), (name,)).get(name)]
         return [one for one in found if one is not None]
+
+    def confirm(self, name: str) -> None:
+        """Note that what is put aside of an object was compared with it just now."""
+        self._files(name).confirm(_pack_of(name))
+
+    def age_s(self, name: str) -> float:
+        """Return for how long what is put aside was not compared; infinite: there is nothing."""
+        return self._files(name).age_s(_pack_of(name))
 
     def _files(self, name: str) -> _Files:
         return self._slots if parse_slot(name) is not None else self._others
@@ -119,6 +130,16 @@ class _Files:
                 self._shrink()
         except OSError:
             self._size = None
+
+    def confirm(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(self._path(name))
+
+    def age_s(self, name: str) -> float:
+        try:
+            return time.time() - self._path(name).stat().st_mtime
+        except OSError:
+            return math.inf
 
     def drop(self, names: Iterable[str]) -> None:
         for name in names:

@@ -8,15 +8,20 @@ begun, no line was thinned further.
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 
 from vdiskfs.catalog.documents import DOCUMENT_LIMIT, encode_document
 from vdiskfs.catalog.ledger import ledger_prefix, read_ledger
 from vdiskfs.catalog.line import Line
-from vdiskfs.catalog.records import DiskRecord, decode_disk
+from vdiskfs.catalog.records import DiskRecord, decode_disk, encode_disk
 from vdiskfs.catalog.report import Healed, Left, Problem
 from vdiskfs.catalog.vault import Vault, disk_object, name_object
 from vdiskfs.errors import ConflictError, DamagedError, NotFoundError, VdiskfsError
+
+YOUNG_S = 180
+"""A copy that was compared so lately has all but what was decided in these minutes."""
 
 _GENERATION = re.compile(r"disks/[0-9a-f]{32}/g([0-9a-f]{8})[./]")
 
@@ -45,7 +50,14 @@ async def restore_name(
 
 
 async def restore_record(
-    vault: Vault, name: str, disk_id: str, copies: list[bytes], writer: str, *, dry_run: bool
+    vault: Vault,
+    name: str,
+    disk_id: str,
+    copies: list[bytes],
+    writer: str,
+    *,
+    age_s: float = math.inf,
+    dry_run: bool,
 ) -> Healed | Left | None:
     """Put a disk's record back from its owner's copy; None: it is whole.
 
@@ -55,6 +67,7 @@ async def restore_record(
         disk_id: the disk's.
         copies: of the record, the newest first.
         writer: who the copies say is the owner, or nothing is put back.
+        age_s: for how long they may not have been what the vault had.
         dry_run: store nothing.
     """
     where = disk_object(disk_id)
@@ -75,6 +88,13 @@ async def restore_record(
     why = await _since(vault, record, writer)
     if why:
         return Left(problem, f"the copy of it that is here may be too old: {why}")
+    if record.policy and not 0 <= age_s < YOUNG_S:
+        # Whoever set a hold, or another policy, since then must not lose points by it.
+        data = encode_disk(replace(record, policy=""))
+        problem.message += (
+            f" (put back without its policy {record.policy}, as holds may have been set since the"
+            " copy was made: nothing is thinned until a policy is set again)"
+        )
     if not dry_run:
         try:
             await vault.store.replace(where, data, etag=etag)
@@ -122,10 +142,10 @@ async def _since(vault: Vault, record: DiskRecord, writer: str) -> str:
 async def _was_thinned(vault: Vault, record: DiskRecord, generation: int) -> bool:
     """Say whether there is a ledger of a generation that is newer than the record's."""
     ref = record.ledgers.get(generation)
-    base, newest = record.base(generation), (-1, -1)
+    base, newest, serial = record.base(generation), (-1, -1), -1
     if ref is not None:
         ledger = await read_ledger(vault.store, record.id, generation, ref.id, base)
-        newest = (ledger.horizon, ledger.now_ns)
+        newest, serial = (ledger.horizon, ledger.now_ns), ledger.serial
     prefix = ledger_prefix(record.id, generation)
     for name in [info.name async for info in vault.store.list(prefix)]:
         ledger_id = name.removeprefix(prefix)
@@ -135,7 +155,7 @@ async def _was_thinned(vault: Vault, record: DiskRecord, generation: int) -> boo
             ledger = await read_ledger(vault.store, record.id, generation, ledger_id, base)
         except NotFoundError:
             continue
-        if (ledger.horizon, ledger.now_ns) > newest:
+        if (ledger.horizon, ledger.now_ns) > newest or ledger.serial > serial:
             return True
     return False
 

@@ -9,12 +9,14 @@ import numpy as np
 import trio
 
 from vdiskfs.catalog.inspection import READS_AT_ONCE, Inspection
-from vdiskfs.catalog.ledger import LEAF_LEVEL
+from vdiskfs.catalog.ledger import LEAF_LEVEL, ledger_name
+from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.reframe import Frame, add_frames
 from vdiskfs.catalog.walk import Listing, is_damage
 from vdiskfs.delta.blocks import DATA, ZEROS
 from vdiskfs.delta.entries import Entries, select_pages
 from vdiskfs.delta.layout import LIMIT, DeltaHead, head_from_metadata
+from vdiskfs.delta.names import parse_slot
 from vdiskfs.errors import VdiskfsError
 from vdiskfs.point import Piece, PieceInfo
 from vdiskfs.point.fetch import fetch_pages, locate
@@ -43,6 +45,8 @@ class References:
     starts: dict[Place, tuple[bytes, int]] = field(default_factory=dict)
     """Digest and size that a delta begins with, by where."""
     ends: dict[Place, tuple[bytes, int]] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
+    """Slots, leaves and ledgers that may say more: they are damaged."""
 
 
 def deltas_of(listing: Listing) -> list[PieceInfo]:
@@ -58,6 +62,7 @@ def deltas_of(listing: Listing) -> list[PieceInfo]:
 async def gather(work: Inspection, listings: Sequence[Listing], names: Iterable[str]) -> References:
     """Open all deltas of a disk and learn what they say of the objects with these names."""
     found = References({name: Said() for name in names})
+    found.unread |= {name for name in names if _tells(work.record, name)}
     for listing in listings:
         for info in deltas_of(listing):
             try:
@@ -65,15 +70,36 @@ async def gather(work: Inspection, listings: Sequence[Listing], names: Iterable[
             except VdiskfsError as error:
                 if not is_damage(error):
                     raise
+                found.unread |= {info.name} if _is_first(info) else set()
                 continue
             found.pieces.append(piece)
             _note_links(found, piece.head)
+            whole = False
             try:
-                await _learn(work, found, piece)
+                whole = await _learn(work, found, piece)
             except VdiskfsError as error:
                 if not is_damage(error):
                     raise
+            if whole:
+                found.unread.discard(info.name)
+            elif _is_first(info):
+                found.unread.add(info.name)
     return found
+
+
+def _tells(record: DiskRecord, name: str) -> bool:
+    """Say whether an object tells what other objects hold, and may be missing in the listing."""
+    slot = parse_slot(name)
+    if slot is not None:
+        ref = record.ledgers.get(slot[0])
+        return slot[1] >= (ref.horizon if ref is not None else record.base(slot[0]))
+    return any(name == ledger_name(record.id, number, ref.id)
+               for number, ref in record.ledgers.items())  # fmt: skip
+
+
+def _is_first(info: PieceInfo) -> bool:
+    """Say whether a delta is not made of others, which tell what it tells."""
+    return info.level in (0, LEAF_LEVEL)
 
 
 def _note_links(found: References, head: DeltaHead) -> None:
@@ -81,7 +107,9 @@ def _note_links(found: References, head: DeltaHead) -> None:
     found.ends[head.generation, head.to_epoch] = (head.to_digest, head.size)
 
 
-async def _learn(work: Inspection, found: References, piece: Piece) -> None:
+async def _learn(work: Inspection, found: References, piece: Piece) -> bool:
+    """Learn what a delta says; say whether that is all it has to say."""
+    whole = True
     wanted: dict[int, Said] = {}
     for number in range(1, piece.objects + 1):
         ref = await piece.object_ref(number)
@@ -91,27 +119,29 @@ async def _learn(work: Inspection, found: References, piece: Piece) -> None:
             said.writer_id = piece.head.writer_id
             wanted[number] = said
     if not wanted:
-        return
+        return True
     for kind in (DATA, ZEROS):
         for row in await piece.rows(kind, 0, LIMIT - 1):
             said = wanted.get(int(row["object"]))
             if said is not None:
                 said.blocks.append((int(row["offset"]), int(row["length"]), row["hash"].tobytes()))
             if kind == DATA:
-                await _learn_block(piece, row, wanted)
+                whole &= await _learn_block(piece, row, wanted)
+    return whole
 
 
-async def _learn_block(piece: Piece, row: np.void, wanted: Mapping[int, Said]) -> None:
+async def _learn_block(piece: Piece, row: np.void, wanted: Mapping[int, Said]) -> bool:
     try:
         entries = await piece.entries(row)
     except VdiskfsError as error:
         if not is_damage(error):
             raise
-        return
+        return False
     for number, said in wanted.items():
         mine = np.flatnonzero(entries.object == number)
         if len(mine):
             add_frames(said.frames, entries.rows(mine))
+    return True
 
 
 # ---- the same page once more ------------------------------------------------------------
@@ -129,7 +159,7 @@ async def find_copies(
     """
     search = _Search(work, wanted)
     for piece in pieces:
-        if piece.info.level not in (0, LEAF_LEVEL):
+        if not _is_first(piece.info):
             continue  # it refers to what slots and leaves have
         try:
             await search.look_into(piece)

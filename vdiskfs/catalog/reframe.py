@@ -49,6 +49,11 @@ class Frame:
         return self.mask.bit_count() * PAGE_SIZE
 
     @property
+    def is_told(self) -> bool:
+        """Return whether the sums of all its pages are known."""
+        return len(self.sums) == self.mask.bit_count()
+
+    @property
     def end(self) -> int:
         """Return where it ends in its object."""
         return self.offset + self.length
@@ -73,16 +78,22 @@ def add_frames(known: dict[int, Frame], entries: Entries) -> None:
         frame.sums.update(zip(pageno[low:high], sums[low:high], strict=True))
 
 
-def good_pages(frame: Frame, stored: bytes | memoryview) -> dict[int, bytes]:
+def good_pages(frame: Frame, pages: Mapping[int, bytes]) -> dict[int, bytes]:
     """Return the pages of a frame, of those with a sum, that are what was stored."""
+    return {
+        page: data for page, data in pages.items()
+        if frame.sums.get(page) == int(native.pages_sum(data)[0])
+    }  # fmt: skip
+
+
+def stored_pages(frame: Frame, stored: bytes | memoryview) -> dict[int, bytes]:
+    """Return the pages of a frame as they are stored, right or wrong; none: it has none now."""
     pages = _decoded(frame, stored)
     if pages is None:
         return {}
-    sums = native.pages_sum(pages).tolist()
     return {
         page: bytes(pages[at * PAGE_SIZE : (at + 1) * PAGE_SIZE])
         for at, page in enumerate(frame.pages)
-        if frame.sums.get(page) == sums[at]
     }
 
 
@@ -97,14 +108,31 @@ def is_whole(frame: Frame, stored: bytes | memoryview) -> bool:
     return all(frame.sums.get(page, sums[at]) == sums[at] for at, page in enumerate(frame.pages))
 
 
-def remade(frame: Frame, pages: Mapping[int, bytes]) -> bytes | None:
+def remade(
+    frame: Frame, pages: Mapping[int, bytes], stored: Mapping[int, bytes], *, may_lose: bool
+) -> bytes | None:
     """Return a frame of these pages, with its check; None: there is none of its length.
 
-    Pages of the frame that are not given are zeros or like others: no index uses them, or they
-    are lost.
+    Args:
+        frame: what indexes say of it.
+        pages: those of its pages that are known to be right.
+        stored: its pages as they are stored: those without a sum stay what they are.
+        may_lose: those without a sum mean nothing, if there is no frame with them.
+
+    Pages that are lost are what is stored, or zeros, or like others.
     """
+    kept = {page: data for page, data in stored.items() if page not in frame.sums}
+    made = _filled(frame, {**kept, **pages}, stored)
+    if made is None and kept and may_lose:
+        made = _filled(frame, pages, stored)
+    return made
+
+
+def _filled(frame: Frame, pages: Mapping[int, bytes], stored: Mapping[int, bytes]) -> bytes | None:
+    """Return a frame of pages, and of whatever fits for those that are not given."""
     free = [at for at, page in enumerate(frame.pages) if page not in pages]
-    for filler in (_zeros, _nearest, _run_on, _run_up):
+    own = [lambda page, _: stored[page]] if stored else []
+    for filler in (*own, _zeros, _nearest, _run_on, _run_up):
         data = b"".join(pages.get(page) or filler(page, pages) for page in frame.pages)
         made = _of_length(frame, data) if frame.packed else _raw(frame, data, free)
         if made is not None or not free:

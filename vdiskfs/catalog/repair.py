@@ -9,23 +9,33 @@ at once, be killed, and run again. vdiskfs-internals(7), "Healing".
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Sequence
 
 from vdiskfs.catalog.check import check, find_records, list_line
 from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
 from vdiskfs.catalog.inspection import Inspection, Progress
-from vdiskfs.catalog.ledger import read_ledger
+from vdiskfs.catalog.ledger import LEAF_LEVEL, read_ledger
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
-from vdiskfs.catalog.report import CheckReport, Healed, Left, Problem, RepairReport
+from vdiskfs.catalog.report import (
+    CheckReport,
+    Healed,
+    Left,
+    Problem,
+    RepairReport,
+    note_stopped,
+)
 from vdiskfs.catalog.vault import Vault, disk_object, name_object
 from vdiskfs.catalog.walk import Listing
 from vdiskfs.delta.layout import is_id
 from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
-from vdiskfs.errors import DamagedError, NotFoundError, RefusedError
+from vdiskfs.errors import DamagedError, NotFoundError, RefusedError, VdiskfsError
 from vdiskfs.point import PieceInfo
 from vdiskfs.sealed.names import stored_name
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 6
 """Each heals what the one before made visible; more than three were never needed."""
@@ -50,12 +60,14 @@ async def repair(
         dry_run: find out what could be healed, and store nothing.
         progress: of the checks.
 
+    An error that ends the repair of a disk is in the report, with what was found out so far.
+
     Raises:
         NotFoundError: a disk named is not there.
-        VaultUnreachableError: the vault cannot be asked now; what was healed stays.
-        RefusedError: the vault lets nothing be replaced.
+        VdiskfsError: nothing was found out.
     """
     report, names = RepairReport(dry_run), CheckReport()
+    failed: list[tuple[DiskRecord, VdiskfsError]] = []
     records = await find_records(vault, disks, names)
     if disks is None:
         await check_documents(vault.store, names)
@@ -64,8 +76,14 @@ async def repair(
         if _stored(vault, problem.object) not in others:
             report.left.append(Left(problem, "no copy of it is known here"))
     for record in [one for one in records if one.id not in skip]:
-        await _Repair(vault, record, sources(record), report, progress).run()
-        report.disks += 1
+        try:
+            await _Repair(vault, record, sources(record), report, progress).run()
+        except VdiskfsError as error:
+            failed.append((record, error))
+        else:
+            report.disks += 1
+    for record, why in failed:
+        note_stopped(report, record.name, disk_object(record.id), why)
     return report
 
 
@@ -92,17 +110,30 @@ class _Repair:
         self._whole: set[str] = set()
 
     async def run(self) -> None:
-        """Heal as long as that helps."""
+        """Heal as long as that helps.
+
+        Raises:
+            VdiskfsError: the first check failed: nothing is known.
+        """
         found, points = await self._check()
         self._report.points += points
+        stopped = False
         for _ in range(ROUNDS):
             for problem in found:
                 self._first.setdefault(problem.object, problem)
-            if not found or not await self._heal(found) or self._report.dry_run:
+            try:
+                if not found or not await self._heal(found) or self._report.dry_run:
+                    break
+                found, _ = await self._check()
+            except VdiskfsError as error:
+                log.warning("disk %s: its repair ended: %s", self._record.name, error)
+                stopped = True
+                for problem in found:
+                    if problem.object not in self._done:
+                        self._why[problem.object] = error.message
                 break
-            found, _ = await self._check()
         left = found
-        if self._report.dry_run:
+        if self._report.dry_run or stopped:
             left = [one for one in found if one.object not in self._done
                     or self._done[one.object].why]  # fmt: skip
         still = {one.object for one in left}
@@ -111,7 +142,7 @@ class _Repair:
             if name not in still or outcome.parts:
                 self._report.healed.append(Healed(
                     self._first[name], outcome.parts, outcome.pages.get("here", 0),
-                    outcome.pages.get("vault", 0),
+                    outcome.pages.get("vault", 0), in_part=name in still,
                 ))  # fmt: skip
 
     async def _check(self) -> tuple[list[Problem], int]:
@@ -165,13 +196,13 @@ class _Repair:
             joins={join.name: join for one in listings for join in _ledger_joins(one, record)},
         )  # fmt: skip
         stored, created = False, set[str]()
-        refused: RefusedError | None = None
         for name in sorted(names, key=_order):
             try:
                 outcome = await healer.heal(name)
             except RefusedError as error:
                 # What is missing may be created there all the same.
-                refused = refused or error
+                self._why[name] = error.message
+                self._report.refused = True
                 continue
             self._why[name] = outcome.why
             stored |= outcome.stored or outcome.raced
@@ -185,8 +216,6 @@ class _Repair:
                 before = self._done.get(name)
                 self._done[name] = outcome if before is None else _sum(before, outcome)
         await self._take_back(created)
-        if refused is not None:
-            raise refused
         return stored
 
     async def _take_back(self, created: set[str]) -> None:
@@ -208,9 +237,14 @@ class _Repair:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Return when an object's turn is: what is made of others comes last."""
+    """Return when an object's turn is: what tells of others comes first, what is made of them last.
+
+    Indexes say which pages of a segment's frames are needed.
+    """
     joined = parse_joined(name)
-    return (2 + joined[1] if joined is not None else 0 if parse_slot(name) is None else 1, name)
+    if joined is not None:
+        return (2 if joined[1] == LEAF_LEVEL else 4 + joined[1], name)
+    return (1 if parse_slot(name) is not None else 3 if name.startswith("segments/") else 0, name)
 
 
 def _ledger_joins(listing: Listing, record: DiskRecord) -> list[PieceInfo]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vdiskfs.errors import RefusedError, VdiskfsError
+
 
 @dataclass(slots=True)
 class Problem:
@@ -54,13 +56,15 @@ class CheckReport:
 class Healed:
     """One object that is whole again, or in part: ``problem`` is what was wrong with it.
 
-    ``pages_here`` came from this host (its image), ``pages_vault`` from other objects.
+    ``pages_here`` came from this host (its image), ``pages_vault`` from other objects;
+    ``in_part``: some of it is still damaged.
     """
 
     problem: Problem
     parts: int
     pages_here: int
     pages_vault: int
+    in_part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +85,25 @@ class RepairReport:
     read_bytes: int = 0
     healed: list[Healed] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    refused: bool = False
+    """The vault lets something not be replaced."""
 
     @property
     def ok(self) -> bool:
         """Return whether nothing is damaged any more."""
         return not self.left
+
+
+def note_stopped(report: RepairReport, name: str, where: str, error: VdiskfsError) -> None:
+    """Note that an error ended the repair of a disk, before it was known what is damaged.
+
+    Raises:
+        VdiskfsError: that one, where the report would say nothing else.
+    """
+    if not (report.disks or report.healed or report.left):
+        raise error
+    report.left.append(Left(Problem(where, "could not be checked", name), error.message))
+    report.refused |= isinstance(error, RefusedError)
 
 
 def problem_document(problem: Problem) -> dict[str, object]:
@@ -106,12 +124,13 @@ def repair_document(report: RepairReport) -> dict[str, object]:
     return {
         "ok": report.ok,
         "dry_run": report.dry_run,
+        "refused": report.refused,
         "disks": report.disks,
         "points": report.points,
         "read_bytes": report.read_bytes,
         "healed": [
             {
-                **problem_document(one.problem), "parts": one.parts,
+                **problem_document(one.problem), "parts": one.parts, "in_part": one.in_part,
                 "pages_here": one.pages_here, "pages_vault": one.pages_vault,
             }
             for one in report.healed
