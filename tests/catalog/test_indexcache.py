@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.delta.names import joined_name, slot_name
@@ -59,3 +62,27 @@ def test_the_age_of_a_copy_is_that_of_the_last_comparison(tmp_path: Path) -> Non
     assert cache.age_s("disks/a/disk.json") > 1e9
     cache.confirm("disks/a/disk.json")
     assert cache.age_s("disks/a/disk.json") < 1e9
+
+
+def test_what_several_threads_put_aside_at_once_is_all_there(tmp_path: Path) -> None:
+    cache = IndexCache(tmp_path / "indexes")
+    names = [slot_name("ab" * 16, 1, epoch) for epoch in range(16)]
+    with ThreadPoolExecutor(16) as threads:
+        for _ in range(8):
+            list(threads.map(lambda name: cache.put_aside({name: name.encode()}), names))
+            assert [cache.copies(name) for name in names] == [[name.encode()] for name in names]
+            shutil.rmtree(tmp_path / "indexes.slots")
+
+
+def test_what_was_put_aside_outlives_a_write_that_fails(tmp_path: Path) -> None:
+    cache = IndexCache(tmp_path / "indexes")
+    cache.put_aside({"a": b"first"})
+    write = Path.write_bytes
+
+    def torn(path: Path, data: bytes) -> None:
+        write(path, data[:3])
+        raise OSError(28, "No space left on device")
+
+    with mock.patch.object(Path, "write_bytes", torn):
+        cache.put_aside({"a": b"second"})
+    assert cache.copies("a") == [b"first"]

@@ -100,11 +100,13 @@ async def test_a_name_that_is_gone_or_damaged_is_put_back() -> None:
         where = name_object("web01")
         args = (one.vault, "web01", one.record.id)
         assert await restore_name(*args, dry_run=False) is None
+        written = await one.vault.store.read(where)
         one.lose(where)
         assert isinstance(await restore_name(*args, dry_run=True), Healed)
         assert one.stored(where) not in one.bench.store.objects
         assert isinstance(await restore_name(*args, dry_run=False), Healed)
         assert await one.vault.find_disk("web01") == one.record
+        assert (await one.vault.store.read(where))[0] == written[0]
         one.bench.store.put(one.stored(where), b"")
         assert isinstance(await restore_name(*args, dry_run=False), Healed)
         assert [record.id for record in await one.vault.disks()] == [one.record.id]

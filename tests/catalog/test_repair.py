@@ -20,6 +20,7 @@ from tests.delta.model import PAGE
 from tests.vaults import is_encrypted
 from vdiskfs.catalog import IndexCache, Vault, healer, reframe, repair
 from vdiskfs.catalog.ledger import read_ledger, write_ledger
+from vdiskfs.catalog.proofs import proof_name
 from vdiskfs.catalog.publish import keep_tail
 from vdiskfs.delta import open_spooled
 from vdiskfs.delta.layout import decode_head, encode_head
@@ -282,6 +283,14 @@ async def test_a_ledger_is_put_back_from_its_copy(tmp_path: Path) -> None:
         assert "no copy" in (await repair(one.vault())).left[0].why
         assert (await one.repaired()).ok
         assert await one.hurt() == set()
+
+
+async def test_of_a_damaged_proof_it_is_said_that_it_may_go() -> None:
+    async with bench() as test:
+        await test.churn(2)
+        await test.vault.store.create(proof_name(test.record.id, (1, 1)), b"{")
+        [left] = (await repair(test.vault)).left
+        assert (left.problem.points, left.why) == ({}, "it may be deleted: no point is hurt by it")
 
 
 async def test_whoever_is_faster_wins(tmp_path: Path) -> None:

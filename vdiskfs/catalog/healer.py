@@ -17,6 +17,7 @@ from vdiskfs.catalog.draft import Draft, load_draft, read_heads, read_part
 from vdiskfs.catalog.enforced import ALLOWED, probe_enforced
 from vdiskfs.catalog.inspection import Inspection
 from vdiskfs.catalog.ledger import LEAF_LEVEL, decode_ledger
+from vdiskfs.catalog.proofs import proofs_prefix
 from vdiskfs.catalog.references import References, Said, find_copies
 from vdiskfs.catalog.reframe import Frame, good_pages, remade, stored_pages
 from vdiskfs.catalog.reindex import Index, choose_head, settle_index
@@ -144,6 +145,8 @@ class Healer:
         Raises:
             RefusedError: the vault lets nothing be replaced.
         """
+        if name.startswith(proofs_prefix(self._work.record.id)):
+            return Outcome(why="it may be deleted: no point is hurt by it")
         try:
             joined = parse_joined(name)
             if joined is not None and joined[1] != LEAF_LEVEL:

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ class IndexCache:
     ) -> None:
         """Use a directory, which is made when something is put there."""
         self._directory = directory
+        self._lock = threading.Lock()
         self._tails = _Files(directory, limit)
         # Apart: slots come every second, and leaves and documents stay for years.
         self._slots = _Files(directory.with_name(f"{directory.name}.slots"), kept_limit)
@@ -60,7 +62,8 @@ class IndexCache:
         for name, tail in tails.items():
             packs.setdefault(_pack_of(name), {})[name] = tail
         for key, pack in packs.items():
-            self._files(next(iter(pack))).put(key, _packed({**self._opened(key, pack), **pack}))
+            with self._lock:
+                self._files(next(iter(pack))).put(key, _packed({**self._opened(key, pack), **pack}))
 
     def copies(self, name: str) -> list[bytes]:
         """Return what is kept of an object: ends of it. It is to be checked."""
@@ -124,7 +127,11 @@ class _Files:
             self._directory.mkdir(parents=True, exist_ok=True)
             if self._size is None:
                 self._size = sum(path.stat().st_size for path in self._directory.iterdir())
-            self._path(name).write_bytes(data)
+            # Whoever reads it meanwhile, or after a crash, finds what was there or what is.
+            path = self._path(name)
+            new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+            new.write_bytes(data)
+            new.replace(path)
             self._size += len(data)
             if self._size > self._limit:
                 self._shrink()

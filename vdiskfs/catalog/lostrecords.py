@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import replace
 
-from vdiskfs.catalog.documents import DOCUMENT_LIMIT, encode_document
+from vdiskfs.catalog.documents import DOCUMENT_LIMIT, FORMAT, encode_document
 from vdiskfs.catalog.ledger import ledger_prefix, read_ledger
 from vdiskfs.catalog.line import Line
 from vdiskfs.catalog.records import DiskRecord, decode_disk, encode_disk
@@ -41,7 +41,8 @@ async def restore_name(
         message, etag = error.message.removeprefix(f"{where}: "), await _etag(vault, where)
     problem = Problem(where, message, name)
     if not dry_run:
-        document, metadata = encode_document({"disk": disk_id}), {"disk": disk_id}
+        document = encode_document({"format": FORMAT, "disk": disk_id})
+        metadata = {"disk": disk_id}
         try:
             await vault.store.replace(where, document, etag=etag, metadata=metadata)
         except ConflictError:
