@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.races import race_round
+from vdiskfs.ownernote import Note, Remembered
 
 # A soak runner plays other seeds: VDISKFS_RACES rounds from VDISKFS_RACES_SEED on.
 ROUNDS = int(os.environ.get("VDISKFS_RACES", "200"))
@@ -35,3 +37,15 @@ def test_nothing_is_lost_mixed_or_owned_twice_in_a_race_of_writers(
     if seed == start + PART - 1:
         assert [what for what in HAPPENED if not total[what]] == []
     assert total["points"] == total["epochs"] > 0
+
+
+def test_what_left_the_spool_before_a_crash_is_not_forgotten() -> None:
+    """The newest epoch was another one for who emptied the spool than for who came after it."""
+    race_round(1583)
+    early, late = Remembered(4, 1, "aa"), Remembered(4, 2, "bb")
+    note = Note()
+    for lasts in ((late, early), (late,)):
+        note = replace(note, spent=note.spend(*lasts))
+    assert note.has_spent(early)
+    assert note.has_spent(late)
+    assert not note.has_spent(Remembered(4, 3, "bb"))

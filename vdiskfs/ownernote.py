@@ -17,6 +17,8 @@ from vdiskfs.errors import DamagedError, NotFoundError, StateError
 from vdiskfs.liveness import Liveness, age_s
 from vdiskfs.state import LastEnd, read_record, write_record
 
+_SPENT = 32  # are remembered: one, mostly
+
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
@@ -73,9 +75,9 @@ class Note:
 
     ``start`` is the number in the vault that is ours, ``pending`` one that may have got
     there; ``token`` marks a branch that is being made, ``line`` is the branch that is
-    written, 0 the main line; ``spent`` is the newest stored epoch when the spool was emptied
-    into a branch; ``place`` is the directory that wrote this; ``handed`` is the handover that
-    released the disk to another site.
+    written, 0 the main line; ``spent`` are the newest stored epochs, as they were known when
+    the spool was emptied into a branch; ``place`` is the directory that wrote this; ``handed``
+    is the handover that released the disk to another site.
     """
 
     start: str = ""
@@ -87,6 +89,15 @@ class Note:
     by: str = ""
     since: str = ""
     handed: str = ""
+
+    def has_spent(self, last: Remembered) -> bool:
+        """Say whether the spool was emptied when this was the newest stored epoch."""
+        return str(last) in self.spent.split()
+
+    def spend(self, *lasts: Remembered) -> str:
+        """Return ``spent`` with more of them."""
+        more = [str(one) for one in lasts]
+        return " ".join([*(one for one in self.spent.split() if one not in more), *more][-_SPENT:])
 
 
 async def refusal(liveness: Liveness, record: DiskRecord, owner: Owner, what: str) -> StateError:

@@ -214,7 +214,7 @@ class DiskLine(LineClaims):
         return end, known
 
     async def _go_on_displaced(self, record: DiskRecord, last: Remembered) -> tuple[ChainEnd, bool]:
-        last = await advance(self._vault.store, self._spool, last)
+        before, last = last, await advance(self._vault.store, self._spool, last)
         if self._note.line not in record.branches:
             await self._branch_off(record, (last.generation, last.epoch))
             record = await self._vault.disk(self._disk_id)
@@ -222,7 +222,7 @@ class DiskLine(LineClaims):
         tip = await points.tip()
         known = await self._is_known(tip, last)
         if not known or tip.fenced:
-            await self._keep_spool(record, last)
+            await self._keep_spool(record, last, before)
             await self._branch_off(record, (tip.generation, tip.epoch))
             points = self.points_of_branch(await self._vault.disk(self._disk_id))
         self._tell_displaced(points)
@@ -253,7 +253,7 @@ class DiskLine(LineClaims):
 
     async def _is_known(self, tip: Tip, last: Remembered) -> bool:
         """Say whether the spool and the bitmaps are all that changed since the tip."""
-        if self._note.spent == str(last):
+        if self._note.has_spent(last):
             return False
         if tip.epoch == 0:
             return last.epoch == 0
@@ -472,15 +472,15 @@ class DiskLine(LineClaims):
         except (VdiskfsError, OSError) as error:
             log.warning("disk %s: what was not shipped stays in the spool: %s", self.name, error)
 
-    async def _keep_spool(self, record: DiskRecord, last: Remembered) -> None:
+    async def _keep_spool(self, record: DiskRecord, *known: Remembered) -> None:
         """Ship the spool into a branch of its own: it does not follow what we go on from."""
         # Nothing is removed before all of it is stored: a delta that is shows where those
         # after it belong.
         waiting = await trio.to_thread.run_sync(spooled_deltas, self._spool)
         if waiting:
-            # What leaves the spool is in no bitmap: nothing may be built upon `last` again.
-            await self._write(spent=str(last))
-        kept = []
+            # What leaves the spool is in no bitmap: nothing may be built upon these again.
+            await self._write(spent=self._note.spend(*known))
+        last, kept = known[0], []
         while waiting and await is_stored(self._vault.store, waiting[0].head):
             last = after(waiting[0])
             kept.append(waiting.pop(0))
