@@ -86,7 +86,8 @@ def test_scattered_overwrites_cost_what_changed_whatever_the_size_of_the_disk(
             assert large[2] == small[2]
         # The cheapest round of each: what others do on the machine only ever adds.
         spent = {disk: min(one[0] for one in done) for disk, done in rounds.items()}
-        assert spent["large"] <= 1.5 * spent["small"], spent
+        # Counted in ticks of 10 ms. What follows the size is a thousand times as much.
+        assert spent["large"] <= 1.5 * spent["small"] + 0.05, spent
 
 
 def test_overwrites_that_are_sealed_every_second_still_cost_what_changed(tmp_path: Path) -> None:
