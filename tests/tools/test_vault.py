@@ -192,7 +192,7 @@ def test_a_vault_without_a_mount_is_repaired_from_itself(
     assert run_json("vault", "repair", *where) == {
         "vault": history.url, "ok": True, "dry_run": False, "disks": 1, "points": 3,
         "read_bytes": run_json("vault", "check", "--read-data", *where)["read_bytes"],
-        "healed": [], "left": [],
+        "healed": [], "left": [], "refused": False,
     }  # fmt: skip
     (slot,) = [path for path in history.directory.rglob("*0001") if path.parent.name[0] == "g"]
     data = bytearray(slot.read_bytes())
