@@ -44,3 +44,8 @@ def test_a_split_brain_has_one_owner_and_every_divergent_write_is_a_point(
     if _all["played"] == ROUNDS >= 3 * PART:  # what is rare is in some part of them
         assert [what for what in HAPPENED if not _all[what]] == []
     assert total["points"] + total["thrown away"] >= total["epochs"] > 0
+
+
+def test_a_point_is_changed_to_one_of_a_line_that_was_left() -> None:
+    """Found by seed 230: the point's generation is no ancestor of the one that was current."""
+    assert split_round(230)["points"]

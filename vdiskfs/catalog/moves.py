@@ -75,7 +75,8 @@ async def fork_off(
     tip = await fence(log(record), wanted.writer, scratch)
     for _ in range(_TRIES):
         record = await vault.disk(record.id)
-        await _check_kept(log(record), fork)
+        # The point may be of a line that the current generation does not come from.
+        await _check_kept(vault.log(record, fork.generation), fork)
         try:
             return await _fork(vault, record, fork, wanted, tip)
         except _ThinnedError:
