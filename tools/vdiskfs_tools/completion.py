@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import click
 
-from vdiskfs_tools.call import Call, Command, call_of
+from vdiskfs_tools.call import Call, Command, F, call_of
 from vdiskfs_tools.names import LATEST
 
 ANSWER_S = 0.5
@@ -59,6 +59,14 @@ def complete_jobs(ctx: click.Context, _param: click.Parameter, incomplete: str) 
     """Return the ids of the mount's jobs that begin so."""
     names = _names(call_of(ctx), "jobs", key="id")
     return [name for name in names if name.startswith(incomplete)]
+
+
+def disks_option(function: F) -> F:
+    """Add ``--disk DISK``, which may be given again."""
+    return click.option(
+        "--disk", "disks", metavar="DISK", multiple=True, shell_complete=complete_disks,
+        help="Only this disk; may be given again.",
+    )(function)  # fmt: skip
 
 
 def complete_disks_and_groups(

@@ -11,7 +11,7 @@ import click
 
 from vdiskfs.errors import DamagedError, RefusedError, VdiskfsError
 from vdiskfs_tools.call import Call, Command, dry_run_option
-from vdiskfs_tools.completion import complete_disks
+from vdiskfs_tools.completion import disks_option
 from vdiskfs_tools.mounts import vault_url
 from vdiskfs_tools.names import parse_disk
 from vdiskfs_tools.output import counted, format_bytes
@@ -22,10 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 @click.command("repair", cls=Command)
-@click.option(
-    "--disk", "disks", metavar="DISK", multiple=True, shell_complete=complete_disks,
-    help="Only this disk; may be given again.",
-)  # fmt: skip
+@disks_option
 @dry_run_option
 @click.pass_obj
 def repair(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:

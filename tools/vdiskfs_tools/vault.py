@@ -10,7 +10,7 @@ import click
 
 from vdiskfs.errors import DamagedError, UsageError
 from vdiskfs_tools.call import Call, Group, dry_run_option
-from vdiskfs_tools.completion import complete_disks
+from vdiskfs_tools.completion import disks_option
 from vdiskfs_tools.mounts import vault_url
 from vdiskfs_tools.names import parse_disk
 from vdiskfs_tools.output import counted, format_bytes
@@ -129,14 +129,7 @@ def info(call: Call, *, probe: bool) -> None:
 
 @vault.command("check")
 @click.option("--read-data", is_flag=True, help="Read all data too, and compare its checksums.")
-@click.option(
-    "--disk",
-    "disks",
-    metavar="DISK",
-    multiple=True,
-    shell_complete=complete_disks,
-    help="Only this disk; may be given again.",
-)
+@disks_option
 @click.pass_obj
 def check(call: Call, *, read_data: bool, disks: tuple[str, ...]) -> None:
     """Check that every point of a vault can be restored.
@@ -180,10 +173,7 @@ def check(call: Call, *, read_data: bool, disks: tuple[str, ...]) -> None:
 
 
 @vault.command("gc")
-@click.option(
-    "--disk", "disks", metavar="DISK", multiple=True, shell_complete=complete_disks,
-    help="Only this disk; may be given again.",
-)  # fmt: skip
+@disks_option
 @dry_run_option
 @click.pass_obj
 def gc(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:

@@ -25,6 +25,7 @@ from vdiskfs.catalog import (
 )
 from vdiskfs.catalog.anchor import check_unclaimed
 from vdiskfs.catalog.enforced import probe_enforced
+from vdiskfs.catalog.report import problem_document
 from vdiskfs.catalog.vaultfile import read_vault_file
 from vdiskfs.config import load_config, vault_environ
 from vdiskfs.crypto import SCHEME_AES_256_GCM, SCHEME_NONE, Secrets
@@ -197,18 +198,7 @@ def check_document(report: CheckReport) -> dict[str, Any]:
     """Return what a check found as ``--json`` prints it."""
     counts = ("disks", "points", "deltas", "joined", "segments", "read_bytes")
     unused = ("unused_segments", "unused_bytes")
-    problems = [
-        {
-            "object": problem.object,
-            "message": problem.message,
-            "disk": problem.disk,
-            "points": [
-                {"generation": generation, "epochs": sorted(epochs)}
-                for generation, epochs in sorted(problem.points.items())
-            ],
-        }
-        for problem in report.problems
-    ]
+    problems = [problem_document(problem) for problem in report.problems]
     facts = {key: getattr(report, key) for key in (*counts, *unused)}
     return {"ok": report.ok, **facts, "problems": problems}
 
