@@ -44,6 +44,9 @@ STEPS_OF = {
     Step.COMPLETE: ("asked", "released", "copies", "taken", "home"),
 }
 
+TAKING = (Step.START, Step.CHANGE_POINT, Step.ROLLBACK)
+"""Jobs during which what is here is not the disk, before it is taken and after."""
+
 
 @dataclass
 class Move:
@@ -91,7 +94,7 @@ class Site(Host):
             options |= {self.change_point: 1.5, self.roll_back_move: 1, self.reprotect: 3}
         if not self.here and move is None:
             options |= {self.fail_over: 0.3, self.idle: 2}
-        elif line is None and self.here and not self.parked:
+        elif line is None and self.may_start:
             options |= {self.start: 4, self.roll_back: 0.5}
             if self.home:
                 options[self.force] = 1
@@ -110,6 +113,13 @@ class Site(Host):
     def parked(self) -> bool:
         """Whether the image is being brought home."""
         return self.move is not None and self.move.kind is Kind.FAILBACK
+
+    @property
+    def may_start(self) -> bool:
+        """Whether the disk is here to go on as it is; as `Relocations.resume` decides it."""
+        move = self.move
+        taking = move is not None and move.job in TAKING and "taken" not in move.done
+        return self.here and not self.parked and not taking
 
     async def idle(self) -> None:
         return
@@ -441,7 +451,7 @@ class Site(Host):
         self.cut = 0
         for _ in range(6):
             move = self.move
-            if self.line is None and self.here and not self.parked:
+            if self.line is None and self.may_start:
                 await self.act(self.start)
             if self.line is not None:
                 await self.act(self.look)

@@ -22,6 +22,7 @@ from vdiskfs.errors import ConflictError
 from vdiskfs.failover.choose import with_tokens
 from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.ownernote import read_note, write_note
+from vdiskfs.ownership import DiskLine
 from vdiskfs.state import LastEnd
 
 MOVE = "f" * 32
@@ -231,4 +232,35 @@ async def test_an_older_state_of_a_released_disk_that_is_given_back_goes_on(tmp_
         await a.start()
         assert not a.refuses()
         await add_points(a, 1)
+        await verify(race)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_disk_given_back_while_its_owner_branches_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    """Its branch is the main line by then, and no branch any more."""
+    branch_off = DiskLine._branch_off
+
+    with silence():
+        race, a, b, vault = await two_sites(tmp_path)
+
+        async def overtaken(line: DiskLine, *args: Any) -> None:
+            await branch_off(line, *args)
+            await give_back(vault, race.disk_id, MOVE, vault.log)
+
+        await fail_over(b, vault, 2)
+        await a.write()
+        await a.seal()
+        with monkeypatch.context() as patched:
+            patched.setattr(DiskLine, "_branch_off", overtaken)
+            if restarted:
+                await restart(a, LastEnd.DAEMON_DIED)
+            else:
+                await a.look()
+        assert race.seen().site == "a"
+        await a.ship_all()
+        assert not a.refuses()
+        await add_points(a, 1)
+        assert race.seen().generation > 2
         await verify(race)

@@ -115,3 +115,10 @@ class LineClaims:
     def _is_returned(self, record: DiskRecord) -> bool:
         """Say whether the branch that is written here is the main line now."""
         return record.generation == self._note.line and self._claim(record).is_of(record.owner)
+
+    async def _is_unfinished(self, record: DiskRecord) -> bool:
+        """Say whether only a fence stands in our way."""
+        if not self._is_mine(record) or record.generation != self.points.generation:
+            return False
+        tip = await self._log(record).tip()
+        return tip.fenced and tip.digest == self._end.digest

@@ -331,14 +331,8 @@ class DiskLine(LineClaims):
             await self._come_back(record)
             return
         await self._branch_off(record, (self._end.generation, self._end.epoch))
-        self._tell_displaced(self.points_of_branch(await self._vault.disk(self._disk_id)))
-
-    async def _is_unfinished(self, record: DiskRecord) -> bool:
-        """Say whether only a fence stands in our way."""
-        if not self._is_mine(record) or record.generation != self.points.generation:
-            return False
-        tip = await self._log(record).tip()
-        return tip.fenced and tip.digest == self._end.digest
+        with contextlib.suppress(ConflictError):  # the next try finds that it is ours again
+            self._tell_displaced(self.points_of_branch(await self._vault.disk(self._disk_id)))
 
     async def _pass_fence(self, record: DiskRecord) -> None:
         wanted = await self._new_claim(record)
@@ -460,9 +454,11 @@ class DiskLine(LineClaims):
         return self._log(record, self._note.line)
 
     def _tell_displaced(self, points: DiskLog) -> None:
+        branch = points.record.branches.get(points.generation)
+        if branch is None:
+            raise ConflictError(f"disk {self.name}: was given back meanwhile, with its branch")
         self._points = points
-        name = points.record.branches[points.generation].name
-        self.displaced = Displaced(self._note.by, self._note.since, name)
+        self.displaced = Displaced(self._note.by, self._note.since, branch.name)
         log.error("disk %s: %s", self.name, self.displaced)
         self.on_displaced(self.displaced)
 
