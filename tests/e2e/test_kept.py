@@ -56,6 +56,10 @@ def test_a_copy_that_was_released_and_not_taken_is_not_tidied_up(
     def shown() -> str:
         return str(away.json("failover", "show", name)["state"])
 
+    def is_brought() -> bool:
+        (copy,) = away.json("failover", "show", name)["disks"]
+        return bool(copy["hydration"] and copy["hydration"]["done"])
+
     at_third(sites, lambda vault: ask_for(vault, disk_id, REQUEST))
     away.wait("it is released", lambda: vault_record(sites)["handover"]["step"] == "released")
     assert shown() == "HandedOver"
@@ -67,6 +71,7 @@ def test_a_copy_that_was_released_and_not_taken_is_not_tidied_up(
     assert not refuses_writes(sites.copy)
     write_at(sites.copy, 4096, os.urandom(4096))
     away.wait_shipped(DISK)
+    away.wait("the rest of it is brought", is_brought)
     assert "cleanup is not possible in state FailbackReady" in refused(
         away, "failover", "cleanup", name
     )

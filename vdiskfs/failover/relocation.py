@@ -122,9 +122,14 @@ class Relocations:
             for disk_id, copy in failover.copies.items()
         }  # fmt: skip
         for disk in failover.taken.values():
-            disk.on_ours = partial(
-                self._failovers.start_apart, failover, note_kept, self._failovers, failover
-            )
+            disk.on_ours = partial(self._failovers.start_apart, failover, self._on_ours, failover)
+
+    async def _on_ours(self, failover: Failover) -> None:
+        """A disk of it is known to be this site's: again, perhaps."""
+        was_handed = failover.record.state is State.HANDED_OVER
+        await note_kept(self._failovers, failover)
+        if was_handed and not failover.hydrations:
+            self._hydrate(failover)  # a run that began while it was released did not
 
     # ---- start ---------------------------------------------------------------------------
 
