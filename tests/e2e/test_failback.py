@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.e2e.gauges import write_at
+from tests.e2e.mounted import MountedSite
+from tests.e2e.test_kept import at_third
 from tests.e2e.test_relocation import DISK, MIB, SIZE, Sites, refused, refuses_writes, vault_record
+from vdiskfs.catalog import DiskRecord, Vault
+from vdiskfs.catalog.moves import RELEASED, Fork, answer, fork_off
+from vdiskfs.catalog.owners import Claim, fence
+from vdiskfs.catalog.records import Moved
+from vdiskfs.catalog.vault import now_text
+
+THIRD = "d" * 32
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -140,6 +153,90 @@ def test_an_image_that_is_not_to_be_believed_or_is_gone_is_brought_whole(
     home.json("failback", "commit", DISK)
     follows(sites, content)
     away.json("failover", "cleanup", name)
+
+
+def test_a_failback_goes_on_when_another_site_took_one_of_its_disks_in_its_middle(
+    tmp_path: Path,
+) -> None:
+    """The daemon dies when one is home; what it asks for again is only the other one."""
+    sites = Sites(tmp_path)
+    home, away = sites.home, sites.away
+    names = ("db01", "log01")
+    home.environ["VDISKFS_CRASH"] = "failover.taken:1"
+    with home, away:
+        for name in names:
+            home.add_image(name, MIB, os.urandom(MIB))
+        home.init().mount()
+        for name in names:
+            home.wait_shipped(name)
+        home.json("group", "create", "shop", *names)
+        away.mount(recovery=True)
+        found = away.json("failover", "start", "shop")
+        away.json("failover", "commit", found["name"])
+        copies = [Path(row["path"]) for row in found["disks"]]
+        for copy in copies:
+            write_at(copy, 4096, b"away")
+        away.json("reprotect", "shop")
+        contents = [copy.read_bytes() for copy in copies]
+        home.json("failback", "start", "shop")
+        begun, dead, keeper = (
+            home.begin("-m", home.mountpoint, "failback", "complete", "shop"),
+            home.pid,
+            home.keeper,
+        )
+        os.kill(keeper, signal.SIGSTOP)
+        with os.fdopen(os.pidfd_open(dead)) as handle:
+            assert select.select([handle], [], [], 60)[0], "it is not home"
+        at_third(sites, take_other)
+        os.kill(keeper, signal.SIGCONT)
+        begun.wait()
+        home.wait_successor(dead, set())
+        home.wait("it stands still", lambda: "has moved on" in str(shown(home)["job"]["error"]))
+        begun = home.begin("-m", home.mountpoint, "failback", "complete", "shop")
+        at_third(sites, let_go)
+        begun.wait()
+        assert shown(home)["state"] == "FailbackUncommitted"
+        home.json("failback", "commit", "shop")
+        for name, content in zip(names, contents, strict=True):
+            assert home.image(name).read_bytes() == content
+            home.wait_shipped(name)
+
+
+def shown(home: MountedSite) -> dict[str, Any]:
+    [found] = home.json("failover", "list")["failovers"]
+    document: dict[str, Any] = home.json("failover", "show", found["name"])
+    return document
+
+
+async def take_other(vault: Vault) -> None:
+    """Take the disk that is not home yet, as a site does that fails over unplanned."""
+    [record] = [one for one in await vault.disks() if one.owner and one.owner.site == "away"]
+    assert record.owner is not None
+    point = (await vault.log(record).points())[-1]
+    moved = Moved("e" * 32, "b" * 32, "unplanned", "FailbackReady", "third", now_text(),
+                  record.generation, record.owner)  # fmt: skip
+    fork = Fork(point.generation, point.epoch, record.generation, moved)
+    with tempfile.TemporaryDirectory() as scratch:
+        await fork_off(vault, record, fork, Claim("third", THIRD, "9" * 32, ()), log=vault.log,
+                       scratch=Path(scratch) / "fence")  # fmt: skip
+
+
+async def asked_for(vault: Vault) -> DiskRecord:
+    while True:
+        [record] = [one for one in await vault.disks() if one.owner and one.owner.site == "third"]
+        if record.handover is not None:
+            return record
+        await trio.sleep(0.1)
+
+
+async def let_go(vault: Vault) -> None:
+    """Release that disk as soon as it is asked for."""
+    with trio.fail_after(60):
+        record = await asked_for(vault)
+    assert record.handover is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        await fence(vault.log(record), THIRD, Path(scratch) / "fence")
+    await answer(vault, record.id, record.handover.id, RELEASED)
 
 
 def test_a_group_goes_away_and_comes_home_at_one_instant(tmp_path: Path) -> None:

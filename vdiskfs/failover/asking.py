@@ -18,6 +18,7 @@ from vdiskfs.catalog.vault import now_text
 from vdiskfs.disk import Site
 from vdiskfs.errors import StateError, VaultUnreachableError
 from vdiskfs.failover.failovers import Failover, Failovers
+from vdiskfs.failover.known import is_taken
 from vdiskfs.failover.record import Member
 from vdiskfs.liveness import age_s
 
@@ -39,8 +40,10 @@ class Asking:
         self._site = site
 
     async def ask(self, failover: Failover) -> None:
-        """Ask for each disk."""
+        """Ask for each disk that an earlier run has not taken."""
         for member in failover.record.members:
+            if is_taken(await self._site.vault.disk(member.disk_id), member):
+                continue
             request = Handover(
                 failover.record.id, self._site.name, self._site.state.writer_id, now_text()
             )
@@ -48,6 +51,8 @@ class Asking:
 
     async def wait(self, failover: Failover) -> None:
         """Wait until all are released, and note their last points.
+
+        One that an earlier run has taken, before another site took the next, is left as it is.
 
         Raises:
             StateError: the other site refuses, and says why.
@@ -59,6 +64,9 @@ class Asking:
             await self._wait_one(failover, member)
         for member in failover.record.members:
             record = await self._site.vault.disk(member.disk_id)
+            if is_taken(record, member):
+                members.append(member)
+                continue
             points = self._site.vault.log(record)
             tip = await points.tip()
             if not tip.fenced or tip.epoch == 0:
@@ -78,6 +86,8 @@ class Asking:
                 failover.says = str(error)
                 await trio.sleep(max(LOOK_S, error.retry_after_s or 0.0))
                 continue
+            if is_taken(record, member):
+                return
             asked = record.handover
             if asked is None or asked.id != failover.record.id:
                 raise StateError(

@@ -30,7 +30,7 @@ from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.choose import new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.jobs import Runner, Steps, begin
-from vdiskfs.failover.known import fork_of, prepare_disk
+from vdiskfs.failover.known import fork_of, is_taken, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.homeward import HomeMover, MoveProgress, prepare_home
@@ -156,8 +156,7 @@ class Homecomings:
         """Say whether a disk went on elsewhere since it was released: it is asked for anew."""
         for member in failover.record.members:
             record = await self._site.vault.disk(member.disk_id)
-            taken = is_forked(record, self._fork(failover, member, record))
-            if record.generation != member.current and not taken:
+            if record.generation != member.current and not is_taken(record, member):
                 return True
         return False
 
@@ -344,6 +343,8 @@ class Homecomings:
         """Bring each image to the newest point of the other site."""
         for member in failover.record.members:
             record = await self._site.vault.disk(member.disk_id)
+            if is_taken(record, member):
+                continue
             points = self._site.vault.log(record)
             tip = await points.tip()
             point = await points.find(tip.epoch)
@@ -384,9 +385,14 @@ class Homecomings:
     async def _released(self, failover: Failover) -> None:
         """Wait until the other site has let go; `_move` finds its last point."""
         await self._asking.wait(failover)
-        await self._failovers.write(failover, members=tuple(
-            replace(one, token=secrets.token_hex(16)) for one in failover.record.members
-        ))  # fmt: skip
+        members = [
+            one if await self._is_home(one) else replace(one, token=secrets.token_hex(16))
+            for one in failover.record.members
+        ]
+        await self._failovers.write(failover, members=tuple(members))
+
+    async def _is_home(self, member: Member) -> bool:
+        return is_taken(await self._site.vault.disk(member.disk_id), member)
 
     async def _take(self, failover: Failover) -> None:
         """The images are the last points: the disks are this site's from here on."""

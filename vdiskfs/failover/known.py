@@ -40,6 +40,11 @@ def fork_of(
     return Fork(member.generation, member.epoch, member.current, moved)
 
 
+def is_taken(disk: DiskRecord, member: Member) -> bool:
+    """Say whether this failover, or failback, has a member already, by an earlier run perhaps."""
+    return disk.moved is not None and member.token != "" and disk.moved.token == member.token
+
+
 def prepare_disk(
     site: Site, member: Member, file: DiskFile, mark: Callable[[DiskPaths], None]
 ) -> LocalRecord:
