@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from vdiskfs.catalog import Point
+from vdiskfs.catalog.leases import leased
 from vdiskfs.catalog.proofs import FAIL, HASHED, PASS, STORED, Proof, write_proof
 from vdiskfs.disk import ProtectedDisk
 from vdiskfs.errors import DamagedError, FormatError
@@ -93,8 +94,12 @@ class Finalizer:
         """Read the newest point back, up to `READ_LIMIT`, and note the proof."""
         began = time.monotonic()
         point = await disk.points.find("latest")
+        record = disk.points.record
         try:
-            async with await disk.points.open(point) as reader:
+            async with (
+                leased(disk.site.vault, [(record, point)], "finalize"),
+                await disk.points.open(point) as reader,
+            ):
                 read = await read_back(reader, progress.tell, limit=READ_LIMIT)
         except DamagedError as error:
             await _note(disk, point, HASHED, str(error), began=began)

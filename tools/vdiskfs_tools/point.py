@@ -274,6 +274,7 @@ def _vault_point(call: Call, wanted: PointName) -> dict[str, Any]:
 
 def _vault_diff(call: Call, first: PointName, second: PointName) -> list[tuple[int, int]]:
     from vdiskfs.catalog import open_differences
+    from vdiskfs.catalog.leases import leased
     from vdiskfs.point import diff as diff_points
     from vdiskfs.units import PAGE_SIZE
     from vdiskfs_tools.vaults import found_point, with_vault
@@ -281,12 +282,13 @@ def _vault_diff(call: Call, first: PointName, second: PointName) -> list[tuple[i
     async def work(vault: Any) -> list[tuple[int, int]]:
         log_a, a, _ = await found_point(vault, first)
         log_b, b, _ = await found_point(vault, second)
-        if log_a.record.id != log_b.record.id:
-            async with await log_a.open(a) as reader_a, await log_b.open(b) as reader_b:
-                return await diff_points(reader_a, reader_b)
+        async with leased(vault, [(log_a.record, a), (log_b.record, b)], "point diff"):
+            if log_a.record.id != log_b.record.id:
+                async with await log_a.open(a) as reader_a, await log_b.open(b) as reader_b:
+                    return await diff_points(reader_a, reader_b)
+            async with await open_differences(log_a, a, log_b, b) as found:
+                runs = [run async for run in found.runs()]
         size = max(a.size, b.size)
-        async with await open_differences(log_a, a, log_b, b) as found:
-            runs = [run async for run in found.runs()]
         # The last page may be larger than what the disk has of it.
         return [
             (page * PAGE_SIZE, min(count * PAGE_SIZE, size - page * PAGE_SIZE))

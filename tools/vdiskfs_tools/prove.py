@@ -67,6 +67,7 @@ def prove(call: Call, *, name: str, level: str, dry_run: bool) -> None:
 
 def _prove(call: Call, wanted: PointName, level: str, *, dry_run: bool) -> dict[str, Any]:
     from vdiskfs.catalog import proofs
+    from vdiskfs.catalog.leases import leased
     from vdiskfs.proving import read_back
     from vdiskfs.units import format_time
     from vdiskfs_tools.vaults import found_point, point_document, with_vault
@@ -76,6 +77,11 @@ def _prove(call: Call, wanted: PointName, level: str, *, dry_run: bool) -> dict[
         document = point_document(disk, item)
         if dry_run:
             return document | {"dry_run": True, "level": level}
+        async with leased(vault, [(log.record, item)], "point prove"):
+            found = await run(vault, log, item, disk, progress)
+        return document | {"level": level} | found
+
+    async def run(vault: Any, log: Any, item: Any, disk: str, progress: Any) -> dict[str, Any]:
         began, read, outcome, reason = time.monotonic(), 0, proofs.PASS, ""
         try:
             async with await log.open(item) as reader:
@@ -94,8 +100,8 @@ def _prove(call: Call, wanted: PointName, level: str, *, dry_run: bool) -> dict[
         if level == "checked" and outcome == proofs.PASS:
             outcome, reason = await _check(call, disk, item.epoch)
             await note("checked", outcome, reason)
-        return document | {
-            "level": level, "outcome": outcome, "reason": reason, "read_bytes": read,
+        return {
+            "outcome": outcome, "reason": reason, "read_bytes": read,
             "seconds": round(time.monotonic() - began, 1),
         }  # fmt: skip
 

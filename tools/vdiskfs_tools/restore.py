@@ -86,6 +86,7 @@ def _run(
     call: Call, wanted: PointName, file: str, *, form: str, force: bool, dry_run: bool
 ) -> dict[str, Any]:
     """Find the point, and write it unless this is a dry run."""
+    from vdiskfs.catalog.leases import leased
     from vdiskfs.point import restore as restore_point
     from vdiskfs_tools.vaults import found_point, point_document, with_vault
 
@@ -98,7 +99,10 @@ def _run(
         document = point_document(disk, item) | {"file": file}
         if dry_run:
             return document | {"dry_run": True}
-        async with await log.open(item) as reader:
+        async with (
+            leased(vault, [(log.record, item)], "point restore"),
+            await log.open(item) as reader,
+        ):
             written = await restore_point(reader, file, force=force, format=form, progress=progress)
         return document | {"data_bytes": written}
 

@@ -14,7 +14,7 @@ groups     consistency groups                       grouppoints   points that di
 policy     replication policies                     retention     which points a ladder keeps
 ledger     what a thinned line has                  leaves        deltas between kept states
 thinning   from points that stay to a new ledger    garbage       deleting what is doomed
-upkeep     a line thinned and collected; holds
+leases     points that are open somewhere           upkeep     a line thinned, collected; holds
 """
 
 from vdiskfs.catalog.anchor import Anchor

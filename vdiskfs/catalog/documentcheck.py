@@ -13,7 +13,7 @@ from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.store import READ_LIMIT, Store
 
-PREFIXES = ("names/", "sites/", "boot/", "groups/", "policies/", "machines/")
+PREFIXES = ("names/", "sites/", "leases/", "boot/", "groups/", "policies/", "machines/")
 """Where documents lie that are no disk's own."""
 
 

@@ -17,7 +17,6 @@ import trio
 
 from vdiskfs.catalog.documents import DOCUMENT_LIMIT
 from vdiskfs.catalog.ledger import Ledger
-from vdiskfs.catalog.records import DiskRecord, SiteRecord
 from vdiskfs.crash import hook
 from vdiskfs.errors import ConflictError, NotFoundError, RefusedError, StateError
 from vdiskfs.point.fetch import first_error
@@ -32,9 +31,6 @@ FRESH_S = 60.0
 
 SKEW_S = 300
 """Clocks that differ by more than this stop everything that deletes."""
-
-LEASE_S = 7 * 86400
-"""A site that was silent for so long does not keep the points that it had open."""
 
 STEP_S = 86400
 """How far the time that points are thinned for may go on from one commit to the next."""
@@ -108,21 +104,6 @@ def thinning_time_ns(now_ns: int, before_ns: int) -> int:
 def boottime_s() -> float:
     """Return the seconds since this host started, those in which it slept included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def leases(sites: Collection[SiteRecord], record: DiskRecord) -> set[tuple[int, int]]:
-    """Return the points (generation, epoch) of a disk that sites say they have open."""
-    found = set()
-    for site in sites:
-        for disk_id, generation, epoch in site.uses:
-            if disk_id != record.id or generation not in record.parents:
-                continue
-            # A copy names the line that its point is looked up on: it may be an ancestor's.
-            line = next(
-                (one for one, end in record.lineage(generation) if epoch <= end), generation
-            )
-            found.add((line, epoch))
-    return found
 
 
 async def collect(

@@ -14,6 +14,9 @@ from vdiskfs.errors import FormatError
 ASKED, STOPPING, RELEASED, REFUSED = "asked", "stopping", "released", "refused"
 """The steps of a handover."""
 
+Use = tuple[str, int, int]
+"""A point that is open: disk id, generation, epoch."""
+
 _SAFE = re.compile(r"[a-z0-9_-]")
 _BRANCH = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -176,7 +179,7 @@ class SiteRecord:
     interval_s: int = 10
     states: Mapping[str, str] = field(default_factory=dict)
     healths: Mapping[str, str] = field(default_factory=dict)
-    uses: tuple[tuple[str, int, int], ...] = ()
+    uses: tuple[Use, ...] = ()
 
 
 def encode_disk(record: DiskRecord) -> bytes:
@@ -366,7 +369,7 @@ def decode_site(data: bytes, *, where: str) -> SiteRecord:
         interval_s=take({"interval_s": 10, **values}, "interval_s", int, where=where),
         states={disk: str(state) for disk, state in states.items()},
         healths={disk: str(health) for disk, health in healths.items()},
-        uses=_uses(values.get("uses", []), where),
+        uses=decode_uses(values.get("uses", []), where),
     )
 
 
@@ -381,13 +384,18 @@ def named_by(object_name: str, prefix: str) -> str | None:
     return name if name and f"{prefix}{safe_name(name)}.json" == object_name else None
 
 
-def _uses(values: object, where: str) -> tuple[tuple[str, int, int], ...]:
+def decode_uses(values: object, where: str) -> tuple[Use, ...]:
+    """Return the points that a document says are open.
+
+    Raises:
+        FormatError: they are none.
+    """
     if not isinstance(values, list):
-        raise FormatError("what a site uses has another type", where=where)
+        raise FormatError("what is open has another type", where=where)
     for one in values:
         kinds = [type(part) for part in one] if isinstance(one, list) else []
         if kinds != [str, int, int] or not is_id(one[0]):
-            raise FormatError("a point that a site uses is none", where=where)
+            raise FormatError("a point that is open is none", where=where)
     return tuple((one[0], one[1], one[2]) for one in values)
 
 

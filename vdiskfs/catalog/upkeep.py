@@ -6,25 +6,23 @@ Any site may do it, at any time, several at once: what counts is decided by comp
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from vdiskfs.catalog.garbage import (
-    LEASE_S,
     SKEW_S,
     ClockError,
     Collected,
     collect,
-    leases,
     store_time_ns,
     thinning_time_ns,
 )
+from vdiskfs.catalog.leases import open_points
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.points import Point
 from vdiskfs.catalog.proofs import LEVELS, list_proven
-from vdiskfs.catalog.records import DiskRecord, Hold, SiteRecord
+from vdiskfs.catalog.records import DiskRecord, Hold
 from vdiskfs.catalog.retention import Ladder
 from vdiskfs.catalog.thinning import Thinned, Thinner
 from vdiskfs.catalog.vault import Vault, now_text
@@ -85,8 +83,8 @@ class Upkeep:
                 # On its way: what a failback needs stays until it is committed.
                 return Tended(Thinned(log.generation, 0, 0, None, len(table)), Collected())
             ledger = log.line.ledger
-            sites = _alive(await self.vault.sites(), now)
-            leased = leases(sites, log.record) | await self._proven(log)
+            leased = await open_points(self.vault, log.record, now, tidy=not dry_run)
+            leased |= await self._proven(log)
             done = Collected()
             if ledger is not None and not dry_run:
                 place = (log.record.id, log.generation)
@@ -183,18 +181,3 @@ async def choose_policy(vault: Vault, disk_id: str, policy: str) -> DiskRecord:
 def _others(holds: Iterable[Hold], point: Point) -> list[Hold]:
     place = (point.generation, point.epoch)
     return [hold for hold in holds if (hold.generation, hold.epoch) != place]
-
-
-def _alive(sites: Sequence[SiteRecord], now_ns: int) -> list[SiteRecord]:
-    """Return the sites whose open points count: those that were heard of within a week."""
-    found = []
-    for site in sites:
-        try:
-            heard = datetime.fromisoformat(site.time)
-            heard = heard if heard.tzinfo is not None else heard.replace(tzinfo=UTC)
-            silent_s = now_ns / NS - heard.timestamp()
-        except ValueError:
-            silent_s = 0.0  # who knows: what it has open stays
-        if silent_s < LEASE_S:
-            found.append(site)
-    return found

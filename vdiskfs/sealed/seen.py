@@ -5,7 +5,7 @@ authenticated with it and always grows. The largest one seen of each is remember
 directory where there is one. What another site's clock says does not matter: who changes an
 object has seen it before.
 
-The heartbeats of sites are remembered in memory alone: they change all the time.
+Heartbeats and leases are remembered in memory alone: they change all the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAVE_S = 5.0
 """Seconds between two writes to the state directory at least: what a kill may forget."""
 
 _MOST = 65536
-_PASSING = ("sites/", "boot/")
+_PASSING = ("sites/", "leases/", "boot/")
 
 
 class Seen:

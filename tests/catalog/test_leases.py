@@ -1,0 +1,174 @@
+"""Leases: what a command reads is not thinned away meanwhile, and is let go when it has ended."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.catalog.harness import bench, content
+from tests.catalog.test_thinning import Site
+from tests.catalog.test_upkeep import Tender
+from vdiskfs.catalog import leases
+from vdiskfs.catalog.garbage import GRACE_S
+from vdiskfs.catalog.leases import OLD_S, Lease, decode_lease, leased
+from vdiskfs.errors import FormatError, RefusedError
+
+POINT = 13
+"""One that the ladder drops."""
+
+YEAR_S = 366 * 86400
+
+
+class Bed:
+    """A disk of 100 points; whoever reads one, and whoever tends it, have vaults of their own."""
+
+    def __init__(self, site: Site, tender: Tender) -> None:
+        self.site = site
+        self.tender = tender
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.tender.test.store.objects if name.startswith("leases/")]
+
+    @property
+    def lease(self) -> Lease:
+        (name,) = self.names
+        return decode_lease(self.tender.test.store.objects[name][0], where=name)
+
+    def is_doubted(self) -> bool:
+        return self.lease.doubted
+
+    async def open_points(self) -> set[tuple[int, int]]:
+        vault = self.tender.upkeep.vault
+        return await leases.open_points(vault, await self.site.record(), self.tender.store_ns)
+
+    async def epochs(self) -> list[int]:
+        return [point.epoch for point in await (await self.site.log()).points()]
+
+    async def tend_at(self, seconds: float) -> int:
+        self.tender.at(seconds)
+        return (await self.tender.tend()).collected.deleted
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Any]:
+        log = await self.site.log()
+        point = await log.find(POINT)
+        vault = self.site.bench.vault
+        async with leased(vault, [(log.record, point)], "test"), await log.open(point) as reader:
+            yield reader
+
+    async def abandon(self) -> None:
+        """Read, and be killed: nothing is cleared away."""
+        before = {}
+        async with self.reading():
+            before = {name: self.tender.test.store.objects[name] for name in self.names}
+        for name, (data, metadata, _) in before.items():
+            self.tender.test.store.put(name, data, metadata)
+
+
+async def renewed(one: Bed) -> None:
+    while one.is_doubted():  # noqa: ASYNC110  nobody tells
+        await trio.sleep(0.001)
+
+
+@asynccontextmanager
+async def bed(directory: Path) -> AsyncIterator[Bed]:
+    async with bench() as test:
+        found = Bed(Site(test, directory, random.Random(7)), Tender(test, directory))
+        await found.site.publish(100)
+        found.tender.at(101)
+        yield found
+
+
+async def test_what_a_command_reads_stays_until_it_has_ended(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        async with one.reading() as reader:
+            await one.tend_at(101)
+            assert await one.tend_at(102 + GRACE_S) > 50
+            assert POINT in await one.epochs()
+            assert await content(reader) == one.site.bench.model.states[POINT]
+        assert one.names == []
+        await one.tend_at(103 + GRACE_S)
+        assert POINT not in await one.epochs()
+
+
+async def test_what_was_thinned_away_just_before_can_be_read_to_the_end(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        log = await one.site.log()
+        point = await log.find(POINT)
+        async with await log.open(point) as reader:
+            await one.tend_at(101)
+            assert POINT not in await one.epochs()
+            async with leased(one.site.bench.vault, [(log.record, point)], "test"):
+                assert await one.tend_at(102 + GRACE_S) == 0
+                assert await content(reader) == one.site.bench.model.states[POINT]
+        assert await one.tend_at(103 + GRACE_S) > 50
+
+
+async def test_a_lease_that_nobody_renews_lapses(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        await one.abandon()
+        await one.tend_at(100 + OLD_S)
+        assert not one.is_doubted()
+        await one.tend_at(102 + OLD_S)
+        assert one.is_doubted()
+        await one.tend_at(101 + 2 * OLD_S)
+        assert POINT in await one.epochs()
+        await one.tend_at(103 + 2 * OLD_S)
+        assert POINT not in await one.epochs()
+        assert one.names == []
+
+
+async def test_a_clock_that_jumps_takes_no_lease_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEW_S", 0.001)
+    async with bed(tmp_path) as one, one.reading() as reader:
+        for ahead_s in (YEAR_S, 2 * YEAR_S, 0):  # set back, too
+            one.tender.at(101 + ahead_s)
+            for _ in range(2):
+                assert (1, POINT) in await one.open_points()
+            await renewed(one)
+        await one.tend_at(101)
+        assert await content(reader) == one.site.bench.model.states[POINT]
+
+
+async def test_a_lease_that_cannot_be_read_stops_thinning_for_an_hour(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        one.tender.test.store.put("leases/damaged.json", b"{")
+        with pytest.raises(FormatError, match=r"leases/damaged\.json"):
+            await one.tend_at(100 + OLD_S)
+        await one.tend_at(102 + OLD_S)
+        assert one.names == []
+        assert POINT not in await one.epochs()
+
+
+async def test_a_dry_run_leaves_leases_as_they_are(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        await one.abandon()
+        before = one.lease
+        one.tender.at(102 + OLD_S)
+        await one.tender.tend(dry_run=True)
+        assert one.lease == before
+
+
+async def test_a_key_that_may_only_read_reads_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("@#13 may be thinned away while it is read: no lease: the vault refused")
+
+    async def refuse(*_: object, **__: object) -> str:
+        raise RefusedError("the vault refused")
+
+    async with bed(tmp_path) as one:
+        with monkeypatch.context() as patched:
+            patched.setattr(one.site.bench.vault.store, "replace", refuse)
+            async with one.reading() as reader:
+                assert one.names == []
+                assert await content(reader) == one.site.bench.model.states[POINT]
