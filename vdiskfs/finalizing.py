@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from vdiskfs.catalog import Point
 from vdiskfs.catalog.leases import leased
-from vdiskfs.catalog.proofs import FAIL, HASHED, PASS, STORED, Proof, write_proof
+from vdiskfs.catalog.proofs import FAIL, HASHED, PASS, STORED
 from vdiskfs.disk import ProtectedDisk
 from vdiskfs.errors import DamagedError, FormatError
 from vdiskfs.events import Events
 from vdiskfs.jobs import Progress
 from vdiskfs.machines import machine_of
-from vdiskfs.proving import read_back
-from vdiskfs.units import PAGE_SIZE, format_size, format_time
+from vdiskfs.proving import keep_proof, read_back
+from vdiskfs.units import PAGE_SIZE, format_size
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Finalizer:
         """Read the newest point back, up to `READ_LIMIT`, and note the proof."""
         began = time.monotonic()
         point = await disk.points.find("latest")
+        keep = partial(keep_proof, disk.points, point, site=disk.site.name, began=began)
         record = disk.points.record
         try:
             async with (
@@ -102,26 +104,14 @@ class Finalizer:
             ):
                 read = await read_back(reader, progress.tell, limit=READ_LIMIT)
         except DamagedError as error:
-            await _note(disk, point, HASHED, str(error), began=began)
+            await keep(HASHED, (FAIL, str(error)), read=0)
             raise DamagedError(
                 f"point {disk.name}@#{point.epoch} cannot be read back: {error.message}",
                 hint=f"vdiskfs vault check; vdiskfs disk resync {disk.name} --now; then: "
                 f"vdiskfs disk retry {disk.name}",
             ) from error
-        await _note(disk, point, STORED, "", began=began, read=read)
+        await keep(STORED, (PASS, ""), read=read)
         return point, read, progress.done == progress.total
-
-
-async def _note(
-    disk: ProtectedDisk, point: Point, level: str, damage: str, *, began: float, read: int = 0
-) -> None:
-    """Keep what was found with the point."""
-    seconds = round(time.monotonic() - began, 1)
-    now = format_time(time.time_ns())
-    how = FAIL if damage else PASS
-    proof = Proof(level, how, damage, now, seconds, disk.site.name, read)
-    place = (point.generation, point.epoch)
-    await write_proof(disk.site.vault.store, disk.disk_id, place, proof)
 
 
 def pass_progress(disk: ProtectedDisk) -> tuple[int, int] | None:

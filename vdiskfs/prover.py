@@ -16,14 +16,14 @@ from typing import Protocol
 import trio
 
 from vdiskfs.catalog import Point
-from vdiskfs.catalog.proofs import CHECKED, FAIL, HASHED, INCONCLUSIVE, PASS, Proof, write_proof
+from vdiskfs.catalog.proofs import CHECKED, FAIL, INCONCLUSIVE, PASS, Proof
 from vdiskfs.config import Config
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import DamagedError, LocalError, NotFoundError, VdiskfsError
 from vdiskfs.events import Events
 from vdiskfs.jobs import JobKind, Jobs, JobState, Progress
-from vdiskfs.proving import check_image, let_go, read_back, verdict
-from vdiskfs.units import NS, format_time
+from vdiskfs.proving import Outcome, check_image, let_go, prove_point, verdict
+from vdiskfs.units import NS
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,6 @@ class Prover:
             jobs: keep what was done.
         """
         self._disks = disks
-        self._store = site.vault.store
         self._copies = copies
         self._site = site.name
         self._interval_s = options.prove_interval_s
@@ -154,12 +153,12 @@ class Prover:
         job_id = self._jobs.begin(
             JobKind.PROVE, disk.name, disk.disk_id, progress=progress.shown, cancel=give_up,
         )  # fmt: skip
-        outcome = INCONCLUSIVE, "it was not looked at"
+        proof: Proof | None = None
         self._at_work = given_up
         self._reads = (disk.disk_id, point.generation, point.epoch)
         try:
             with given_up:
-                outcome = await self._prove_as(disk, point, job_id, progress)
+                proof = await self._prove_as(disk, point, job_id, progress)
         except VdiskfsError as error:
             self._failed[disk.disk_id] = trio.current_time()
             self._jobs.failed(job_id, error)
@@ -170,42 +169,41 @@ class Prover:
                 async with self._idle:
                     self._at_work = None
                     self._idle.notify_all()
-        how, reason = outcome
-        text = f"point #{point.epoch} of {point.time}: {how}{f': {reason}' if reason else ''}"
-        if given_up.cancelled_caught:
+        if proof is None:
             self._failed[disk.disk_id] = trio.current_time()
             self._jobs.ended_as(
                 job_id, JobState.CANCELLED, "given up, or the mount ended; the next is due as ever"
             )
-        elif how == FAIL:
+            return
+        why = f": {proof.reason}" if proof.reason else ""
+        text = f"point #{point.epoch} of {point.time}: {proof.outcome}{why}"
+        if proof.outcome == FAIL:
             self._jobs.failed(job_id, DamagedError(text, hint="vdiskfs vault check"))
         else:
             self._jobs.done(job_id, text)
 
     async def _prove_as(
         self, disk: ProtectedDisk, point: Point, job_id: str, progress: Progress
-    ) -> tuple[str, str]:
-        began = time.monotonic()
-        read, how = 0, (PASS, "")
-        try:
-            async with await disk.line.points.open(point) as reader:
-                read = await read_back(reader, progress.tell, rest=REST)
-        except DamagedError as error:
-            how = FAIL, str(error)
-        await self._note(disk, point, HASHED, how=how, began=began, read=read)
-        self._jobs.step(job_id, HASHED)
-        if self._level == CHECKED and how[0] == PASS:
-            try:
-                how = await self._check(disk, point)
-            except LocalError as error:
-                how = INCONCLUSIVE, str(error)
-            await self._note(disk, point, CHECKED, how=how, began=began, read=read)
-            self._jobs.step(job_id, CHECKED)
-        if how[0] == PASS:
-            disk.proven_ns = point.time_ns
-        return how
+    ) -> Proof:
+        def noted(proof: Proof) -> None:
+            self._note(disk, point, proof)
+            self._jobs.step(job_id, proof.level)
 
-    async def _check(self, disk: ProtectedDisk, point: Point) -> tuple[str, str]:
+        async def check() -> Outcome:
+            try:
+                return await self._check(disk, point)
+            except LocalError as error:
+                return INCONCLUSIVE, str(error)
+
+        proof = await prove_point(
+            disk.line.points, point, site=self._site, progress=progress.tell, rest=REST,
+            check=check if self._level == CHECKED else None, noted=noted,
+        )  # fmt: skip
+        if proof.outcome == PASS:
+            disk.proven_ns = point.time_ns
+        return proof
+
+    async def _check(self, disk: ProtectedDisk, point: Point) -> Outcome:
         name = f"{COPY}{secrets.token_hex(4)}"
         try:
             return verdict(await check_image(await self._copies.make(disk.name, point.epoch, name)))
@@ -213,22 +211,14 @@ class Prover:
             with trio.CancelScope(shield=True):
                 await self._copies.remove(name)
 
-    async def _note(
-        self, disk: ProtectedDisk, point: Point, level: str, *, how: tuple[str, str],
-        began: float, read: int,
-    ) -> None:  # fmt: skip
-        outcome, reason = how
-        seconds = round(time.monotonic() - began, 1)
-        now = format_time(time.time_ns())
-        proof = Proof(level, outcome, reason, now, seconds, self._site, read)
-        place = (point.generation, point.epoch)
-        await write_proof(self._store, disk.disk_id, place, proof)
-        text = f"point {disk.name}@#{point.epoch} of {point.time}: {level}: {outcome}"
-        if outcome == PASS:
-            log.info("%s (%.0f s)", text, seconds)
+    def _note(self, disk: ProtectedDisk, point: Point, proof: Proof) -> None:
+        """Say what came of a level."""
+        text = f"point {disk.name}@#{point.epoch} of {point.time}: {proof.level}: {proof.outcome}"
+        if proof.outcome == PASS:
+            log.info("%s (%.0f s)", text, proof.seconds)
             return
         self._failed[disk.disk_id] = trio.current_time()
-        log.error("%s: %s", text, reason)
-        code = "proof.failed" if outcome == FAIL else "proof.inconclusive"
-        told = f"{level}: {outcome}: #{point.epoch}: {reason}"
+        log.error("%s: %s", text, proof.reason)
+        code = "proof.failed" if proof.outcome == FAIL else "proof.inconclusive"
+        told = f"{proof.level}: {proof.outcome}: #{point.epoch}: {proof.reason}"
         self._events.tell(code, disk.name, told, disk=disk.name)

@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,43 +67,23 @@ def prove(call: Call, *, name: str, level: str, dry_run: bool) -> None:
 
 
 def _prove(call: Call, wanted: PointName, level: str, *, dry_run: bool) -> dict[str, Any]:
-    from vdiskfs.catalog import proofs
     from vdiskfs.catalog.leases import leased
-    from vdiskfs.proving import read_back
-    from vdiskfs.units import format_time
+    from vdiskfs.proving import prove_point
     from vdiskfs_tools.vaults import found_point, point_document, with_vault
 
     async def work(vault: Any, progress: Any) -> dict[str, Any]:
         log, item, disk = await found_point(vault, wanted)
-        document = point_document(disk, item)
+        document = point_document(disk, item) | {"level": level}
         if dry_run:
-            return document | {"dry_run": True, "level": level}
+            return document | {"dry_run": True}
+        check = partial(_check, call, disk, item.epoch) if level == "checked" else None
         async with leased(vault, [(log.record, item)], "point prove"):
-            found = await run(vault, log, item, disk, progress)
-        return document | {"level": level} | found
-
-    async def run(vault: Any, log: Any, item: Any, disk: str, progress: Any) -> dict[str, Any]:
-        began, read, outcome, reason = time.monotonic(), 0, proofs.PASS, ""
-        try:
-            async with await log.open(item) as reader:
-                read = await read_back(reader, progress)
-        except DamagedError as error:
-            outcome, reason = proofs.FAIL, str(error)
-        place = (item.generation, item.epoch)
-        site = socket.gethostname()
-
-        async def note(at: str, outcome: str, reason: str) -> None:
-            proof = proofs.Proof(at, outcome, reason, format_time(time.time_ns()),
-                                 round(time.monotonic() - began, 1), site, read)  # fmt: skip
-            await proofs.write_proof(vault.store, log.record.id, place, proof)
-
-        await note("hashed", outcome, reason)
-        if level == "checked" and outcome == proofs.PASS:
-            outcome, reason = await _check(call, disk, item.epoch)
-            await note("checked", outcome, reason)
-        return {
-            "outcome": outcome, "reason": reason, "read_bytes": read,
-            "seconds": round(time.monotonic() - began, 1),
+            proof = await prove_point(
+                log, item, site=socket.gethostname(), progress=progress, check=check
+            )
+        return document | {
+            "outcome": proof.outcome, "reason": proof.reason, "read_bytes": proof.read_bytes,
+            "seconds": proof.seconds,
         }  # fmt: skip
 
     with call.out.progress(f"{wanted}") as progress:

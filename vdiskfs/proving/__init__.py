@@ -6,6 +6,16 @@ systems in it are whole.
 """
 
 from vdiskfs.proving.filesystems import Finding, check_image, let_go, verdict
+from vdiskfs.proving.proof import Outcome, keep_proof, prove_point
 from vdiskfs.proving.reading import read_back
 
-__all__ = ["Finding", "check_image", "let_go", "read_back", "verdict"]
+__all__ = [
+    "Finding",
+    "Outcome",
+    "check_image",
+    "keep_proof",
+    "let_go",
+    "prove_point",
+    "read_back",
+    "verdict",
+]
