@@ -15,8 +15,8 @@ from typing import Protocol
 
 import trio
 
-from vdiskfs.catalog import Point
-from vdiskfs.catalog.proofs import CHECKED, FAIL, INCONCLUSIVE, PASS, Proof
+from vdiskfs.catalog import DiskLog, Point
+from vdiskfs.catalog.proofs import CHECKED, FAIL, HASHED, INCONCLUSIVE, PASS, Proof
 from vdiskfs.config import Config
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import DamagedError, LocalError, NotFoundError, VdiskfsError
@@ -119,23 +119,22 @@ class Prover:
 
     async def _look(self, disk: ProtectedDisk) -> None:
         points = disk.line.points
-        try:
-            disk.proven_ns = (await points.find("latest-proven")).time_ns
-        except NotFoundError:
-            disk.proven_ns = None
-        if self._rests or disk.line.displaced is not None or not self._is_due(disk):
+        disk.proven_ns = settled_ns = await _proven_ns(points)
+        if self._rests or disk.line.displaced is not None or not self._interval_s:
+            return
+        if self._level != HASHED:  # what was only read back, by hand say, does not count
+            settled_ns = await _proven_ns(points, self._level)
+        if not self._is_due(disk, settled_ns):
             return
         try:
             newest = await points.find("latest")
         except NotFoundError:
             return
-        if disk.proven_ns is None or newest.time_ns > disk.proven_ns:
+        if settled_ns is None or newest.time_ns > settled_ns:
             await self._prove(disk, newest)
 
-    def _is_due(self, disk: ProtectedDisk) -> bool:
-        if not self._interval_s:
-            return False
-        ages = [(time.time_ns() - disk.proven_ns) / NS] if disk.proven_ns is not None else []
+    def _is_due(self, disk: ProtectedDisk, settled_ns: int | None) -> bool:
+        ages = [(time.time_ns() - settled_ns) / NS] if settled_ns is not None else []
         if disk.disk_id in self._failed:
             ages.append(trio.current_time() - self._failed[disk.disk_id])
         return not ages or min(ages) >= self._interval_s
@@ -222,3 +221,11 @@ class Prover:
         code = "proof.failed" if proof.outcome == FAIL else "proof.inconclusive"
         told = f"{proof.level}: {proof.outcome}: #{point.epoch}: {proof.reason}"
         self._events.tell(code, disk.name, told, disk=disk.name)
+
+
+async def _proven_ns(points: DiskLog, level: str = HASHED) -> int | None:
+    """Return the time of the newest point that is proven, and settled at a level."""
+    try:
+        return (await points.find_proven(level)).time_ns
+    except NotFoundError:
+        return None

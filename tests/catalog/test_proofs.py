@@ -36,7 +36,7 @@ async def test_proofs_are_kept_with_a_point_and_listed_at_once() -> None:
         await write_proof(test.store, disk_id, (1, 2), replace(GOOD, outcome="inconclusive"))
         assert await read_proofs(test.store, disk_id, (1, 3)) == [GOOD, BAD]
         assert await read_proofs(test.store, disk_id, (1, 4)) == []
-        listed = {(1, 2): Proven("", ""), (1, 3): Proven("hashed", "checked")}
+        listed = {(1, 2): Proven("", "", "hashed"), (1, 3): Proven("hashed", "checked")}
         assert await list_proven(test.store, disk_id) == listed
         # A folder that was copied has lost its metadata.
         for place in listed:

@@ -25,7 +25,7 @@ from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.joins import make_joins
 from vdiskfs.catalog.line import END, DamagedJoinError, Line
 from vdiskfs.catalog.points import Point, Tip, Wanted, newest_row, parse_spec, point_of
-from vdiskfs.catalog.proofs import is_proven, list_proven, mark_proven
+from vdiskfs.catalog.proofs import HASHED, list_proven, mark_proven
 from vdiskfs.catalog.publish import (
     Progress,
     check_segments,
@@ -283,24 +283,24 @@ class DiskLog:
         """
         wanted = parse_spec(spec, time.time_ns() if now_ns is None else now_ns)
         if wanted.proven:
-            return await self._find_proven()
+            return await self.find_proven()
         point = await self._around(lambda: self._find(wanted))
         if point is None:
             raise await self._around(lambda: self._not_found(spec, wanted))
         return point
 
-    async def _find_proven(self) -> Point:
-        """Return the newest point of which more is known than that it is stored."""
+    async def find_proven(self, level: str = HASHED) -> Point:
+        """Return the newest proven point of which a level is not to be tried any more."""
         proven = await list_proven(self.store, self.record.id)
         for line, end in self._newest_lines():
-            epochs = [epoch for (generation, epoch), one in proven.items()
-                      if generation == line.generation and epoch <= end]  # fmt: skip
+            epochs = [
+                epoch for (generation, epoch), one in proven.items()
+                if generation == line.generation and epoch <= end and one.settles(level)
+            ]  # fmt: skip
             for epoch in sorted(epochs, reverse=True):
                 point = await self._around(partial(self._find, Wanted(epoch=epoch)))
                 if point is not None and point.generation == line.generation:
-                    point = mark_proven(point, proven[point.generation, epoch])
-                    if is_proven(point):
-                        return point
+                    return mark_proven(point, proven[point.generation, epoch])
         raise NotFoundError(
             f"{self.record.name}: no point of it is proven",
             hint=f"vdiskfs point prove {self.record.name}@latest --level hashed",

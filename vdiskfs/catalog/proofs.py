@@ -31,6 +31,9 @@ LEVELS = (STORED, HASHED, CHECKED)
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 OUTCOMES = (PASS, FAIL, INCONCLUSIVE)
 
+_KEYS = {"passed": PASS, "failed": FAIL, "inconclusive": INCONCLUSIVE}
+"""What the metadata has, in the order of `Proven`: of each outcome the highest level."""
+
 _TRIES = 16
 _NAME = re.compile(r"([0-9]{1,10})-([0-9]{1,19})\.json")
 
@@ -57,10 +60,21 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a listing says of a point: the best level that passed, the newest that failed."""
+    """What a listing says of a point: the best level that passed, that failed, that is unsure."""
 
     passed: str
     failed: str
+    unsure: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether it failed at a level above the best that passed."""
+        return _rank(self.failed) > _rank(self.passed)
+
+    def settles(self, level: str) -> bool:
+        """Say whether a point is proven, and a level of it passed, or cannot be told."""
+        best = max(_rank(self.passed), _rank(self.unsure))
+        return bool(_rank(self.passed)) and not self.has_failed and best >= _rank(level)
 
 
 async def write_proof(store: Store, disk_id: str, place: Place, proof: Proof) -> None:
@@ -117,10 +131,8 @@ async def list_proven(store: Store, disk_id: str) -> dict[Place, Proven]:
             if not metadata:  # lost, where a folder was copied
                 proofs = await read_proofs(store, disk_id, place)
                 metadata = _metadata({one.level: one for one in proofs})
-            passed, failed = (metadata.get(key, "") for key in ("passed", "failed"))
-            found[place] = Proven(
-                passed if passed in LEVELS else "", failed if failed in LEVELS else ""
-            )
+            said = (metadata.get(key, "") for key in _KEYS)
+            found[place] = Proven(*(level if level in LEVELS else "" for level in said))
     return found
 
 
@@ -145,6 +157,10 @@ def proofs_prefix(disk_id: str) -> str:
     return f"disks/{disk_id}/proofs/"
 
 
+def _rank(level: str) -> int:
+    return LEVELS.index(level or STORED)
+
+
 def _place(info: ObjectInfo, prefix: str) -> Place | None:
     found = _NAME.fullmatch(info.name.removeprefix(prefix))
     return (int(found[1]), int(found[2])) if found else None
@@ -154,10 +170,9 @@ def mark_proven(point: Point, proven: Proven | None) -> Point:
     """Return a point with what a listing says of it; None: nothing."""
     if proven is None:
         return point
-    passed = proven.passed or STORED
-    if proven.failed and LEVELS.index(proven.failed) > LEVELS.index(passed):
+    if proven.has_failed:
         return replace(point, proof=f"{proven.failed}-failed")
-    return replace(point, proof=passed)
+    return replace(point, proof=proven.passed or STORED)
 
 
 def _metadata(proofs: Mapping[str, Proof]) -> dict[str, str]:
@@ -165,7 +180,7 @@ def _metadata(proofs: Mapping[str, Proof]) -> dict[str, str]:
         found = [level for level in LEVELS if level in proofs and proofs[level].outcome == outcome]
         return found[-1] if found else ""
 
-    metadata = {"passed": best(PASS), "failed": best(FAIL)}
+    metadata = {key: best(outcome) for key, outcome in _KEYS.items()}
     return {key: value for key, value in metadata.items() if value}
 
 
