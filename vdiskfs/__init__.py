@@ -75,6 +75,7 @@ The modules, from the top
     native        the C core (native/): data requests, tracking; the only file that touches ffi
     config, quiesceconfig, window, units, errors, running
     watchsettings the tables of the configuration that say what is watched
+    tablerules    which keys a table of it may have, and what each may be
     ratelimit     bytes per second, shared by all who take from it
     events        what has happened at a mount, for people and their programs
     jobs          the long work of a mount: steps, times, progress, outcome

@@ -21,6 +21,7 @@ from typing import Any
 
 from vdiskfs.errors import NotFoundError, RefusedError, UsageError
 from vdiskfs.quiesceconfig import QuiesceConfig, parse_quiesce, quiesce_table
+from vdiskfs.tablerules import Rule, number, read_table, truth
 from vdiskfs.units import parse_size
 from vdiskfs.watchsettings import (
     MailConfig,
@@ -284,9 +285,7 @@ def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
     return Path(value) if value.startswith("/") else Path.home() / fallback
 
 
-def _checked(
-    table: Mapping[str, Any], keys: Mapping[str, Callable[[Any], Any]], *, where: str
-) -> dict[str, Any]:
+def _checked(table: Mapping[str, Any], keys: Mapping[str, Rule], *, where: str) -> dict[str, Any]:
     """Return the values of a table, each checked by its key's own rule."""
     checked = {}
     for key, value in table.items():
@@ -310,12 +309,6 @@ def _optional_text(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
 def _size(minimum: int) -> Callable[[Any], int]:
     def rule(value: Any) -> int:
         if isinstance(value, str):
@@ -323,17 +316,6 @@ def _size(minimum: int) -> Callable[[Any], int]:
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 1 << 63:
             raise ValueError(f'must be a size such as "8GiB", at least {minimum} bytes')
         return value
-
-    return rule
-
-
-def _number(low: float, high: float) -> Callable[[Any], float]:
-    def rule(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a number")
-        if not low <= value <= high:
-            raise ValueError(f"must be from {low:g} to {high:g}")
-        return float(value)
 
     return rule
 
@@ -355,7 +337,7 @@ def _window(value: Any) -> str:
 
 
 def _interval(value: Any) -> float:
-    return 0.0 if value == 0 and not isinstance(value, bool) else _number(10, 604800)(value)
+    return 0.0 if value == 0 and not isinstance(value, bool) else number(10, 604800)(value)
 
 
 def _log_level(value: Any) -> str:
@@ -395,26 +377,11 @@ def _optional_absolute(value: Any) -> str | None:
 
 
 def _azure(value: Any) -> AzureConfig:
-    return AzureConfig(**_subtable(value, "azure", _AZURE_KEYS))
+    return AzureConfig(**read_table(value, _AZURE_KEYS, " in [azure]"))
 
 
 def _machines(value: Any) -> MachinesConfig:
-    return MachinesConfig(**_subtable(value, "machines", _MACHINES_KEYS))
-
-
-def _subtable(value: Any, name: str, keys: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be a table")
-    unknown = sorted(set(value) - set(keys))
-    if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r} in [{name}]")
-    checked = {}
-    for key, item in value.items():
-        try:
-            checked[key] = keys[key](item)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
-    return checked
+    return MachinesConfig(**read_table(value, _MACHINES_KEYS, " in [machines]"))
 
 
 def _networks(value: Any) -> dict[str, str]:
@@ -438,13 +405,13 @@ def _options(value: Any) -> Config:
     return Config.from_dict(value, where="options")
 
 
-_AZURE_KEYS: dict[str, Callable[[Any], Any]] = {
+_AZURE_KEYS: dict[str, Rule] = {
     "account": _text,
     "endpoint": _text,
     "key_file": _absolute,
 }
 
-_MACHINES_KEYS: dict[str, Callable[[Any], Any]] = {
+_MACHINES_KEYS: dict[str, Rule] = {
     "hooks_directory": _absolute,
     "boot_directory": _absolute,
     "networks": _networks,
@@ -452,28 +419,28 @@ _MACHINES_KEYS: dict[str, Callable[[Any], Any]] = {
     "qemu_arguments": _words,
     "stop_command": _words,
     "start_command": _words,
-    "shutdown_s": _number(1, 86400),
+    "shutdown_s": number(1, 86400),
 }
 
-_CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
+_CONFIG_KEYS: dict[str, Rule] = {
     "patterns": _patterns,
-    "epoch_interval_s": _number(0.05, 86400),
+    "epoch_interval_s": number(0.05, 86400),
     "cache_limit": _size(16 << 20),
     "spool_limit": _size(16 << 20),
-    "resync_threshold": _number(1, 100),
-    "prove_interval_s": _number(0, 366 * 86400),
+    "resync_threshold": number(1, 100),
+    "prove_interval_s": number(0, 366 * 86400),
     "prove_level": _prove_level,
     "resync_window": _window,
     "compression_level": _count(1, 19),
     "workers": _count(1, 64),
-    "allow_mmap": _truth,
-    "heartbeat_s": _number(1, 3600),
+    "allow_mmap": truth,
+    "heartbeat_s": number(1, 3600),
     "log_level": _log_level,
     "bandwidth_limit": _size(0),
     "hydration_limit": _size(0),
     "when_displaced": _when_displaced,
     "application_interval_s": _interval,
-    "freeze_limit_s": _number(0.1, 600),
+    "freeze_limit_s": number(0.1, 600),
     "quiesce": parse_quiesce,
     "key_file": lambda value: "" if value == "" else _absolute(value),
     "azure": _azure,
@@ -483,17 +450,17 @@ _CONFIG_KEYS: dict[str, Callable[[Any], Any]] = {
     "webhook": read_webhook,
 }
 
-_MOUNT_KEYS: dict[str, Callable[[Any], Any]] = {
+_MOUNT_KEYS: dict[str, Rule] = {
     "source": _optional_absolute,
     "mountpoint": _absolute,
     "vault": _text,
     "site": _text,
     "state": _absolute,
-    "allow_other": _truth,
-    "over": _truth,
-    "protect": _truth,
-    "force": _truth,
-    "accept_rollback": _truth,
+    "allow_other": truth,
+    "over": truth,
+    "protect": truth,
+    "force": truth,
+    "accept_rollback": truth,
     "passphrase": _optional_text,
     "file_key": _optional_text,
     "options": _options,

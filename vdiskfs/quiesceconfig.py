@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from vdiskfs.tablerules import Rule, read_table, truth
 
 HOOK_S = 30.0
 
@@ -46,18 +48,10 @@ def quiesce_table(disks: Mapping[str, QuiesceConfig]) -> dict[str, Any]:
 
 
 def _parse_one(name: str, table: Any) -> QuiesceConfig:
-    if not isinstance(table, dict):
-        raise ValueError(f"{name}: must be a table")
-    checked = {}
-    for key, item in table.items():
-        rule = _KEYS.get(key)
-        if rule is None:
-            raise ValueError(f"{name}: unknown key {key!r}")
-        try:
-            checked[key] = rule(item)
-        except ValueError as error:
-            raise ValueError(f"{name}: {key}: {error}") from None
-    one = QuiesceConfig(**checked)
+    try:
+        one = QuiesceConfig(**read_table(table, _KEYS))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if one.agent is not None and one.libvirt is not None:
         raise ValueError(f"{name}: agent and libvirt exclude each other")
     if not (one.agent or one.libvirt or one.filesystem or one.before):
@@ -83,12 +77,6 @@ def _domain(value: Any) -> str:
     return str(value)
 
 
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
 def _command(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
         raise ValueError("must be a list: a program, by its path, and its arguments")
@@ -105,10 +93,10 @@ def _limit(value: Any) -> float:
     return float(value)
 
 
-_KEYS: dict[str, Callable[[Any], Any]] = {
+_KEYS: dict[str, Rule] = {
     "agent": _absolute,
     "libvirt": _domain,
-    "filesystem": _truth,
+    "filesystem": truth,
     "before": _command,
     "after": _command,
     "hook_limit_s": _limit,

@@ -12,14 +12,17 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from vdiskfs.errors import RefusedError
+from vdiskfs.tablerules import Rule, number, read_table, truth
 from vdiskfs.units import NS, parse_span
 
 _DAYS = 366 * 86400
+_seconds = partial(number, what="a number of seconds")
 LEVELS = ("info", "warning", "error")
 JOURNAL = "/run/systemd/journal/socket"
 _ADDRESS = re.compile(r"[^\s@<>,;:\"()\\]+@[^\s@<>,;:\"()\\]+")
@@ -85,7 +88,7 @@ def read_watch(value: Any) -> WatchConfig:
     Raises:
         ValueError: says which key cannot be used, and why.
     """
-    config = WatchConfig(**_read(value, "watch", _WATCH))
+    config = WatchConfig(**read_table(value, _WATCH, " in [watch]"))
     if 0 < config.rpo_error < config.rpo_warning:
         raise ValueError("rpo_error: must not be below rpo_warning")
     return config
@@ -97,7 +100,7 @@ def read_mail(value: Any) -> MailConfig:
     Raises:
         ValueError: says which key cannot be used, and why.
     """
-    config = MailConfig(**_read(value, "mail", _MAIL))
+    config = MailConfig(**read_table(value, _MAIL, " in [mail]"))
     needed = {"host": config.host, "sender": config.sender, "to": config.to}
     missing = [key for key, given in needed.items() if not given]
     if missing and len(missing) < len(needed):
@@ -111,7 +114,7 @@ def read_webhook(value: Any) -> WebhookConfig:
     Raises:
         ValueError: says which key cannot be used, and why.
     """
-    return WebhookConfig(**_read(value, "webhook", _WEBHOOK))
+    return WebhookConfig(**read_table(value, _WEBHOOK, " in [webhook]"))
 
 
 def secret(path: str | None, variable: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -152,21 +155,6 @@ def listen_address(text: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-def _read(value: Any, name: str, keys: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be a table")
-    checked = {}
-    for key, item in value.items():
-        rule = keys.get(key)
-        if rule is None:
-            raise ValueError(f"unknown key {key!r} in [{name}]")
-        try:
-            checked[key] = rule(item)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
-    return checked
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError("must be a text of one line")
@@ -181,23 +169,6 @@ def _path(value: Any) -> str | None:
 
 def _socket(value: Any) -> str:
     return _path(value) or "" if value != "" else ""
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
-def _seconds(low: float, high: float) -> Callable[[Any], float]:
-    def rule(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a number of seconds")
-        if not low <= value <= high:
-            raise ValueError(f"must be from {low:g} to {high:g}")
-        return float(value)
-
-    return rule
 
 
 def _span(value: Any) -> float:
@@ -249,17 +220,17 @@ def _url(value: Any) -> str:
     return str(value)
 
 
-_WATCH: dict[str, Callable[[Any], Any]] = {
+_WATCH: dict[str, Rule] = {
     "rpo_warning": _span, "rpo_error": _span,
     "hold_s": _seconds(0, 86400), "journal_socket": _socket, "journal_level": _level,
     "metrics_listen": _listen,
 }  # fmt: skip
-_MAIL: dict[str, Callable[[Any], Any]] = {
-    "host": _text, "port": _port, "starttls": _truth, "user": _text, "password_file": _path,
+_MAIL: dict[str, Rule] = {
+    "host": _text, "port": _port, "starttls": truth, "user": _text, "password_file": _path,
     "sender": _optional(_address), "to": _addresses, "level": _level, "gather_s": _seconds(0, 3600),
     "timeout_s": _seconds(1, 600),
 }  # fmt: skip
-_WEBHOOK: dict[str, Callable[[Any], Any]] = {
+_WEBHOOK: dict[str, Rule] = {
     "url": _optional(_url), "secret_file": _path,
     "level": _level, "timeout_s": _seconds(1, 600),
 }  # fmt: skip
