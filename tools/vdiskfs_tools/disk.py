@@ -11,7 +11,7 @@ import click
 from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.names import parse_disk
 from vdiskfs_tools.output import format_age, format_bytes
 
@@ -32,7 +32,7 @@ def list_disks(call: Call) -> None:
     if call.vault is not None:
         document: dict[str, Any] = {"disks": _vault_disks(call)}
     else:
-        with _client(call) as client:
+        with client_of(call) as client:
             document = client.get("disks")
     if call.out.document(document):
         return
@@ -74,7 +74,7 @@ def show(call: Call, *, name: str) -> None:
     if call.vault is not None:
         document = _vault_disk(call, name)
     else:
-        with _client(call) as client:
+        with client_of(call) as client:
             document = client.get("disks", name)
     if not call.out.document(document):
         call.out.facts(dict(_flat(document)))
@@ -106,7 +106,7 @@ def protect(call: Call, *, name: str, policy: str | None, yes: bool, dry_run: bo
     if chosen:
         policy_of(call, chosen)
     if call.vault is None:
-        with _client(call) as client:
+        with client_of(call) as client:
             try:
                 known = client.get("disks", name)
             except NotFoundError:
@@ -235,7 +235,7 @@ def resync(call: Call, *, name: str, now: bool, cancel: bool) -> None:
 
 def _ask(call: Call, name: str, verb: str, body: dict[str, Any]) -> dict[str, Any]:
     parse_disk(name)
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.post("disks", name, verb, body=body)
     return document
 
@@ -243,7 +243,7 @@ def _ask(call: Call, name: str, verb: str, body: dict[str, Any]) -> dict[str, An
 def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: bool) -> None:
     """Have the daemon do something to a disk that it can also undo."""
     parse_disk(name)
-    with _client(call) as client:
+    with client_of(call) as client:
         if dry_run:
             document: dict[str, Any] = {"dry_run": True, "disk": name, "would": verb}
             client.get("disks", name)
@@ -254,12 +254,6 @@ def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: 
     shown = document.get("name") or name
     done = verb + ("d" if verb.endswith("e") else "ed")
     call.out.say(f"{shown}: would be {done}" if dry_run else f"{shown}: {done}")
-
-
-def _client(call: Call) -> Any:
-    from vdiskfs_tools.client import Client
-
-    return Client(find_mount(call))
 
 
 def _vault_disks(call: Call) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """``vdiskfs event``: what has happened at a mount, and whether those who are told hear of it."""
 
-# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
-
 from __future__ import annotations
 
 import time
@@ -12,7 +10,7 @@ import click
 from vdiskfs.errors import LocalError, VdiskfsError
 from vdiskfs_tools.call import Call, Group
 from vdiskfs_tools.completion import complete_disks
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 
 LOOK_S = 1.0
 _COLOURS = {"warning": "yellow", "error": "red"}
@@ -72,9 +70,7 @@ def test_sinks(call: Call) -> None:
     Example:
         vdiskfs event test
     """
-    from vdiskfs_tools.client import Client
-
-    with Client(find_mount(call)) as client, call.out.waiting("they answer"):
+    with client_of(call) as client, call.out.waiting("they answer"):
         rows = client.post("events", "test", patient=True)["sinks"]
     if not call.out.document({"sinks": rows}):
         for row in rows:
@@ -87,9 +83,7 @@ def test_sinks(call: Call) -> None:
 
 
 def _ask(call: Call, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    from vdiskfs_tools.client import Client
-
-    with Client(find_mount(call)) as client:
+    with client_of(call) as client:
         rows: list[dict[str, Any]] = client.get("events", **asked)["events"]
         return rows
 

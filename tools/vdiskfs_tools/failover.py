@@ -1,7 +1,5 @@
 """``vdiskfs failover``: writable copies of recovery points, and machines on them."""
 
-# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
-
 from __future__ import annotations
 
 import time
@@ -12,7 +10,7 @@ import click
 from vdiskfs.errors import DamagedError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks_and_groups, complete_failovers
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.names import parse_disk, parse_point
 from vdiskfs_tools.output import format_bytes
 
@@ -55,7 +53,7 @@ def test(
     wanted = parse_point(f"{name}@{point}")
     body = {"disk": name, "point": str(wanted.point), "name": failover_name, "vm": vm,
             "dry_run": dry_run}  # fmt: skip
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.post("failovers", body=body)
         if not dry_run and not no_wait and document.get("machine"):
             machine = document["machine"]["name"]
@@ -94,7 +92,7 @@ def list_failovers(call: Call) -> None:
     Example:
         vdiskfs failover list
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.get("failovers")
     if call.out.document(document):
         return
@@ -122,7 +120,7 @@ def show(call: Call, *, name: str) -> None:
     Example:
         vdiskfs failover show web01-test-1
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.get("failovers", name)
     if call.out.document(document):
         return
@@ -152,15 +150,9 @@ def cleanup(call: Call, *, name: str, notes: str, dry_run: bool) -> None:
     Example:
         vdiskfs failover cleanup web01-test-1 --notes "boots, database fine"
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.post(
             "failovers", name, "cleanup", body={"notes": notes, "dry_run": dry_run}
         )
     if not call.out.document(document):
         call.out.say(f"{name}: {'would be' if dry_run else 'is'} cleaned up")
-
-
-def _client(call: Call) -> Any:
-    from vdiskfs_tools.client import Client
-
-    return Client(find_mount(call))

@@ -11,7 +11,7 @@ import click
 from vdiskfs.errors import UsageError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks, complete_groups
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.names import parse_disk
 
 
@@ -36,7 +36,7 @@ def create(call: Call, *, name: str, disks: tuple[str, ...], dry_run: bool) -> N
         vdiskfs group create shop web01 db01
     """
     body = _body(disks, dry_run=dry_run) | {"name": _checked(name)}
-    with _client(call) as client:
+    with client_of(call) as client:
         document = client.post("groups", body=body)
     _tell_changed(call, document, "made")
 
@@ -79,7 +79,7 @@ def delete(call: Call, *, name: str, dry_run: bool) -> None:
     Example:
         vdiskfs group delete shop
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document = client.post("groups", _checked(name), "delete", body={"dry_run": dry_run})
     if not call.out.document(document):
         call.out.say(f"group {name}: {'would be' if dry_run else 'is'} deleted")
@@ -96,7 +96,7 @@ def list_groups(call: Call) -> None:
     if call.vault is not None:
         document: dict[str, Any] = _vault_groups(call)
     else:
-        with _client(call) as client:
+        with client_of(call) as client:
             document = client.get("groups")
     if call.out.document(document):
         return
@@ -125,7 +125,7 @@ def show(call: Call, *, name: str) -> None:
     if call.vault is not None:
         document: dict[str, Any] = _vault_group(call, name)
     else:
-        with _client(call) as client:
+        with client_of(call) as client:
             document = client.get("groups", name)
     if call.out.document(document):
         return
@@ -142,7 +142,7 @@ def show(call: Call, *, name: str) -> None:
 
 
 def _change(call: Call, name: str, change: str, disks: tuple[str, ...], *, dry_run: bool) -> None:
-    with _client(call) as client:
+    with client_of(call) as client:
         document = client.post("groups", _checked(name), change, body=_body(disks, dry_run=dry_run))
     _tell_changed(call, document, "changed")
 
@@ -185,12 +185,6 @@ def _checked(name: str) -> str:
             f"not a name for a group: {name[:60]!r}", hint="1 to 240 bytes without slash and @"
         )
     return name
-
-
-def _client(call: Call) -> Any:
-    from vdiskfs_tools.client import Client
-
-    return Client(find_mount(call))
 
 
 def _vault_groups(call: Call) -> dict[str, Any]:

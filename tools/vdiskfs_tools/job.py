@@ -1,7 +1,5 @@
 """``vdiskfs job``: the long work of a mount, step by step."""
 
-# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
-
 from __future__ import annotations
 
 import time
@@ -12,7 +10,7 @@ import click
 from vdiskfs.errors import VdiskfsError
 from vdiskfs_tools.call import Call, Group
 from vdiskfs_tools.completion import complete_jobs
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.output import format_bytes
 
 LOOK_S = 1.0
@@ -34,7 +32,7 @@ def list_jobs(call: Call, *, running: bool) -> None:
     Example:
         vdiskfs job list
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.get("jobs")
     if running:
         document["jobs"] = [one for one in document["jobs"] if one["ended"] is None]
@@ -60,7 +58,7 @@ def show_job(call: Call, *, job_id: str) -> None:
     Example:
         vdiskfs job show 1f0c77aa-1
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document = _job(client, job_id)
     if not call.out.document(document):
         _show(call, document)
@@ -75,7 +73,7 @@ def wait_job(call: Call, *, job_id: str) -> None:
     Example:
         vdiskfs job wait 1f0c77aa-1
     """
-    with _client(call) as client, call.out.waiting(f"job {job_id}"):
+    with client_of(call) as client, call.out.waiting(f"job {job_id}"):
         while (document := _job(client, job_id))["state"] == "running":
             time.sleep(LOOK_S)
     if not call.out.document(document):
@@ -94,7 +92,7 @@ def cancel_job(call: Call, *, job_id: str) -> None:
     Example:
         vdiskfs job cancel 1f0c77aa-1
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.post("jobs", job_id, "cancel", body={})
     if not call.out.document(document):
         call.out.say(f"job {job_id}: is being cancelled")
@@ -132,9 +130,3 @@ def _progress(document: dict[str, Any]) -> str:
 def _job(client: Any, job_id: str) -> dict[str, Any]:
     document: dict[str, Any] = client.get("jobs", job_id)
     return document
-
-
-def _client(call: Call) -> Any:
-    from vdiskfs_tools.client import Client
-
-    return Client(find_mount(call))

@@ -1,14 +1,20 @@
 """Which mount a command means: ``-m``, else $VDISKFS_MOUNT, else the only one of this host."""
 
+# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
+
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.registry import MountEntry, mount_entries
 from vdiskfs_tools.call import Call
+
+if TYPE_CHECKING:
+    from vdiskfs_tools.client import Client
 
 
 def real_mountpoint(path: str) -> str:
@@ -41,6 +47,17 @@ def find_mount(call: Call) -> MountEntry:
         places = ", ".join(entry.mountpoint for entry in entries)
         raise UsageError(f"several mounts run here: {places}", hint="name one with -m")
     return entries[0]
+
+
+def client_of(call: Call) -> Client:
+    """Return a client of the daemon that a command means. Close it after use.
+
+    Raises:
+        NotFoundError, UsageError: as `find_mount`.
+    """
+    from vdiskfs_tools.client import Client
+
+    return Client(find_mount(call))
 
 
 def vault_url(call: Call) -> str:

@@ -12,7 +12,7 @@ from vdiskfs.errors import NotFoundError, UsageError, VdiskfsError
 from vdiskfs_tools import prove, restore
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks_and_groups, complete_points
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.names import PointName, iso_time, parse_disk, parse_point, parse_time_range
 from vdiskfs_tools.output import counted, format_bytes
 
@@ -47,7 +47,7 @@ def list_points(
     if call.vault is not None:
         document: dict[str, Any] = {"points": _vault_points(call, name, start, end, limit)}
     else:
-        with _client(call) as client:
+        with client_of(call) as client:
             # The daemon reads a time as the end of its microsecond: the one before ends at start.
             before = None if start is None else max(start - 1000, 0)
             times = {"since": iso_time(before), "until": iso_time(end)}
@@ -107,7 +107,7 @@ def create(
     if label is not None and len(label.encode(errors="replace")) > 120:
         raise UsageError("--label: more than 120 bytes")
     body = {"disks": list(names), "label": label, "consistency": consistency, "wait": wait}
-    with _client(call) as client:
+    with client_of(call) as client:
         if dry_run:
             for name in names:
                 _look_up(client, name)
@@ -137,7 +137,7 @@ def show(call: Call, *, name: str) -> None:
     if call.vault is not None:
         document = _vault_point(call, wanted)
     else:
-        with _client(call) as client:
+        with client_of(call) as client:
             document = client.get("disks", wanted.disk, "points", str(wanted.point))
     if call.out.document(document):
         return
@@ -230,12 +230,6 @@ def _look_up(client: Any, name: str) -> None:
             client.get("groups", name)
         except NotFoundError:
             raise error from None
-
-
-def _client(call: Call) -> Any:
-    from vdiskfs_tools.client import Client
-
-    return Client(find_mount(call))
 
 
 def _vault_points(

@@ -19,7 +19,7 @@ import click
 from vdiskfs.errors import DamagedError, StateError, UsageError, VdiskfsError
 from vdiskfs_tools.call import Call, Command, dry_run_option
 from vdiskfs_tools.completion import complete_points
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.names import PointName, parse_point
 from vdiskfs_tools.output import format_bytes
 
@@ -101,9 +101,7 @@ async def _check(call: Call, disk: str, epoch: int) -> tuple[str, str]:
 @contextlib.asynccontextmanager
 async def _copy(call: Call, disk: str, epoch: int) -> AsyncIterator[Path]:
     """Make a writable copy of a point, and throw it away."""
-    from vdiskfs_tools.client import Client
-
-    with Client(find_mount(call)) as client:
+    with client_of(call) as client:
         await _tidy_up(client)
         name = f"{COPY}{os.getpid()}-{secrets.token_hex(4)}"
         body = {"disk": disk, "point": str(epoch), "name": name, "vm": "none", "dry_run": False}

@@ -1,7 +1,5 @@
 """``vdiskfs failover start`` and what follows it; ``vdiskfs reprotect``."""
 
-# ruff: noqa: PLC0415 (what is slow to import is imported where it is used: see __init__)
-
 from __future__ import annotations
 
 import time
@@ -14,7 +12,7 @@ from vdiskfs_tools.call import Call, Command, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks, complete_failovers
 from vdiskfs_tools.failover import failover
 from vdiskfs_tools.job import LOOK_S, check_job
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.names import parse_disk, parse_point
 
 no_wait_option = click.option(
@@ -69,7 +67,7 @@ def start(
         "disk": disk, "planned": not unplanned, "point": str(wanted.point), "name": failover_name,
         "vm": vm, "rollback_s": rollback_after or 0, "dry_run": dry_run,
     }  # fmt: skip
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.post("failovers", "start", body=body)
         if not dry_run:
             document = _follow(call, client, document, no_wait=no_wait)
@@ -157,7 +155,7 @@ def reprotect(call: Call, *, disk: str, no_wait: bool, dry_run: bool) -> None:
     Example:
         vdiskfs reprotect web01
     """
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.post("reprotect", disk, body={"dry_run": dry_run})
         if not dry_run:
             document = _follow(call, client, document, no_wait=no_wait)
@@ -245,7 +243,7 @@ def _failback(
     call: Call, disk: str, step: str, body: dict[str, object], *, no_wait: bool
 ) -> dict[str, Any]:
     parse_disk(disk)
-    with _client(call) as client:
+    with client_of(call) as client:
         way = ("failbacks", disk, step) if step else ("failbacks", disk)
         document: dict[str, Any] = client.post(*way, body=body)
         if body["dry_run"]:
@@ -256,7 +254,7 @@ def _failback(
 def _step(
     call: Call, name: str, step: str, body: dict[str, object], *, no_wait: bool
 ) -> dict[str, Any]:
-    with _client(call) as client:
+    with client_of(call) as client:
         document: dict[str, Any] = client.post("failovers", name, step, body=body)
         if body["dry_run"]:
             return document
@@ -303,9 +301,3 @@ def _check_health(document: dict[str, Any]) -> None:
             f"machine {document['machine']['name']} is not healthy: {health['detail']}",
             hint=f"its console lies in {document['machine']['directory']}{then}",
         )
-
-
-def _client(call: Call) -> Any:
-    from vdiskfs_tools.client import Client
-
-    return Client(find_mount(call))

@@ -13,7 +13,7 @@ import click
 
 from vdiskfs.errors import UsageError
 from vdiskfs_tools.call import Call, Command
-from vdiskfs_tools.mounts import find_mount
+from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.output import COLOURS, columns, format_age, format_bytes, format_countdown
 
 WATCH_S = 1.0
@@ -36,9 +36,7 @@ def status(call: Call, *, watch: bool) -> None:
     """
     if watch and (call.json or not sys.stdout.isatty()):
         raise UsageError("--watch is for a terminal", hint="run vdiskfs status --json repeatedly")
-    from vdiskfs_tools.client import Client
-
-    with Client(find_mount(call)) as client:
+    with client_of(call) as client:
         if watch:
             _watch(client)
         document = client.get("status")
