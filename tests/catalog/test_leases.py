@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
 from tests.catalog.harness import bench, content
+from tests.catalog.memory import MemoryStore
 from tests.catalog.test_thinning import Site
 from tests.catalog.test_upkeep import Tender
-from vdiskfs.catalog import leases
+from tests.vaults import FILE_KEY
+from vdiskfs.catalog import Vault, leases
 from vdiskfs.catalog.garbage import GRACE_S
 from vdiskfs.catalog.leases import OLD_S, Lease, decode_lease, leased
+from vdiskfs.crypto import Secrets
 from vdiskfs.errors import FormatError, RefusedError
+from vdiskfs.sealed import Seen
+from vdiskfs.units import NS
 
 POINT = 13
 """One that the ladder drops."""
@@ -172,3 +179,25 @@ async def test_a_key_that_may_only_read_reads_with_a_warning(
             async with one.reading() as reader:
                 assert one.names == []
                 assert await content(reader) == one.site.bench.model.states[POINT]
+
+
+async def test_leases_of_an_encrypted_vault_are_renewed_whatever_the_clocks_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who thins has a clock that is ahead of that of the command, and so are its revisions."""
+    monkeypatch.setattr(leases, "RENEW_S", 0.001)
+    store, key = MemoryStore(), Secrets(file_key=FILE_KEY)
+    mine = await Vault.init(store, key)
+    ahead = Seen(clock=lambda: time.time_ns() + YEAR_S * NS)
+    theirs = await Vault.open(store, key, seen=lambda _: ahead)
+    disk = await mine.create_disk("web01", file="web01.img", size=0, site="here")
+    point: Any = SimpleNamespace(generation=1, epoch=POINT)
+    async with leased(mine, [(disk, point)], "test"):
+        (name,) = [name for name in store.objects if name.startswith("leases/")]
+        for number in (1, 2, 3):
+            store.now_ns = number * YEAR_S * NS
+            assert await leases.open_points(theirs, disk, store.now_ns) == {(1, POINT)}
+            doubted = store.objects[name]
+            while store.objects[name] == doubted:  # noqa: ASYNC110  nobody tells
+                await trio.sleep(0.001)
+    assert name not in store.objects
