@@ -51,8 +51,11 @@ class Scene:
             raise self.failures.pop(0)
         return "all is well"
 
-    def start(self, nursery: trio.Nursery) -> None:
+    async def begin(self, nursery: trio.Nursery, *failures: Exception) -> None:
+        """Follow the disk for a second; the first tries to finalize it fail so."""
+        self.failures += failures
         nursery.start_soon(self.follower.follow, self.disk)
+        await trio.sleep(1)
 
     @property
     def job(self) -> dict[str, object]:
@@ -76,9 +79,9 @@ async def test_what_fails_is_tried_again_as_the_retry_table_says(
 ) -> None:  # fmt: skip
     expect_log("cannot be finalized: (it is rotten|it failed|rotten)")
     expect_log("finalizing failed")
-    scene.failures = [DamagedError("it is rotten"), KeyError("a mistake"), DamagedError("rotten")]
-    scene.start(nursery)
-    await trio.sleep(1)
+    await scene.begin(
+        nursery, DamagedError("it is rotten"), KeyError("a mistake"), DamagedError("rotten")
+    )
     assert (scene.job["state"], scene.health.level) == ("failed", Level.WARNING)
     assert scene.health.shown_state is State.PROTECTED
     assert "finalize.failed" in scene.health.conditions()
@@ -95,9 +98,7 @@ async def test_the_user_may_ask_for_the_next_try(
     expect_log: Callable[[str], None],
 ) -> None:  # fmt: skip
     expect_log("cannot be finalized")
-    scene.failures = [DamagedError("it is rotten")]
-    scene.start(nursery)
-    await trio.sleep(1)
+    await scene.begin(nursery, DamagedError("it is rotten"))
     assert scene.health.retry_now()
     await scene.wait_finalized()
     assert scene.tried[1] - scene.tried[0] < 5
@@ -106,9 +107,9 @@ async def test_the_user_may_ask_for_the_next_try(
 async def test_a_vault_that_is_away_for_seconds_is_no_failure(
     autojump_clock: MockClock, scene: Scene, nursery: trio.Nursery
 ) -> None:
-    scene.failures = [VaultUnreachableError("no answer"), VaultUnreachableError("no answer")]
-    scene.start(nursery)
-    await trio.sleep(1)
+    await scene.begin(
+        nursery, VaultUnreachableError("no answer"), VaultUnreachableError("no answer")
+    )
     assert (scene.job["state"], scene.job["waits_for"]) == ("running", "no answer")
     assert (scene.health.shown_state, scene.health.level) == (State.FINALIZING, Level.NORMAL)
     await scene.wait_finalized()
@@ -120,9 +121,7 @@ async def test_a_disk_that_another_site_has_is_left_alone(
     expect_log: Callable[[str], None],
 ) -> None:  # fmt: skip
     expect_log("cannot be finalized")
-    scene.failures = [DamagedError("it is rotten")]
-    scene.start(nursery)
-    await trio.sleep(1)
+    await scene.begin(nursery, DamagedError("it is rotten"))
     scene.disk.line.displaced = object()
     await scene.wait_finalized()
     assert (len(scene.tried), scene.job["state"]) == (1, "cancelled")
@@ -134,10 +133,8 @@ async def test_the_jobs_of_a_disk_that_was_stopped_hold_nothing_of_it(
     autojump_clock: MockClock, scene: Scene, expect_log: Callable[[str], None]
 ) -> None:
     expect_log("cannot be finalized")
-    scene.failures = [DamagedError("it is rotten")]
     async with trio.open_nursery() as nursery:
-        scene.start(nursery)
-        await trio.sleep(1)
+        await scene.begin(nursery, DamagedError("it is rotten"))
         nursery.cancel_scope.cancel()
     assert (scene.job["ended"], scene.job["waits_for"]) == (None, "the disk to be taken up")
     with pytest.raises(StateError, match="cannot be cancelled"):

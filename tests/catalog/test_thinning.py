@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -84,10 +86,18 @@ class Site:
         return [point.epoch for point in points]
 
 
-async def test_points_that_stay_are_the_same_bytes_and_the_others_are_gone(tmp_path: Path) -> None:
+@asynccontextmanager
+async def published(directory: Path, count: int, *, seed: int) -> AsyncIterator[Site]:
+    """Give a site whose disk has so many points."""
     async with bench() as test:
-        site = Site(test, tmp_path, random.Random(1))
-        await site.publish(600)
+        site = Site(test, directory, random.Random(seed))
+        await site.publish(count)
+        yield site
+
+
+async def test_points_that_stay_are_the_same_bytes_and_the_others_are_gone(tmp_path: Path) -> None:
+    async with published(tmp_path, 600, seed=1) as site:
+        test = site.bench
         outcome = await site.thin()
         assert outcome.points > 350
         left = await site.check()
@@ -130,9 +140,8 @@ async def test_a_line_that_was_thinned_goes_on(tmp_path: Path) -> None:
 
 
 async def test_the_thinned_line_is_reached_from_what_was_known_before(tmp_path: Path) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(3))
-        await site.publish(500)
+    async with published(tmp_path, 500, seed=3) as site:
+        test = site.bench
         stale = test.fresh_log()
         kept_epoch, dropped = 480, 13
         reader = await stale.open(kept_epoch)
@@ -155,9 +164,8 @@ async def test_the_thinned_line_is_reached_from_what_was_known_before(tmp_path: 
 
 
 async def test_holds_and_open_points_stay(tmp_path: Path) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(4))
-        await site.publish(400)
+    async with published(tmp_path, 400, seed=4) as site:
+        test = site.bench
 
         def hold(record: DiskRecord) -> DiskRecord:
             return replace(record, holds=(Hold(1, 17, "mine", "2026-01-01T00:00:00Z"),))
@@ -171,9 +179,8 @@ async def test_holds_and_open_points_stay(tmp_path: Path) -> None:
 
 
 async def test_a_hold_in_the_last_moment_stops_the_commit(tmp_path: Path) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(5))
-        await site.publish(400)
+    async with published(tmp_path, 400, seed=5) as site:
+        test = site.bench
         thinner = site.thinner()
         commit = thinner._commit
 
@@ -198,9 +205,8 @@ async def test_a_hold_in_the_last_moment_stops_the_commit(tmp_path: Path) -> Non
 async def test_a_slot_that_was_collected_is_not_filled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(6))
-        await site.publish(100)
+    async with published(tmp_path, 100, seed=6) as site:
+        test = site.bench
         stale = test.fresh_log()
         await stale.tip()
         sealed = test.model
@@ -240,9 +246,8 @@ async def test_a_damaged_delta_stops_thinning_and_nothing_is_lost(tmp_path: Path
 async def test_points_of_several_disks_are_known_as_one_instant_once_thinned(
     tmp_path: Path,
 ) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(9))
-        await site.publish(99)
+    async with published(tmp_path, 99, seed=9) as site:
+        test = site.bench
         model, number = test.model, "ee" * 16
         model.churn(site.rng, writes=2, pages=48)
         writer = model.writer()

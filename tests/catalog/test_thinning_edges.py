@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.catalog.harness import bench, content, is_joined
-from tests.catalog.test_thinning import Site
+from tests.catalog.test_thinning import Site, published
 from tests.delta.model import T0
 from vdiskfs.catalog import Vault
 from vdiskfs.catalog.garbage import ClockError
@@ -39,9 +39,8 @@ async def test_a_failover_begins_where_a_point_was_dropped_and_stays_readable(
     tmp_path: Path,
 ) -> None:
     """Chosen, then thinned out of the list at the horizon, then forked from, then thinned on."""
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(1))
-        await site.publish(249)
+    async with published(tmp_path, 249, seed=1) as site:
+        test = site.bench
         chosen = await (await site.log()).find("latest")
         log = await site.log()
         await site.publish(1)
@@ -67,9 +66,8 @@ async def test_a_failover_begins_where_a_point_was_dropped_and_stays_readable(
 async def test_a_branch_is_not_begun_where_its_line_was_thinned_since_it_was_looked_at(
     tmp_path: Path,
 ) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(1))
-        await site.publish(249)
+    async with published(tmp_path, 249, seed=1) as site:
+        test = site.bench
         seen = await site.record()
         await site.publish(1)
         await site.thinner().run(COARSE, site.now_ns)
@@ -93,9 +91,8 @@ async def test_points_that_were_asked_for_are_not_crowded_out(tmp_path: Path) ->
 
 
 async def test_the_newest_proven_point_stays(tmp_path: Path) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(3))
-        await site.publish(150)
+    async with published(tmp_path, 150, seed=3) as site:
+        test = site.bench
         log = await site.log()
         for epoch in (17, 31):
             proof = Proof("hashed", "pass", "", "2026-11-22T00:00:00Z", 1.0, "here")
@@ -117,18 +114,14 @@ def test_points_of_one_time_stay_or_go_together() -> None:
 
 
 async def test_a_clock_that_was_ahead_at_the_last_seal_stops_thinning(tmp_path: Path) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(4))
-        await site.publish(150)
-        test.store.now_ns = site.now_ns - 86400 * NS
+    async with published(tmp_path, 150, seed=4) as site:
+        site.bench.store.now_ns = site.now_ns - 86400 * NS
         with pytest.raises(ClockError, match="its newest point is of"):
             await upkeep(site, -86400).tend(await site.log(), COARSE, tmp_path / "thin")
 
 
 async def test_many_that_open_what_was_collected_all_find_the_new_way(tmp_path: Path) -> None:
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(5))
-        await site.publish(200)
+    async with published(tmp_path, 200, seed=5) as site:
         log = await site.log()
         points = await log.points()
         await site.thinner().run(COARSE, site.now_ns)
@@ -140,7 +133,7 @@ async def test_many_that_open_what_was_collected_all_find_the_new_way(tmp_path: 
         async def read(number: int) -> None:
             point = wanted[number % len(wanted)]
             async with await log.open(point) as reader:
-                assert await content(reader) == test.model.states[point.epoch]
+                assert await content(reader) == site.bench.model.states[point.epoch]
 
         async with trio.open_nursery() as nursery:
             for number in range(6):
@@ -149,9 +142,8 @@ async def test_many_that_open_what_was_collected_all_find_the_new_way(tmp_path: 
 
 async def test_joins_that_lie_across_a_horizon_go_with_what_they_join(tmp_path: Path) -> None:
     """Made by a writer that had not heard of the horizon; no reader looks at them."""
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(5))
-        await site.publish(25)
+    async with published(tmp_path, 25, seed=5) as site:
+        test = site.bench
         await site.thinner().run(COARSE, site.now_ns)
         assert (await site.record()).ledgers[1].horizon == 24
         await site.publish(15)
@@ -174,9 +166,8 @@ async def test_joins_that_lie_across_a_horizon_go_with_what_they_join(tmp_path: 
 
 async def test_what_two_killed_runs_have_moved_is_collected(tmp_path: Path) -> None:
     """Also where the second was killed before it came to decide what goes."""
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(6))
-        await site.publish(80)
+    async with published(tmp_path, 80, seed=6) as site:
+        test = site.bench
         for hook in ("leaves.hook", "leaves.LeafWriter.make_leaf"):
             with (
                 pytest.MonkeyPatch.context() as patch,
@@ -213,9 +204,7 @@ async def test_a_slot_whose_index_lies_in_segments_is_left_to_itself(tmp_path: P
 
 async def test_few_deltas_lead_to_any_point_of_a_stretch_that_is_not_over(tmp_path: Path) -> None:
     """Of 250 s every other second is kept, as leaves that no join of slots covers."""
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(8))
-        await site.publish(380)
+    async with published(tmp_path, 380, seed=8) as site:
         ladder = parse_ladder("2s for 4000s")
         await site.thinner().run(ladder, site.now_ns, thin_ns=site.now_ns - 700 * NS)
         log = await site.log()
@@ -224,14 +213,13 @@ async def test_few_deltas_lead_to_any_point_of_a_stretch_that_is_not_over(tmp_pa
         for point in points[::10]:
             async with await log.open(point) as reader:
                 assert reader.objects <= 64
-                assert await content(reader) == test.model.states[point.epoch]
+                assert await content(reader) == site.bench.model.states[point.epoch]
 
 
 async def test_a_name_that_was_doomed_is_never_given_again(tmp_path: Path) -> None:
     """Another site has lost against this one, with a higher revision; what it left is deleted."""
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(9))
-        await site.publish(80)
+    async with published(tmp_path, 80, seed=9) as site:
+        test = site.bench
         epochs, store = (39, 49), test.store
         lost = joined_name(test.record.id, 1, LEAF_LEVEL, epochs, 2)
         store.put(lost, b"what came to nothing")

@@ -7,6 +7,8 @@ import hmac
 import os
 import random
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -51,6 +53,19 @@ def write(site: MountedSite, rng: random.Random) -> None:
         os.fdatasync(image.fileno())
 
 
+@contextmanager
+def shipped(
+    directory: Path, vault: AzureVault, proxy: FaultProxy, settings: str, rng: random.Random
+) -> Iterator[MountedSite]:
+    """Mount a disk, web01, that is replicated to a vault behind a proxy."""
+    environ = vault.azurite.environ(proxy.port)
+    with MountedSite(directory, vault=vault.url, environ=environ, options=settings) as site:
+        site.add_image("web01", 8 * MIB, rng.randbytes(MIB))
+        site.init().mount()
+        site.wait_shipped("web01")
+        yield site
+
+
 @pytest.mark.azurite
 def test_warning_and_error_of_a_vault_that_is_away_come_once_each_to_mail_and_webhook(
     azure_vault: AzureVault, tmp_path: Path
@@ -66,13 +81,7 @@ def test_warning_and_error_of_a_vault_that_is_away_come_once_each_to_mail_and_we
         web_server() as web,
     ):
         settings = options(mailbox.port, web.port, secret)
-        environ = azure_vault.azurite.environ(proxy.port)
-        with MountedSite(
-            tmp_path, vault=azure_vault.url, environ=environ, options=settings
-        ) as site:
-            site.add_image("web01", 8 * MIB, rng.randbytes(MIB))
-            site.init().mount()
-            site.wait_shipped("web01")
+        with shipped(tmp_path, azure_vault, proxy, settings, rng) as site:
             away = proxy.add(Fault("reset", "*", count=EVER))
             write(site, rng)
             site.wait("the error is told", lambda: "rpo.error" in mailbox.codes())
@@ -183,13 +192,7 @@ hold_s = 1
 url = "http://127.0.0.1:{web.port}/"
 level = "error"
 """
-        environ = azure_vault.azurite.environ(proxy.port)
-        with MountedSite(
-            tmp_path, vault=azure_vault.url, environ=environ, options=settings
-        ) as site:
-            site.add_image("web01", 8 * MIB, rng.randbytes(MIB))
-            site.init().mount()
-            site.wait_shipped("web01")
+        with shipped(tmp_path, azure_vault, proxy, settings, rng) as site:
             headers = {"x-ms-error-code": "AuthenticationFailed"}
             wrong = Fault("answer", "*", count=EVER, status=403, headers=headers)
             proxy.add(wrong)
