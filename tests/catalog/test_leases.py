@@ -168,7 +168,7 @@ async def test_a_dry_run_leaves_leases_as_they_are(tmp_path: Path) -> None:
 async def test_a_key_that_may_only_read_reads_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("@#13 may be thinned away while it is read: no lease: the vault refused")
+    expect_log("@#13 may be thinned away meanwhile: there is no lease: the vault refused")
 
     async def refuse(*_: object, **__: object) -> str:
         raise RefusedError("the vault refused")

@@ -119,7 +119,7 @@ async def leased(
         await held.renew()
     except (RefusedError, LocalError) as error:
         names = ", ".join(f"{record.name}@#{point.epoch}" for record, point in points)
-        log.warning("%s may be thinned away while it is read: no lease: %s", names, error)
+        log.warning("%s may be thinned away meanwhile: there is no lease: %s", names, error)
         yield
         return
     try:
