@@ -35,6 +35,7 @@ The modules, from the top
     maintenance   policies at work: settings, thinning, collecting
     protection    which files are disks
     imageevents   what the C core says of a disk's image
+    room          what is kept here gives way to images on a full file system
     diskfiles     what is known of the source's files, and what follows when they come and go
     plaintree     the names of a mount that is served plainly
     untracked     images that nobody tracks

@@ -62,6 +62,7 @@ from vdiskfs.ready import Ready, describe_failure, report_failure
 from vdiskfs.registry import remove_entry
 from vdiskfs.repairing import Repairs
 from vdiskfs.replicator import Replicator
+from vdiskfs.room import RoomMaker
 from vdiskfs.serving import Serving, begin_process, keep_running, leave, wait_mounted
 from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint
 from vdiskfs.stopping import MachineStopper
@@ -135,8 +136,8 @@ class Daemon:
             stack.callback(self._unmount_left)
             if mountpoint is not None:
                 seal_mountpoint(mountpoint)
-            flags = CoreFlags.ALLOW_MMAP if settings.options.allow_mmap else CoreFlags.NONE
-            core = native.Core(fuse_fd, settings.options.workers, flags)
+            allowed = CoreFlags.ALLOW_MMAP if settings.options.allow_mmap else CoreFlags.NONE
+            core = native.Core(fuse_fd, settings.options.workers, allowed | CoreFlags.ASK_ROOM)
             stack.callback(core.close)
             if kept is not None:
                 core.resume(kept.init)
@@ -182,7 +183,9 @@ class Daemon:
             )  # fmt: skip
             resumed = self._serving.is_kept
             nursery.start_soon(
-                self._watch_core, core, partial(tell_disk, protection, self._events),
+                self._watch_core, core,
+                partial(tell_disk, protection, self._events, RoomMaker(
+                    core, images, protection.replicators, nursery, (source, state.path))),
                 (images, failovers), namespace.nodes, nursery,
             )  # fmt: skip
             if namespace.disks is not None:

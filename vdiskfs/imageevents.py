@@ -10,12 +10,18 @@ from vdiskfs import native
 from vdiskfs.events import Events
 from vdiskfs.native import EventKind
 from vdiskfs.protection import Protection
+from vdiskfs.room import RoomMaker
 
 log = logging.getLogger(__name__)
 
 
-def tell_disk(protection: Protection, events: Events, event: native.Event) -> None:
+def tell_disk(
+    protection: Protection, events: Events, room: RoomMaker, event: native.Event
+) -> None:  # fmt: skip
     """Tell the disk that an event of the core is of, and the log where it is bad news."""
+    if event.kind is EventKind.NO_ROOM:
+        room.ask()
+        return
     disk = protection.by_cookie(event.cookie)
     if disk is None or not disk.started:
         return

@@ -22,6 +22,7 @@ from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.image import end_image
 from vdiskfs.ownernote import Start, read_note
+from vdiskfs.replicator import Replicator
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
 from vdiskfs.tree import Disks, SourceFile
 
@@ -306,6 +307,10 @@ class Protection(DiskFiles):
         if self._files is None:
             raise StateError("this mount has no source: no disk has its home here")
         return self._files
+
+    def replicators(self) -> list[Replicator]:
+        """Return what replicates the disks that are started."""
+        return [disk.replicator for disk in self.disks() if disk.started]
 
     async def park(self, disk: ProtectedDisk) -> SourceFile:
         """End a disk whose image is changed from outside; nobody else writes it until `unpark`.

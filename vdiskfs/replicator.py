@@ -213,7 +213,11 @@ class Replicator:
                 await self._moved.wait()
             try:
                 if self._is_too_much():
-                    await self._give_back()
+                    self.suspects.stop()  # it may hold the seal until all of this is shipped
+                async with self._sealing:
+                    if self._is_too_much():
+                        waited = format_size(self.dirty_bytes() + self.spool.bytes)
+                        await self._give_back(f"{waited} waited while the vault was away")
             except (LocalError, OSError) as error:
                 self.health.local_failed(str(error))
             with trio.move_on_after(LOOK_S):
@@ -261,30 +265,35 @@ class Replicator:
         limit = self.pace.resync_threshold * self.live.image.size()
         return self.dirty_bytes() + self.spool.bytes >= limit
 
-    async def _give_back(self) -> None:
-        """Give the spool back: what it held is to be compared with the vault later."""
+    async def give_room(self) -> int:
+        """Give the spool back to guests whose images lack its room; return how many bytes."""
+        if len(self.spool) < 2:
+            return 0
+        self.suspects.stop()  # it may hold the seal until all of this is shipped
         async with self._sealing:
-            if not self._is_too_much():
-                return
-            before, end = self.spool.bytes, self.end
-            taken = self.spool.take_newer()
-            reason = f"{format_size(self.dirty_bytes() + before)} waited while the vault was away"
-            with trio.CancelScope(shield=True):
-                try:
-                    await trio.to_thread.run_sync(
-                        self.suspects.mark_given_back, taken, end.size, reason
-                    )
-                except BaseException:
-                    for spooled in taken:
-                        self.spool.add(spooled)
-                    raise
-                freed = format_size(before - self.spool.bytes)
-                log.error("disk %s: is to be resynchronized: %s; %s of the spool and %d points "
-                          "are given back", self.name, reason, freed, len(taken))  # fmt: skip
-                self.health.resync_required(reason)
-                await trio.to_thread.run_sync(remove_newest_first, taken)
-            self._dirty.set()
-            self._announce()
+            return await self._give_back("images needed the room of what waited for the vault")
+
+    async def _give_back(self, reason: str) -> int:
+        """Give the spool back: what it held is to be compared with the vault later."""
+        before, end = self.spool.bytes, self.end
+        taken = self.spool.take_newer()
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(
+                    self.suspects.mark_given_back, taken, end.size, reason
+                )
+            except BaseException:
+                for spooled in taken:
+                    self.spool.add(spooled)
+                raise
+            freed = before - self.spool.bytes
+            log.error("disk %s: is to be resynchronized: %s; %s of the spool and %d points are "
+                      "given back", self.name, reason, format_size(freed), len(taken))  # fmt: skip
+            self.health.resync_required(reason)
+            await trio.to_thread.run_sync(remove_newest_first, taken)
+        self._dirty.set()
+        self._announce()
+        return freed
 
     async def seal_if_changed(self, *, by_itself: bool = False) -> None:
         """Run the pass where pages are suspect, then seal and capture what changed.

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from vdiskfs.crash import hook
 from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.state import read_record, write_record
-from vdiskfs.state.files import remove_file
+from vdiskfs.state.files import keep_room, remove_file
 from vdiskfs.window import Window
 
 REGION_SIZE = 4 << 20
@@ -51,10 +51,17 @@ class Resync:
         self.cancelled = False
         self.forced = False
         self._path = path
+        self._room = 4096
         self.now = now
         self._regions: Bools = np.zeros(0, np.bool_)
 
     # ---- the record: these wait for the local disk -----------------------------------------
+
+    def keep_room(self, size: int) -> None:
+        """Have room for the record of a disk of this size, in bytes, should this one be full."""
+        # Bits of the regions, as text and at their worst.
+        self._room = 4096 + size // REGION_SIZE // 8 * 3 // 2
+        keep_room(self._path, self._room)
 
     def load(self) -> list[int] | None:
         """Take up the record; return the regions to suspect, or None: it is damaged."""
@@ -110,6 +117,7 @@ class Resync:
             return
         remove_file(self._path)
         hook("resync.settled")
+        keep_room(self._path, self._room)
         self.reason, self.cancelled, self.forced = None, False, False
         self._regions = np.zeros(0, np.bool_)
 

@@ -67,6 +67,7 @@ class Suspects:
         for start, end in self._note.stretches():
             self._live.image.suspect_mark_allocated(start, end)
         whole = self.pass_.load(self._spool.end)
+        self.resync.keep_room(self._live.image.size())
         regions = self.resync.load()
         for region in regions or () if host_died else ():
             self._live.image.suspect_mark(region * RESYNC_REGION, RESYNC_REGION)
@@ -221,14 +222,14 @@ class Suspects:
         """
         if not self.needed:
             return
-        if len(self._spool):
-            # What is compared with must hold all that was captured before.
-            await self._wait_shipped()
-        self._health.pass_started(first=self.is_first)
-        if not self.pass_.parts:
-            self.pass_.begin()
         with trio.CancelScope() as scope:
             self._scope = scope
+            if len(self._spool):
+                # What is compared with must hold all that was captured before.
+                await self._wait_shipped()
+            self._health.pass_started(first=self.is_first)
+            if not self.pass_.parts:
+                self.pass_.begin()
             scope.deadline = trio.current_time() + pass_s
             if self.resync.reason is not None and not self.is_first:
                 await self.take_changed()
@@ -242,7 +243,7 @@ class Suspects:
             raise PassStoppedError(f"disk {self._name}: the resynchronization was stopped")
 
     def stop(self) -> None:
-        """Stop the pass, if one runs."""
+        """Stop the pass, if one runs, or waits for the spool to be empty."""
         if self._scope is not None:
             self._scope.cancel()
 

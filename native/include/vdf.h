@@ -94,8 +94,10 @@ enum {
     VDF_EVENT_SYNC_FAILED = 5, /* a sync of the image or its presence failed; error says why */
     VDF_EVENT_ENDED = 6,       /* the mount is gone (unmounted or aborted) */
     VDF_EVENT_NODE = 7,        /* data is asked of node `offset`, which has no image: see resume */
-    VDF_EVENT_INTENT_VOID = 8  /* the intent log cannot be kept; error says why, offset 1:
+    VDF_EVENT_INTENT_VOID = 8, /* the intent log cannot be kept; error says why, offset 1:
                                   durably so, 0: the disk did not take that either */
+    VDF_EVENT_NO_ROOM = 9      /* a request found the image's file system full, and waits: see
+                                  vdf_core_try_again */
 };
 
 typedef struct vdf_event {
@@ -114,7 +116,8 @@ typedef struct vdf_core_counts {
 } vdf_core_counts;
 
 enum {
-    VDF_CORE_ALLOW_MMAP = 1 /* FUSE_DIRECT_IO_ALLOW_MMAP, kernel 6.6 and later */
+    VDF_CORE_ALLOW_MMAP = 1, /* FUSE_DIRECT_IO_ALLOW_MMAP, kernel 6.6 and later */
+    VDF_CORE_ASK_ROOM = 2    /* a WRITE or FALLOCATE that finds no space waits, once */
 };
 
 /*
@@ -128,6 +131,12 @@ int vdf_core_names_fd(const vdf_core *core);
 
 /* An eventfd, readable while events wait. Read it (8 bytes) before draining. */
 int vdf_core_event_fd(const vdf_core *core);
+
+/*
+ * Answers all events NO_ROOM: what waits for space is run once more, and then gets what the
+ * file system says. It may wait for the local disk.
+ */
+int vdf_core_try_again(vdf_core *core);
 
 /* Starts the threads. */
 int vdf_core_start(vdf_core *core);

@@ -336,6 +336,7 @@ typedef struct vdf_parked {
     unsigned wants;
     vdf_want want[2]; /* not answered yet */
     bool begun;       /* some of it is written: not to be interrupted */
+    bool spaceless;   /* it has found no space once, and waits for that */
     unsigned parts;
     vdf_part part[2];
     uint64_t payload; /* bytes of all parts, which lie behind this */

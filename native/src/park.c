@@ -1,6 +1,6 @@
 /*
- * park.c - requests that wait for bytes of a lazy image. They hold no thread; a WRITE is kept
- * with its payload (request.c bounds that).
+ * park.c - requests that wait for bytes of a lazy image, or for space. They hold no thread; a
+ * WRITE is kept with its payload (request.c bounds that of those that wait for bytes).
  */
 #include "internal.h"
 
@@ -42,6 +42,9 @@ int vdf_park(vdf_core *core, const vdf_parked *request)
     for (unsigned i = 0; i < request->wants; i++)
         vdf_event_post(core, request->opcode == FUSE_LSEEK ? VDF_EVENT_SEEK : VDF_EVENT_WANT, 0,
                        request->image->cookie, request->want[i].offset, request->want[i].length);
+    if (request->wants == 0)
+        vdf_event_post(core, VDF_EVENT_NO_ROOM, ENOSPC, request->image->cookie, request->offset,
+                       request->length);
     return 0;
 }
 
@@ -127,10 +130,9 @@ static vdf_parked *take_touching(vdf_image *image, uint64_t offset, uint64_t len
     return taken;
 }
 
-int vdf_image_answer(vdf_image *image, uint64_t offset, uint64_t length, int error)
+/* Runs taken requests again, or gives all of them an errno. */
+static void run(vdf_core *core, vdf_parked *taken, int error)
 {
-    vdf_core *core = image->core;
-    vdf_parked *taken = take_touching(image, offset, length, error);
     uint8_t *buffer = NULL;
 
     if (taken != NULL && error == 0) {
@@ -149,6 +151,31 @@ int vdf_image_answer(vdf_image *image, uint64_t offset, uint64_t length, int err
         drop(parked);
     }
     free(buffer);
+}
+
+int vdf_image_answer(vdf_image *image, uint64_t offset, uint64_t length, int error)
+{
+    run(image->core, take_touching(image, offset, length, error), error);
+    return 0;
+}
+
+int vdf_core_try_again(vdf_core *core)
+{
+    vdf_parked *taken = NULL;
+
+    pthread_mutex_lock(&core->park_lock);
+    for (vdf_parked **at = &core->parked; *at != NULL;) {
+        vdf_parked *parked = *at;
+        if (parked->spaceless && parked->wants == 0) {
+            *at = parked->next;
+            parked->next = taken;
+            taken = parked;
+        } else {
+            at = &parked->next;
+        }
+    }
+    pthread_mutex_unlock(&core->park_lock);
+    run(core, taken, 0);
     return 0;
 }
 

@@ -43,6 +43,20 @@ static void park(vdf_core *core, const vdf_parked *request)
         vdf_reply_error(core, request->unique, error);
 }
 
+/*
+ * Whether a request that found no space has been parked, or told why not, until something has
+ * been asked to give way: once. Of a WRITE some may be written; all of it is written again then.
+ */
+static bool waits_for_room(vdf_core *core, vdf_parked *request, int error)
+{
+    if (error != -ENOSPC || !(core->flags & VDF_CORE_ASK_ROOM) || request->spaceless)
+        return false;
+    request->spaceless = request->begun = true;
+    request->wants = 0;
+    park(core, request);
+    return true;
+}
+
 /* The data goes to a page boundary of the buffer, the header in front of it: one write. */
 static void reply_read(vdf_core *core, vdf_image *image, uint64_t unique, uint64_t offset,
                        uint64_t length, uint8_t *buffer)
@@ -151,7 +165,7 @@ static void write_parts(vdf_core *core, vdf_parked *request)
         }
         if (error == 0)
             reply_written(core, request->unique, request->length);
-        else if (error != -EAGAIN)
+        else if (error != -EAGAIN && !waits_for_room(core, request, error))
             vdf_reply_error(core, request->unique, error);
         if (error != -EAGAIN)
             return;
@@ -172,9 +186,9 @@ static void handle_write(vdf_core *core, vdf_image *image, const uint8_t *buffer
     int error = vdf_image_write(image, wanted->offset, wanted->size, buffer + head);
     if (error == 0)
         reply_written(core, in->unique, wanted->size);
-    else if (error != -EAGAIN)
+    else if (error != -EAGAIN && error != -ENOSPC)
         vdf_reply_error(core, in->unique, error);
-    else
+    else /* tried again with what it takes to wait */
         write_parts(core, &(vdf_parked){.image = image,
                                         .unique = in->unique,
                                         .opcode = FUSE_WRITE,
@@ -195,27 +209,21 @@ static void handle_fsync(vdf_core *core, vdf_image *image, const uint8_t *buffer
     vdf_reply_error(core, in->unique, vdf_image_sync(image, datasync));
 }
 
-static void reply_allocate(vdf_core *core, vdf_image *image, uint64_t unique, int mode,
-                           uint64_t offset, uint64_t length)
+static void reply_allocate(vdf_core *core, vdf_parked *request)
 {
-    vdf_parked request = {.image = image,
-                          .unique = unique,
-                          .opcode = FUSE_FALLOCATE,
-                          .how = mode,
-                          .offset = offset,
-                          .length = length};
     int error;
 
     do {
-        error = vdf_image_allocate(image, mode, offset, length);
+        error = vdf_image_allocate(request->image, request->how, request->offset, request->length);
         if (error == -EAGAIN)
-            request.wants = vdf_lazy_edges(image, offset, length, request.want);
-    } while (error == -EAGAIN && request.wants == 0); /* filled meanwhile */
+            request->wants =
+                vdf_lazy_edges(request->image, request->offset, request->length, request->want);
+    } while (error == -EAGAIN && request->wants == 0); /* filled meanwhile */
     if (error == -EAGAIN)
-        park(core, &request);
-    else
+        park(core, request);
+    else if (!waits_for_room(core, request, error))
         /* Invariant: no ENOSYS from here, whatever the file system below says. */
-        vdf_reply_error(core, unique, error == -ENOSYS ? -EOPNOTSUPP : error);
+        vdf_reply_error(core, request->unique, error == -ENOSYS ? -EOPNOTSUPP : error);
 }
 
 static void handle_fallocate(vdf_core *core, vdf_image *image, const uint8_t *buffer)
@@ -224,7 +232,12 @@ static void handle_fallocate(vdf_core *core, vdf_image *image, const uint8_t *bu
     const struct fuse_fallocate_in *wanted = (const void *)(buffer + sizeof *in);
 
     atomic_fetch_add(&core->discards, 1);
-    reply_allocate(core, image, in->unique, (int)wanted->mode, wanted->offset, wanted->length);
+    reply_allocate(core, &(vdf_parked){.image = image,
+                                       .unique = in->unique,
+                                       .opcode = FUSE_FALLOCATE,
+                                       .how = (int)wanted->mode,
+                                       .offset = wanted->offset,
+                                       .length = wanted->length});
 }
 
 static void reply_seek(vdf_core *core, vdf_image *image, uint64_t unique, uint64_t offset,
@@ -356,8 +369,7 @@ void vdf_request_resume(vdf_core *core, vdf_parked *parked, uint8_t *buffer)
         write_parts(core, parked);
         break;
     case FUSE_FALLOCATE:
-        reply_allocate(core, parked->image, parked->unique, parked->how, parked->offset,
-                       parked->length);
+        reply_allocate(core, parked);
         break;
     default:
         reply_read(core, parked->image, parked->unique, parked->offset, parked->length, buffer);

@@ -162,6 +162,44 @@ static void parked_requests(void)
     vdf_image_unref(lazy);
 }
 
+/* The image's file system is full: what waits is run once more, and once only. */
+static void spaceless_requests(vdf_image *image)
+{
+    struct {
+        struct fuse_write_in in;
+        uint8_t data[8];
+    } write = {.in = {.offset = 64, .size = 8}, .data = "is there"};
+    struct fuse_read_in read = {.offset = 64, .size = 8};
+    struct fuse_interrupt_in interrupt = {.unique = 30};
+    int full = open("/dev/full", O_RDWR | O_CLOEXEC);
+    int whole = dup(image->fd);
+    struct pollfd poller = {.fd = kernel, .events = POLLIN};
+
+    CHECK(full >= 0 && whole >= 0 && dup3(full, image->fd, O_CLOEXEC) >= 0);
+    ask(FUSE_WRITE, 5, 30, &write, sizeof write);
+    vdf_event event = next_event();
+    CHECK(event.kind == VDF_EVENT_NO_ROOM && event.cookie == 7 && event.length == 8);
+    /* Some of it may be written: it goes on, whoever interrupts it. */
+    ask(FUSE_INTERRUPT, 0, 31, &interrupt, sizeof interrupt);
+    CHECK(poll(&poller, 1, 100) == 0);
+    CHECK(dup3(whole, image->fd, O_CLOEXEC) >= 0);
+    CHECK(vdf_core_try_again(core) == 0);
+    CHECK(heard(30).out.error == 0);
+    ask(FUSE_READ, 5, 32, &read, sizeof read);
+    CHECK(memcmp(heard(32).body, "is there", 8) == 0);
+
+    CHECK(dup3(full, image->fd, O_CLOEXEC) >= 0);
+    ask(FUSE_WRITE, 5, 34, &write, sizeof write);
+    next_event();
+    CHECK(poll(&poller, 1, 0) == 0);
+    CHECK(vdf_core_try_again(core) == 0);
+    CHECK(heard(34).out.error == -ENOSPC);
+    CHECK(dup3(whole, image->fd, O_CLOEXEC) >= 0);
+    close(full);
+    close(whole);
+    CHECK(atomic_load(&core->parked_bytes) == 0);
+}
+
 static void names_requests(void)
 {
     static struct {
@@ -225,13 +263,14 @@ int main(void)
     CHECK(vdf_core_start(s.core) == -EINVAL); /* it has no connection */
     vdf_core_stop(s.core);
     vdf_core_free(s.core);
-    CHECK(vdf_core_create(pair[1], 2, 0, &core) == 0);
+    CHECK(vdf_core_create(pair[1], 2, VDF_CORE_ASK_ROOM, &core) == 0);
     s.core = core;
     vdf_image *image = scratch_image(&s, 0, O_RDWR);
     CHECK(vdf_core_attach(core, 5, image) == 0);
     vdf_image_unref(image); /* the node keeps it */
     CHECK(vdf_core_start(core) == 0);
     data_requests();
+    spaceless_requests(image);
     parked_requests();
     names_requests();
     vdf_core_stop(core);

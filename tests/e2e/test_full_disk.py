@@ -159,3 +159,34 @@ def test_an_image_without_room_gives_its_guest_enospc_and_nobody_else(tmp_path: 
         for disk in ("thin01", "thick01"):
             wait_same(site, disk)
         assert "Traceback" not in (site.state / "daemon.log").read_text()
+
+
+def waits(site: MountedSite) -> int:
+    return int(site.disk("web01")["spooled_bytes"])
+
+
+def test_what_waits_for_the_vault_gives_way_to_an_image_on_the_same_file_system(
+    tmp_path: Path,
+) -> None:
+    """The image and the spool do not fit beside each other: the guest gets its room."""
+    size, place = 100 * MIB, tmp_path / "images"
+    with file_system("ext4", make_image(tmp_path / "images.fs", 128 * MIB), place) as room:
+        vault = tmp_path / "vault"
+        with MountedSite(tmp_path, options=FAST, vault=f"file://{vault}") as site:
+            site.source.rmdir()
+            site.source, site.state = room / "source", room / "state"
+            site.source.mkdir()
+            site.add_image("web01", size)
+            site.init().mount().wait_shipped("web01")
+            vault.rename(tmp_path / "away")
+            # The oldest delta stays, it may be in the vault already; so let it be small.
+            for start, end in ((0, 1), (1, 17), (17, 20)):
+                write_random(site.image("web01"), start * MIB, (end - start) * MIB, seed=end)
+                site.wait("it waits", lambda end=end: waits(site) >= end * MIB)  # type: ignore[misc]
+            write_random(site.image("web01"), 20 * MIB, size - 20 * MIB, seed=3)
+            assert site.disk("web01")["state"] == "ResyncRequired"
+            assert waits(site) < 2 * MIB
+            (tmp_path / "away").rename(vault)
+            site.json("disk", "retry", "web01")
+            wait_same(site)
+            site.run("vault", "check", "--read-data", "--vault", site.vault)

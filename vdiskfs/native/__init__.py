@@ -173,6 +173,10 @@ class Core(_Closing):
         """Read nothing more; return how many names are unanswered after the limit at most."""
         return check(lib.vdf_core_pause(self.handle, limit_ms), "pause")
 
+    def try_again(self) -> None:
+        """Run what waits for space (NO_ROOM) once more; it may wait for the disk."""
+        check(lib.vdf_core_try_again(self.handle), "try again")
+
     def next_event(self) -> Event | None:
         """Take the oldest event, or None."""
         event = self._event

@@ -19,6 +19,7 @@ class CoreFlags(IntFlag):
 
     NONE = 0
     ALLOW_MMAP = lib.VDF_CORE_ALLOW_MMAP
+    ASK_ROOM = lib.VDF_CORE_ASK_ROOM
 
 
 class ImageFlags(IntFlag):
@@ -42,3 +43,4 @@ class EventKind(IntEnum):
     ENDED = lib.VDF_EVENT_ENDED
     NODE = lib.VDF_EVENT_NODE
     INTENT_VOID = lib.VDF_EVENT_INTENT_VOID
+    NO_ROOM = lib.VDF_EVENT_NO_ROOM

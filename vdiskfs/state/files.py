@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 from vdiskfs import native
 from vdiskfs.crash import hook
 from vdiskfs.errors import DamagedError, LocalError, NotFoundError
+
+log = logging.getLogger(__name__)
 
 _LIMIT = 16 << 20
 _EXCHANGE = 2
@@ -68,20 +71,38 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def _spare(path: Path) -> Path:
+    return path.with_name(f".{path.name}.spare")
+
+
+def keep_room(path: Path, size: int) -> None:
+    """Have room for a record that may have to be written first on a full disk, if there is any."""
+    try:
+        fd = os.open(_spare(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        log.warning("%s: no room is kept for it: %s", path, error.strerror)
+
+
 def write_record(path: Path, body: dict[str, Any]) -> None:
     """Write a record with its check. Durable on return.
 
     Its last version stays beside it as room for the next one, so that a record that was
-    written twice can be written on a full disk, too (not where data is never overwritten).
+    written twice, or has its room by `keep_room`, can be written on a full disk, too (not
+    where data is never overwritten).
 
     Raises:
         LocalError: the disk refused; the record that was there is whole.
     """
     document = {"check": _check(body), "body": body}
     data = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
-    spare = path.with_name(f".{path.name}.spare")
+    spare, is_first = _spare(path), not path.exists()
     try:
-        if not path.exists():
+        if is_first and not spare.exists():
             write_file(path, data)
             return
         fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -92,7 +113,10 @@ def write_record(path: Path, body: dict[str, Any]) -> None:
         finally:
             os.close(fd)
         hook("record.synced")
-        exchange(spare, path)
+        if is_first:
+            spare.rename(path)
+        else:
+            exchange(spare, path)
         hook("record.renamed")
         sync_directory(path.parent)
         hook("record.durable")
