@@ -61,6 +61,7 @@ class LineWalk:
         self._rows: dict[int, PointRow] = {}
         self._tables: dict[str, PointTable] = {}
         self._ending: dict[int, list[PieceInfo]] = {}
+        self._lost: list[tuple[int, int]] = []
 
     async def run(self, wanted: set[int]) -> dict[int, LineState]:
         """Walk to the end; return the state at the epochs wanted."""
@@ -145,6 +146,7 @@ class LineWalk:
     async def _lose(self, start: int, end: int, message: str) -> None:
         """Pass a slot that cannot be read, to the epoch where it must have ended."""
         self._tracker.lose(self._work.problem(self._name(start), message))
+        self._lost.append((start, end))
         self._digest = self._size = None
         for epoch in self._points_between(start, end):
             self._count(epoch)
@@ -192,6 +194,8 @@ class LineWalk:
 
     async def _joined(self, info: PieceInfo) -> None:
         """Look at a joined delta where it ends."""
+        if any(start < info.from_epoch < end for start, end in self._lost):
+            return  # it begins where nothing is known: it may be whole, and leads nobody past it
         state = self._tracker.at(info.from_epoch)
         try:
             piece = await self._work.open(info)
