@@ -124,6 +124,38 @@ async def test_many_slots_side_by_side_are_put_back_in_one_turn(tmp_path: Path) 
         assert all("pages are nowhere" in one.why for one in report.left)
 
 
+async def test_data_that_was_right_is_read_once(tmp_path: Path) -> None:
+    """However often it is looked what is left: what was healed, or was hidden, is read again."""
+    async with history(tmp_path) as (test, here):
+        name = names(test, "segment")[-1]
+        checked = await check(test.vault, read_data=True)
+        flip(test, name)
+        whole, metadata, _ = test.store.objects[hidden := names(test, "slot")[0]]
+        test.store.put(hidden, whole[:-700], metadata)
+        report = await repair(test.vault, sources=lambda _: here)
+        assert {one.problem.object for one in report.healed} == {name, hidden}
+        size = len(whole) + len(test.store.objects[name][0])
+        assert checked.read_bytes < report.read_bytes <= checked.read_bytes + 3 * size
+        assert (await check(test.vault, read_data=True)).ok
+
+
+async def test_damage_that_comes_to_light_is_found_by_the_next_look(tmp_path: Path) -> None:
+    """An index that is damaged hides that a segment of its delta is damaged, too."""
+    async with bench() as test:
+        cache = IndexCache(tmp_path / "indexes")
+        test.log = test.vault.log(test.record, cache=cache)
+        test.model.writer_options = {"inline_limit": 4_000}
+        test.model.write(0, random.Random(1).randbytes(8 * PAGE))
+        await test.publish()
+        [name], [slot] = names(test, "segment"), names(test, "slot")
+        flip(test, name)
+        data, metadata, _ = test.store.objects[slot]
+        test.store.put(slot, data[:-700], metadata)
+        report = await repair(test.vault, sources=lambda _: Here(test.model, cache))
+        assert {one.problem.object for one in report.healed} == {name, slot}
+        assert (await check(test.vault, read_data=True)).ok
+
+
 async def test_pages_of_many_objects_are_looked_for_at_once(tmp_path: Path) -> None:
     async with history(tmp_path) as (test, here):
         for name in names(test, "slot")[40:80]:

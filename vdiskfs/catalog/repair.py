@@ -15,11 +15,12 @@ import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 
-from vdiskfs.catalog.check import check, find_records, list_line
+from vdiskfs.catalog.check import check_disk, find_records, list_line, list_lines
 from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
-from vdiskfs.catalog.inspection import Inspection, Progress
+from vdiskfs.catalog.inspection import NOTHING, Inspection, Progress
 from vdiskfs.catalog.ledger import LEAF_LEVEL, read_ledger
+from vdiskfs.catalog.named import still_named
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
 from vdiskfs.catalog.report import (
@@ -111,6 +112,7 @@ class _Repair:
         self._done: dict[str, Outcome] = {}
         self._why: dict[str, str] = {}
         self._whole: set[str] = set()
+        self._looked: Inspection | None = None
         self._created: set[str] = set()
         self._stored = False
 
@@ -141,6 +143,8 @@ class _Repair:
         if self._report.dry_run or stopped:
             left = [one for one in found if one.object not in self._done
                     or self._done[one.object].why]  # fmt: skip
+        if not stopped:
+            left = await self._named(left)
         still = {one.object for one in left}
         self._report.left += [Left(one, self._why.get(one.object, "")) for one in left]
         for name, outcome in self._done.items():
@@ -152,17 +156,22 @@ class _Repair:
 
     async def _check(self) -> tuple[list[Problem], int]:
         """Return what is damaged now, and how many points there are."""
-        for _ in range(ROUNDS):
-            report = await check(
-                self._vault, [self._record.id], read_data=True, progress=self._progress
-            )
-            self._report.read_bytes += report.read_bytes
-            before, self._record = self._record, await self._vault.disk(self._record.id)
-            if report.ok or before.ledgers == self._record.ledgers:
-                break  # else what is missing was perhaps collected meanwhile
+        report = CheckReport()
+        before = self._looked.looked() if self._looked is not None else NOTHING
+        self._looked = await check_disk(
+            self._vault, self._record, report, read_data=True, progress=self._progress,
+            before=before,
+        )  # fmt: skip
+        self._record = await self._vault.disk(self._record.id)
+        self._report.read_bytes += report.read_bytes
         known = {problem.object for problem in report.problems}
         missing = [one for one in await self._unlisted(report.problems) if one.object not in known]
         return report.problems + missing, report.points
+
+    async def _named(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Return the problems that were not thinned away since."""
+        assert self._looked is not None
+        return await still_named(self._vault, self._looked, problems)
 
     async def _unlisted(self, problems: Sequence[Problem]) -> list[Problem]:
         """Return slots that the vault has had, and has not now, and that no check names.
@@ -208,9 +217,10 @@ class _Repair:
 
     async def _heal(self, problems: Sequence[Problem]) -> bool:
         """Try to heal each; say whether anything was stored: then there is more to see."""
-        work, record = self._work(), self._record
-        listings = [await list_line(work, number) for number in sorted(record.parents)]
-        names = {one.object for one in problems}
+        work = self._work()
+        listings = await list_lines(self._vault, work)
+        record = self._record = work.record
+        names = {one.object for one in await self._named(problems)}
         references = await gather(work, listings, names)
         healer = Healer(
             work, references, self._sources, dry_run=self._report.dry_run,
