@@ -48,10 +48,11 @@ async def check(
         VaultUnreachableError, RefusedError: the vault cannot be asked now.
     """
     report = CheckReport()
-    for record in await find_records(vault, disks, report):
+    records = await find_records(vault, disks, report)
+    for record in records:
         await check_disk(vault, record, report, read_data=read_data, progress=progress)
     if read_data and disks is None:
-        await check_documents(vault.store, report)
+        await check_documents(vault.store, report, disks=records)
     return report
 
 

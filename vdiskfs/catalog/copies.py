@@ -58,7 +58,6 @@ class Copies:
         self._damaged = damaged
         self._asked: set[Key] = set()
         self._places: dict[Key, list[_Place]] = {}
-        self.searches = 0
 
     @property
     def is_full(self) -> bool:
@@ -78,7 +77,7 @@ class Copies:
         if not self._asked:
             return
         self._places = {key: [] for key in self._asked}
-        self._asked, self.searches = set(), self.searches + 1
+        self._asked = set()
         missing = set(self._places)
         pages = np.array(sorted({page for page, _ in missing}), np.uint64)
         for info in self._beside.deltas():

@@ -20,6 +20,7 @@ from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
 from vdiskfs.catalog.inspection import NOTHING, Inspection, Progress
 from vdiskfs.catalog.ledger import LEAF_LEVEL, read_ledger
+from vdiskfs.catalog.lostdocuments import DocumentCopies, restore_document
 from vdiskfs.catalog.named import still_named
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
@@ -38,6 +39,7 @@ from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
 from vdiskfs.errors import DamagedError, NotFoundError, RefusedError, VdiskfsError
 from vdiskfs.point import PieceInfo
 from vdiskfs.sealed.names import stored_name
+from vdiskfs.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +76,11 @@ async def repair(
     failed: list[tuple[DiskRecord, VdiskfsError]] = []
     records = await find_records(vault, disks, names)
     if disks is None:
-        await check_documents(vault.store, names)
+        await check_documents(vault.store, names, disks=records)
     others = {_stored(vault, disk_object(one) if is_id(one) else name_object(one)) for one in skip}
     for problem in names.problems:
         if _stored(vault, problem.object) not in others:
-            report.left.append(Left(problem, "no copy of it is known here"))
+            await settle_document(vault.store, problem, report)
     for record in [one for one in records if one.id not in skip]:
         try:
             await _Repair(vault, record, sources(record), report, progress).run()
@@ -89,6 +91,21 @@ async def repair(
     for record, why in failed:
         note_stopped(report, record.name, disk_object(record.id), why)
     return report
+
+
+async def settle_document(
+    store: Store, problem: Problem, report: RepairReport, copies: DocumentCopies | None = None
+) -> None:
+    """Put a document that is no disk's back, or report what to do about it."""
+    try:
+        found = await restore_document(store, problem, copies, dry_run=report.dry_run)
+    except RefusedError as error:
+        report.refused = True
+        found = Left(problem, error.message)
+    if isinstance(found, Healed):
+        report.healed.append(found)
+    elif found is not None:
+        report.left.append(found)
 
 
 def _stored(vault: Vault, name: str) -> str:
