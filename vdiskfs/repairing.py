@@ -70,7 +70,12 @@ class Repairs:
         failed: list[tuple[ProtectedDisk, VdiskfsError]] = []
         async with self._turn:
             if documents:
-                _add(report, await self._heal_documents(dry_run=dry_run))
+                try:
+                    _add(report, await self._heal_documents(dry_run=dry_run))
+                except VdiskfsError as error:
+                    if not disks:
+                        raise
+                    log.warning("policies, groups and machines were not looked at: %s", error)
             try:
                 for disk in disks:
                     try:

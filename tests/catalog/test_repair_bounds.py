@@ -17,7 +17,7 @@ import pytest
 from tests.catalog.damage import Here, kind_of
 from tests.catalog.harness import Bench, bench
 from tests.delta.model import PAGE
-from vdiskfs.catalog import IndexCache, check, copies, healer, inspection, repair
+from vdiskfs.catalog import IndexCache, check, copies, damage, healer, inspection, repair
 from vdiskfs.catalog.reframe import Frame
 from vdiskfs.point import Piece, open_piece
 
@@ -136,7 +136,9 @@ async def test_data_that_was_right_is_read_once(tmp_path: Path) -> None:
         assert {one.problem.object for one in report.healed} == {name, hidden}
         size = len(whole) + len(test.store.objects[name][0])
         assert checked.read_bytes < report.read_bytes <= checked.read_bytes + 3 * size
-        assert (await check(test.vault, read_data=True)).ok
+        again = await check(test.vault, read_data=True)
+        # What guests have overwritten since is nowhere.
+        assert [one.object for one in again.problems] == [one.problem.object for one in report.left]
 
 
 async def test_damage_that_comes_to_light_is_found_by_the_next_look(tmp_path: Path) -> None:
@@ -154,6 +156,23 @@ async def test_damage_that_comes_to_light_is_found_by_the_next_look(tmp_path: Pa
         report = await repair(test.vault, sources=lambda _: Here(test.model, cache))
         assert {one.problem.object for one in report.healed} == {name, slot}
         assert (await check(test.vault, read_data=True)).ok
+
+
+async def test_a_check_keeps_what_is_hurt_where_joined_deltas_begin(tmp_path: Path) -> None:
+    """However many points there are behind damage."""
+    async with history(tmp_path) as (test, _):
+        flip(test, names(test, "segment")[0])
+        kept: list[int] = []
+
+        def remember(tracker: damage.Tracker, epoch: int) -> None:
+            real(tracker, epoch)
+            kept.append(len(tracker._past))
+
+        real = damage.Tracker.remember
+        with mock.patch.object(damage.Tracker, "remember", remember):
+            report = await check(test.vault, read_data=True)
+        assert len(report.problems[0].points[1]) > 30
+        assert 0 < max(kept) <= 8
 
 
 async def test_pages_of_many_objects_are_looked_for_at_once(tmp_path: Path) -> None:
