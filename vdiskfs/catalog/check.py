@@ -74,6 +74,7 @@ async def check_disk(
     report.disks += 1
     if read_data:
         await check_documents(vault.store, report, disk=work.record)
+    work.end()
     return work
 
 

@@ -100,6 +100,12 @@ class Inspection:
         """Return what was read."""
         return Looked(self.whole, set(self._problems))
 
+    def end(self) -> None:
+        """Forget what only the check itself needs: it is over."""
+        self._blocks = BlockCache(8 << 20)
+        for known in (self.sizes, self._bad, self._begun):
+            known.clear()
+
     def known_problem(self, name: str) -> int | None:
         """Return the number of an object's problem, or None."""
         return self._problems.get(name)
