@@ -13,7 +13,8 @@ from vdiskfs.maintenance import Maintenance
 
 async def test_a_vault_that_keeps_what_is_due_is_told_of_once(tmp_path: Path) -> None:
     site: Any = SimpleNamespace(
-        vault=SimpleNamespace(vault_id="5" * 32), state=SimpleNamespace(writer_id="w"),
+        vault=SimpleNamespace(vault_id="5" * 32, store=None),
+        state=SimpleNamespace(writer_id="w", documents=tmp_path / "documents"),
         pace=SimpleNamespace(compression_level=1),
     )  # fmt: skip
     for _ in range(2):  # as over a restart, with two disks and two turns each

@@ -19,6 +19,7 @@ from datetime import datetime
 import trio
 
 from vdiskfs.catalog.garbage import ClockError
+from vdiskfs.catalog.keptdocuments import KeptDocuments
 from vdiskfs.catalog.policy import Policy, read_policy
 from vdiskfs.catalog.records import DiskRecord, encode_disk
 from vdiskfs.catalog.retention import Ladder
@@ -43,6 +44,10 @@ OTHERS_S = 6 * 3600.0
 """How often the other generations and branches of a disk are."""
 
 
+COPY_S = 300.0
+"""How often documents that are no disk's are copied, where they have changed."""
+
+
 class Maintenance:
     """Follows the policies of a mount's disks while its `run` runs."""
 
@@ -61,6 +66,8 @@ class Maintenance:
         self._copied: dict[str, DiskRecord] = {}
         self._ladders: dict[str, Ladder] = {}
         self._woken = trio.Event()
+        self._documents = KeptDocuments(site.vault.store, site.state.documents)
+        self._copy_at = -math.inf
 
     async def run(self) -> None:
         """Look and tend until cancelled."""
@@ -84,6 +91,17 @@ class Maintenance:
                 self._told.pop(disk.name, None)
             except (VdiskfsError, OSError) as error:
                 self._tell(disk, error)
+        await self._copy()
+
+    async def _copy(self) -> None:
+        """Copy the documents of the vault that people wrote, should it lose them."""
+        if trio.current_time() < self._copy_at:
+            return
+        self._copy_at = trio.current_time() + COPY_S
+        try:
+            await self._documents.look()
+        except (VdiskfsError, OSError) as error:
+            log.info("no copies of policies, groups and machines are made now: %s", error)
 
     async def _look(self, disk: ProtectedDisk) -> None:
         record = await self._site.vault.disk(disk.disk_id)

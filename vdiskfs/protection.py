@@ -16,7 +16,7 @@ from functools import partial
 import trio
 
 from vdiskfs import enrolment, native
-from vdiskfs.disk import ProtectedDisk
+from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.diskfiles import DiskFiles, source_file, writable_again
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
@@ -48,6 +48,11 @@ class Protection(DiskFiles):
         """Count a disk of `adopt` no more."""
         self.adopted.discard(disk)
         self._by_cookie.pop(disk.image.cookie, None)
+
+    @property
+    def site(self) -> Site:
+        """What the disks of this mount share."""
+        return self._site
 
     # ---- start and end -------------------------------------------------------------------
 

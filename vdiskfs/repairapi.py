@@ -17,8 +17,8 @@ class Repairs(Protocol):
     def progress(self) -> Document:
         """Return what is checked now."""
 
-    async def run(self, names: Sequence[str], *, dry_run: bool) -> Document:
-        """Heal disks; return what came of it when it is done."""
+    async def run(self, names: Sequence[str], *, dry_run: bool, documents: bool) -> Document:
+        """Heal disks, and documents that are no disk's; return what came of it when it is done."""
 
 
 def repair_routes(asked: Callable[[], Repairs]) -> list[Route]:
@@ -29,7 +29,9 @@ def repair_routes(asked: Callable[[], Repairs]) -> list[Route]:
 
     async def run(request: Request) -> Document:
         body = await read_body(request)
-        return await asked().run(read_names(body), dry_run=body.get("dry_run") is True)
+        documents = body.get("documents") is True
+        names = [] if documents and body.get("disks") == [] else read_names(body)
+        return await asked().run(names, dry_run=body.get("dry_run") is True, documents=documents)
 
     return [
         Route("/v1/repairs", route(progress), methods=["GET"]),

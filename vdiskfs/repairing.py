@@ -15,8 +15,12 @@ from pathlib import Path
 import trio
 
 from vdiskfs import native
-from vdiskfs.catalog import DiskRecord, RepairReport, repair, repair_document
+from vdiskfs.catalog import CheckReport, DiskRecord, RepairReport, repair, repair_document
+from vdiskfs.catalog.check import find_records
+from vdiskfs.catalog.documentcheck import check_documents
+from vdiskfs.catalog.keptdocuments import KeptDocuments
 from vdiskfs.catalog.lostrecords import restore_name, restore_record
+from vdiskfs.catalog.repair import settle_document
 from vdiskfs.catalog.report import Healed, Left, note_stopped
 from vdiskfs.catalog.vault import disk_object
 from vdiskfs.delta.names import parse_slot, segment_prefix
@@ -47,17 +51,31 @@ class Repairs:
         """Return what is checked now: a disk, and how many of its deltas; or nothing."""
         return {"running": dict(self._progress) or None}
 
-    async def run(self, names: Sequence[str], *, dry_run: bool) -> Document:
+    async def run(
+        self, names: Sequence[str], *, dry_run: bool, documents: bool = False
+    ) -> Document:
         """Heal disks that are protected here, and return what came of it.
 
+        Args:
+            names: of the disks.
+            dry_run: store nothing.
+            documents: heal policies, groups and machines, too, as far as copies are here.
+
         Raises:
-            NotFoundError: one is not.
+            NotFoundError: a disk is not.
             VdiskfsError: nothing was found out.
         """
         disks = [self._protection.find(name) for name in names]
         report = RepairReport(dry_run)
         failed: list[tuple[ProtectedDisk, VdiskfsError]] = []
         async with self._turn:
+            if documents:
+                try:
+                    _add(report, await self._heal_documents(dry_run=dry_run))
+                except VdiskfsError as error:
+                    if not disks:
+                        raise
+                    log.warning("policies, groups and machines were not looked at: %s", error)
             try:
                 for disk in disks:
                     try:
@@ -69,6 +87,19 @@ class Repairs:
         for disk, why in failed:
             note_stopped(report, disk.name, disk_object(disk.disk_id), why)
         return repair_document(report)
+
+    async def _heal_documents(self, *, dry_run: bool) -> RepairReport:
+        """Put documents back of which there are copies here; of the others nothing is said."""
+        site, report, found = self._protection.site, RepairReport(dry_run), CheckReport()
+        kept = KeptDocuments(site.vault.store, site.state.documents)
+        records = await find_records(site.vault, None, CheckReport())
+        await check_documents(site.vault.store, found, disks=records)
+        for problem in found.problems:
+            if await kept.copies(problem.object):
+                await settle_document(site.vault.store, problem, report, kept)
+        for one in report.healed if not dry_run else []:
+            log.warning("%s: %s: put back from its copy", one.problem.object, one.problem.message)
+        return report
 
     async def _repair(self, disk: ProtectedDisk, *, dry_run: bool) -> RepairReport:
         report = RepairReport(dry_run)

@@ -6,7 +6,8 @@ import contextlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,20 @@ class Killed:
         self._left -= 1
         if self._left < 0:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def immutable(one: Site) -> Iterator[None]:
+    """Let the vault refuse to replace what is there; what is missing may be created."""
+    replace_object = one.bench.store.replace
+
+    async def refuse(name: str, data: bytes, *, etag: str | None, **rest: Any) -> str:
+        if etag is not None:
+            raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
+        return await replace_object(name, data, etag=etag, **rest)
+
+    with mock.patch.object(one.bench.store, "replace", refuse):
+        yield
 
 
 def held_and_gone(one: Site) -> tuple[str, str]:
@@ -149,14 +164,7 @@ async def test_a_vault_that_lets_nothing_be_replaced_is_said_with_what_was_found
         lost = next(name for name in one.names("segment") if one.has(name, ALL))
         one.damage(held, random.Random(1), "flip")
         one.damage(lost, random.Random(1), "lost")
-        replace_object = one.bench.store.replace
-
-        async def refuse(name: str, data: bytes, *, etag: str | None, **rest: Any) -> str:
-            if etag is not None:
-                raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
-            return await replace_object(name, data, etag=etag, **rest)
-
-        with mock.patch.object(one.bench.store, "replace", refuse):
+        with immutable(one):
             report = await one.repaired()
         assert report.refused
         assert [healed.problem.object for healed in report.healed] == [lost]
@@ -209,14 +217,7 @@ async def test_what_can_never_be_replaced_is_not_put_back_in_part(tmp_path: Path
     async with site(tmp_path) as one:
         gone, _ = held_and_gone(one)
         one.damage(gone, random.Random(1), "lost")
-        replace_object = one.bench.store.replace
-
-        async def refuse(name: str, data: bytes, *, etag: str | None, **rest: Any) -> str:
-            if etag is not None:
-                raise RefusedError(f"the vault refused: {name}: BlobImmutableDueToPolicy")
-            return await replace_object(name, data, etag=etag, **rest)
-
-        with mock.patch.object(one.bench.store, "replace", refuse):
+        with immutable(one):
             report = await one.repaired()
         assert gone not in one.bench.store.objects
         assert "for ever" in report.left[0].why

@@ -92,3 +92,28 @@ def test_damage_is_healed_from_what_the_mount_has_while_a_guest_writes(tmp_path:
         slots[1].unlink()
         with pytest.raises(CommandError, match=r"exit 6(.|\n)*hurts \d+ point"):
             site.run("-m", site.mountpoint, "vault", "repair")
+
+
+@pytest.mark.parametrize("each_vault", ["plain"], indirect=True)
+def test_a_policy_is_put_back_from_the_mounts_copy_or_its_command_is_named(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        site.init().run("policy", "set", "gold", "retention=1m for 9h", "--vault", site.vault)
+        site.mount(recovery=True)
+        site.wait("a copy is kept", lambda: any(site.state.glob("documents.others/*")))
+        document = tmp_path / "vault" / "policies" / "gold.json"
+        whole = document.read_bytes()
+        flipped(document, 60)
+        planned = site.json("vault", "repair", "--dry-run")
+        assert ([one["object"] for one in planned["healed"]], planned["left"]) == (
+            ["policies/gold.json"], [],
+        )  # fmt: skip
+        assert document.read_bytes() != whole
+        done = site.json("vault", "repair")
+        assert [one["object"] for one in done["healed"]] == ["policies/gold.json"]
+        assert document.read_bytes() == whole
+        # Cut off, its check is gone: it may have been a newer one.
+        rewritten(document, whole[:-30])
+        with pytest.raises(CommandError, match=r"set gold 'retention=1m for 9h'\n"):
+            site.run("-m", site.mountpoint, "vault", "repair")
+        site.run("policy", "set", "gold", "retention=1m for 9h", "--vault", site.vault)
+        assert document.read_bytes() == whole

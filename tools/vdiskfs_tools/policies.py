@@ -13,12 +13,12 @@ from vdiskfs.catalog.policy import (
     Policy,
     changed_policy,
     list_policies,
+    read_or_new,
     read_policy,
     set_policy,
 )
 from vdiskfs.catalog.retention import Ladder
 from vdiskfs.catalog.upkeep import Tended, Upkeep, choose_policy, hold_point, release_point
-from vdiskfs.errors import NotFoundError
 from vdiskfs.units import format_time
 from vdiskfs_tools.call import Call
 from vdiskfs_tools.names import PointName
@@ -48,7 +48,8 @@ def preview_policy(call: Call, name: str, values: dict[str, str]) -> dict[str, A
     """Return what a change of a policy would delete."""
 
     async def work(vault: Vault) -> dict[str, Any]:
-        changed = changed_policy(await _read_or_new(vault, name), values)
+        policy, _ = await read_or_new(vault.store, name, anew="retention" in values)
+        changed = changed_policy(policy, values)
         followers = [record for record in await vault.disks() if record.policy == name]
         rows = [await _preview(vault, record, changed.ladder) for record in followers]
         return {"policy": changed.to_body(), "disks": rows}
@@ -60,7 +61,9 @@ def change_policy(call: Call, name: str, values: dict[str, str]) -> dict[str, An
     """Change a policy; return it."""
 
     async def work(vault: Vault) -> dict[str, Any]:
-        found = await set_policy(vault.store, name, lambda one: changed_policy(one, values))
+        found = await set_policy(
+            vault.store, name, lambda one: changed_policy(one, values), anew="retention" in values
+        )
         return found.to_body()
 
     return with_vault(call, work)
@@ -162,13 +165,6 @@ async def _tell_owner(vault: Vault, record: DiskRecord) -> None:
     """Let who has the disk see it at its next heartbeat."""
     if record.owner is not None:
         await vault.touch_site(record.owner.site, record.owner.writer)
-
-
-async def _read_or_new(vault: Vault, name: str) -> Policy:
-    try:
-        return await read_policy(vault.store, name)
-    except NotFoundError:
-        return Policy(name)
 
 
 def _document(policy: Policy, disks: list[DiskRecord]) -> dict[str, Any]:

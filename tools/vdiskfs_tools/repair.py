@@ -74,14 +74,16 @@ def _repair(
             status = client.get("status")
             rows = status["disks"] if status["plain"] is None else []
             mine = [row for row in rows if not names or {row["name"], row["id"]} & set(names)]
-            if mine:
+            if mine or (not names and status["plain"] is None):
                 here |= {word for row in mine for word in (row["name"], row["id"])}
                 # Two sites may have a disk here: what the next one says of it is newer.
                 again = {row["name"] for row in mine}
                 for before in done:
                     before["left"] = [one for one in before["left"] if one["disk"] not in again]
                 try:
-                    done.append(_by_daemon(entry, [row["id"] for row in mine], progress, dry_run))
+                    body = {"disks": [row["id"] for row in mine], "dry_run": dry_run,
+                            "documents": not names}  # fmt: skip
+                    done.append(_by_daemon(entry, body, progress))
                 except VdiskfsError as error:
                     failed = failed or error
                     done.append(_stopped(error, sorted(again)))
@@ -105,14 +107,13 @@ def _repair(
     return _sum(done, dry_run=dry_run)
 
 
-def _by_daemon(entry: Any, ids: list[str], progress: Progress, dry_run: bool) -> dict[str, Any]:
-    """Let a mount's daemon heal disks; it has their images."""
+def _by_daemon(entry: Any, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Let a mount's daemon heal disks and documents; it has their images, and copies."""
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 
     from vdiskfs_tools.client import Client
 
     with Client(entry) as client, Client(entry) as asking, ThreadPoolExecutor(1) as thread:
-        body = {"disks": ids, "dry_run": dry_run}
         answer: Future[dict[str, Any]] = thread.submit(
             client.post, "repairs", body=body, patient=True
         )
@@ -126,6 +127,14 @@ def _by_daemon(entry: Any, ids: list[str], progress: Progress, dry_run: bool) ->
 def _sum(documents: list[dict[str, Any]], *, dry_run: bool) -> dict[str, Any]:
     counts = {key: sum(one[key] for one in documents) for key in ("disks", "points", "read_bytes")}
     lists = {key: [row for one in documents for row in one[key]] for key in ("healed", "left")}
+    # A document that is no disk's may be in several: who has a copy of it comes first.
+    settled = {one["object"] for one in lists["healed"] if not one["disk"]}
+    left, lists["left"] = lists["left"], []
+    for row in left:
+        if row["disk"] or row["object"] not in settled:
+            lists["left"].append(row)
+        if not row["disk"]:
+            settled.add(row["object"])
     refused = any(one["refused"] for one in documents)
     return {"ok": not lists["left"], "dry_run": dry_run, "refused": refused, **counts, **lists}
 

@@ -7,7 +7,9 @@ publish    segments, then the slot                      joins    joined deltas
 owners     who writes: claims, fences, generations, branches
 check      what is damaged, and whom it hurts
 repair     and put together anew: healer one object, draft its bytes, reindex, reframe, rejoin
-references what deltas say of a damaged object, and where its pages are once more
+references what deltas say of a damaged object          copies        its pages once more
+beside     the deltas before and behind a damaged one   named         what was thinned meanwhile
+lostdocuments, lostrecords  what no delta tells of, put back    keptdocuments  this host's copies
 differences  where two points of a disk differ, in whichever lines
 points     Point, and the ways to name one              records, documents   JSON objects
 groups     consistency groups                       grouppoints   points that disks share

@@ -7,12 +7,14 @@ joins, so that it hurts none.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from vdiskfs.catalog.documentcheck import check_documents
-from vdiskfs.catalog.inspection import Inspection, Progress, bare
+from vdiskfs.catalog.inspection import NOTHING, Inspection, Looked, Progress, bare
 from vdiskfs.catalog.ledger import ledger_name, read_ledger
 from vdiskfs.catalog.line import MAX_LEVEL
+from vdiskfs.catalog.named import still_named
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault, disk_object
@@ -29,6 +31,8 @@ from vdiskfs.delta.names import (
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError
 from vdiskfs.point import PieceInfo
 
+_TRIES = 20
+
 
 async def check(
     vault: Vault,
@@ -44,15 +48,34 @@ async def check(
         VaultUnreachableError, RefusedError: the vault cannot be asked now.
     """
     report = CheckReport()
-    for record in await find_records(vault, disks, report):
-        work = Inspection(vault.store, vault.vault_id, record, report, read_data, progress)
-        await _check_disk(vault, record, work)
-        report.disks += 1
-        if read_data:
-            await check_documents(vault.store, report, disk=record)
+    records = await find_records(vault, disks, report)
+    for record in records:
+        await check_disk(vault, record, report, read_data=read_data, progress=progress)
     if read_data and disks is None:
-        await check_documents(vault.store, report)
+        await check_documents(vault.store, report, disks=records)
     return report
+
+
+async def check_disk(
+    vault: Vault, record: DiskRecord, report: CheckReport, *, read_data: bool,
+    progress: Progress | None, before: Looked = NOTHING,
+) -> Inspection:  # fmt: skip
+    """Add what is wrong with a disk to a report; return how it was looked at.
+
+    What a check ``before`` read and found right is not read again.
+    """
+    with contextlib.suppress(DamagedError, NotFoundError):
+        # The check of the disks before it took a while; if it is damaged that is said below.
+        record = await vault.disk(record.id)
+    work = Inspection(vault.store, vault.vault_id, record, report, read_data, progress, before)
+    count = len(report.problems)
+    await _check_disk(vault, work)
+    report.problems[count:] = await still_named(vault, work, report.problems[count:])
+    report.disks += 1
+    if read_data:
+        await check_documents(vault.store, report, disk=work.record)
+    work.end()
+    return work
 
 
 async def find_records(
@@ -85,9 +108,10 @@ async def _lost_record(vault: Vault, name: str) -> list[Problem]:
     return [Problem(disk_object(disk_id), f"is missing, and {deltas[0]} is there", name)]
 
 
-async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> None:
+async def _check_disk(vault: Vault, work: Inspection) -> None:
     """Check all generations of a disk, parents first."""
-    listings = [await list_line(work, number) for number in sorted(record.parents)]
+    listings = await list_lines(vault, work)
+    record = work.record
     # After the slots: a writer stores the segments of a delta first.
     segments = {info.name: info.size async for info in vault.store.list(segment_prefix(record.id))}
     work.sizes.update(segments)
@@ -105,12 +129,28 @@ async def _check_disk(vault: Vault, record: DiskRecord, work: Inspection) -> Non
             ends[listing.generation, epoch] = state
     report = work.report
     if work.read_data:
-        for name in sorted(segments.keys() & work.used):
+        for name in sorted(filter(work.is_used, segments)):
             await work.look_at_segment(name)
-    unused = segments.keys() - work.used
+    unused = [name for name in segments if not work.is_used(name)]
     report.segments += len(segments)
     report.unused_segments += len(unused)
     report.unused_bytes += sum(work.sizes[name] for name in unused)
+
+
+async def list_lines(vault: Vault, work: Inspection) -> list[Listing]:
+    """List all lines of a disk, by the ledgers that its record names by now."""
+    for _ in range(_TRIES):
+        count = len(work.report.problems)
+        listings = [await list_line(work, number) for number in sorted(work.record.parents)]
+        if not any(listing.lost for listing in listings):
+            break
+        record = await vault.disk(work.record.id)
+        if record.ledgers == work.record.ledgers:
+            break
+        # A ledger that is not named any more has gone, and nothing is wrong with that.
+        work.forget(count)
+        work.record = record
+    return listings
 
 
 async def list_line(work: Inspection, generation: int) -> Listing:

@@ -50,6 +50,10 @@ class Tracker:
         if self.state:
             self._past[epoch] = dict(self.state)
 
+    def forget(self, epoch: int) -> None:
+        """Drop what was kept of an epoch: no joined delta that begins there is to come."""
+        self._past.pop(epoch, None)
+
     def at(self, epoch: int) -> dict[int, Hurt]:
         """Return the state at an epoch that was remembered."""
         return self._past.get(epoch, {})

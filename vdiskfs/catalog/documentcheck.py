@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vdiskfs.catalog.anchor import VAULT
 from vdiskfs.catalog.documents import decode_document
 from vdiskfs.catalog.garbage import CLOCK, CLOCK_DOCUMENT
 from vdiskfs.catalog.inspection import bare
 from vdiskfs.catalog.ledger import ledger_name
+from vdiskfs.catalog.policy import missing_policies
 from vdiskfs.catalog.proofs import proofs_prefix
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.report import CheckReport, Problem
@@ -18,10 +21,12 @@ PREFIXES = ("names/", "sites/", "leases/", "boot/", "groups/", "policies/", "mac
 
 
 async def check_documents(
-    store: Store, report: CheckReport, *, disk: DiskRecord | None = None
-) -> None:
+    store: Store, report: CheckReport, *, disk: DiskRecord | None = None,
+    disks: Sequence[DiskRecord] = (),
+) -> None:  # fmt: skip
     """Report documents that are damaged: those of a disk, or those that are no disk's.
 
+    Of these also policies that are missing: ``disks`` say that there was one.
     What a document means is for whoever needs it to say; here it is read as it was written.
     """
     known = {problem.object for problem in report.problems}
@@ -43,6 +48,10 @@ async def check_documents(
             report.problems.append(Problem(name, bare(error, name), said))
         except NotFoundError:
             continue  # it went away since it was listed
+    for name, followers in (await missing_policies(store, disks)).items():
+        # Nothing is thinned without it.
+        message = f"is missing: {', '.join(followers)} keep all points until it is there"
+        report.problems.append(Problem(name, message, ""))
 
 
 def _of_disk(disk: DiskRecord) -> list[str]:

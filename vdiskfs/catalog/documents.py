@@ -59,6 +59,16 @@ def decode_document(data: bytes, *, where: str) -> dict[str, Any]:
     return values
 
 
+def is_same_document(whole: bytes, damaged: bytes) -> bool:
+    """Say whether what is left of a damaged document proves that it was a whole one.
+
+    That is where its check, or all before it, are still those of the whole one.
+    """
+    if _with_check(whole[:-_END]) != whole:
+        return False  # format version 1 had no check
+    return damaged[:-_END] == whole[:-_END] or damaged[-_END:] == whole[-_END:]
+
+
 def take(values: dict[str, Any], key: str, kind: type, *, where: str) -> Any:
     """Return a value that must be there and of a type; numbers are 0 to 2**63."""
     value = values.get(key)

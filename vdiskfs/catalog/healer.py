@@ -18,7 +18,7 @@ from vdiskfs.catalog.enforced import ALLOWED, probe_enforced
 from vdiskfs.catalog.inspection import Inspection
 from vdiskfs.catalog.ledger import LEAF_LEVEL, decode_ledger
 from vdiskfs.catalog.proofs import proofs_prefix
-from vdiskfs.catalog.references import References, Said, find_copies
+from vdiskfs.catalog.references import References, Said
 from vdiskfs.catalog.reframe import Frame, good_pages, remade, stored_pages
 from vdiskfs.catalog.reindex import Index, choose_head, settle_index
 from vdiskfs.catalog.rejoin import make_again
@@ -37,7 +37,11 @@ from vdiskfs.errors import (
 )
 from vdiskfs.point import PieceInfo
 
+_ASKS = 3
+"""How often an object waits for a search: what a guest overwrites is not here the next time."""
+
 _FRAMES_AT_ONCE = 128
+"""Of which the pages are in memory: 8 MiB, three times."""
 
 Wanted = Mapping[int, set[int]]
 """Sums of pages that are looked for, by page."""
@@ -85,13 +89,15 @@ class NoSources:
 class Outcome:
     """What came of one object: whether it was (or would be) stored, and what is left.
 
-    ``created``: it was missing; ``raced``: somebody else was faster; ``whole``: it is not damaged.
+    ``created``: it was missing; ``raced``: somebody else was faster; ``whole``: it is not damaged;
+    ``waits``: pages of it are to be looked for in the vault first, with those of other objects.
     """
 
     stored: bool = False
     created: bool = False
     raced: bool = False
     whole: bool = False
+    waits: bool = False
     why: str = ""
     parts: int = 0
     pages: dict[str, int] = field(default_factory=dict)
@@ -102,12 +108,15 @@ class Outcome:
 class _Rest:
     """What is left of the damaged frames of an object."""
 
+    may_wait: bool
     lost: list[int] = field(default_factory=list)
     """The pages that each lacks that is not whole."""
     unfit: int = 0
     """How many do not fit in their places."""
     untold: int = 0
     """How many wait for indexes."""
+    asked: set[tuple[int, int]] = field(default_factory=set)
+    """Pages that were not looked for yet, by number and sum."""
 
 
 class Healer:
@@ -138,6 +147,7 @@ class Healer:
         self._joins = joins
         self._dry_run = dry_run
         self._replaces: bool | None = None
+        self._asks: dict[str, int] = {}
 
     async def heal(self, name: str) -> Outcome:
         """Heal one object, as far as that is possible.
@@ -173,13 +183,16 @@ class Healer:
 
     async def _heal_delta(self, info: PieceInfo) -> Outcome:
         """Heal a slot or a leaf: its index from copies of its end, then its frames."""
-        name, said = info.name, self._references.said[info.name]
+        name, said = info.name, await self._references.said(info.name)
         is_needed = name in self._leaves or info.from_epoch >= self._horizons.get(
             info.generation, 0
         )
         draft, index = await self._indexed(info, said) if is_needed else (None, None)
         if draft is not None and index is not None:
-            return await self._finish(draft, index.frames, delta_metadata(index.head))
+            outcome = await self._finish(draft, index.frames, delta_metadata(index.head))
+            if outcome.stored:
+                self._references.beside.add(index.head)
+            return outcome
         if said.size is None:
             why = ", ".join(draft.lost) if draft is not None else "its index"
             return Outcome(why=f"{why}: no copy is known here")
@@ -199,7 +212,7 @@ class Healer:
         if found is None:
             return None, None
         head, stored = found
-        self._check_links(head, info.name)
+        await self._check_links(head, info.name)
         draft = await load_draft(self._store, info.name, head.object_size, ends)
 
         async def fetch(name: str, offset: int, length: int) -> bytes | None:
@@ -207,25 +220,25 @@ class Healer:
 
         return draft, await settle_index(draft, head, stored, fetch)
 
-    def _check_links(self, head: DeltaHead, name: str) -> None:
+    async def _check_links(self, head: DeltaHead, name: str) -> None:
         """Check that a delta follows the one before it, and the next one follows it.
 
         Raises:
             FormatError: it does not: the copy is of another history than the vault is.
         """
-        known, work = self._references, self._work
-        place = (head.generation, head.from_epoch)
+        beside, work = self._references.beside, self._work
         parent = work.record.parents.get(head.generation)
         if head.from_epoch == work.record.base(head.generation) and parent is not None:
-            before = known.ends.get(parent)
+            before = await beside.ends(*parent)
         elif head.from_epoch == 0:
-            before = (genesis_digest(work.vault_id, work.record.id), 0)
+            before = {(genesis_digest(work.vault_id, work.record.id), 0)}
         else:
-            before = known.ends.get(place)
-        after = known.starts.get((head.generation, head.to_epoch))
-        if before not in (None, (head.from_digest, head.from_size)) or after not in (
-            None, (head.to_digest, head.size),
-        ):  # fmt: skip
+            before = await beside.ends(head.generation, head.from_epoch)
+        after = await beside.starts(head.generation, head.to_epoch)
+        # Where those beside it disagree it is not known which of them is right.
+        if not before <= {(head.from_digest, head.from_size)} or not after <= {
+            (head.to_digest, head.size)
+        }:
             raise FormatError("the copy of it does not fit the deltas beside it", where=name)
 
     async def _heal_joined(self, info: PieceInfo) -> Outcome:
@@ -235,10 +248,8 @@ class Healer:
         if draft is not None and index is not None:
             return await self._finish(draft, index.frames, delta_metadata(index.head))
         pieces = [
-            replace(piece.info, to_epoch=piece.head.to_epoch, listed=listed_of(piece.head))
-            for piece in self._references.pieces
-            if piece.head.generation == info.generation
-            and (known is not None) == (piece.name in self._leaves or piece.name in self._joins)
+            piece for piece in await self._references.beside.parts(info, self._references.names)
+            if (known is not None) == (piece.name in self._leaves or piece.name in self._joins)
         ]  # fmt: skip
         work = self._work
         made = await make_again(
@@ -255,7 +266,7 @@ class Healer:
     # ---- segments and ledgers --------------------------------------------------------------
 
     async def _heal_segment(self, name: str) -> Outcome:
-        said = self._references.said[name]
+        said = await self._references.said(name)
         if said.size is None:
             return Outcome(why="no index that can be read refers to it")
         draft = await load_draft(self._store, name, said.size, await self._sources.ends(name))
@@ -302,15 +313,22 @@ class Healer:
         self, draft: Draft, frames: Mapping[int, Frame], metadata: Mapping[str, str]
     ) -> Outcome:
         """Heal the frames of a draft, and store it where that makes it better."""
-        outcome = Outcome()
+        outcome, copies = Outcome(), self._references.copies
+        is_full = copies.is_full
 
         def settle() -> list[Frame]:
             return [frame for frame in frames.values() if not draft.settle_frame(frame)]
 
         bad = await trio.to_thread.run_sync(settle)
-        rest = _Rest()
+        rest = _Rest(may_wait=self._asks.get(draft.name, 0) < _ASKS)
         for start in range(0, len(bad), _FRAMES_AT_ONCE):
             await self._reframe(draft, bad[start : start + _FRAMES_AT_ONCE], outcome, rest)
+        if rest.asked:
+            if not is_full:
+                copies.ask(rest.asked)
+                self._asks[draft.name] = self._asks.get(draft.name, 0) + 1
+            outcome.waits = True
+            return outcome
         if lost := sum(rest.lost):
             draft.lost.append(
                 f"{len(rest.lost)} of {len(bad)} damaged frames, of which {lost} pages are nowhere"
@@ -348,16 +366,9 @@ class Healer:
             pages.append(good)
             for page in frame.sums.keys() - good.keys():
                 wanted.setdefault(page, set()).add(frame.sums[page])
-        found: Pages = {}
-        for where, ask in (("here", self._sources.pages), ("vault", self._copies)):
-            left = {
-                page: others for page, sums in wanted.items()
-                if (others := {one for one in sums if (page, one) not in found})
-            }  # fmt: skip
-            if left:
-                more = await ask(left)
-                outcome.pages[where] = outcome.pages.get(where, 0) + len(more)
-                found.update(more)
+        found = await self._found(wanted, outcome, rest)
+        if rest.asked:
+            return  # nothing is made of it before they were looked for
 
         def make() -> None:
             for frame, known, own in zip(frames, pages, stored, strict=True):
@@ -384,6 +395,23 @@ class Healer:
 
         await trio.to_thread.run_sync(make)
 
+    async def _found(self, wanted: Wanted, outcome: Outcome, rest: _Rest) -> Pages:
+        """Return those of the pages wanted that are somewhere."""
+        found = await self._sources.pages(wanted) if wanted else {}
+        outcome.pages["here"] = outcome.pages.get("here", 0) + len(found)
+        left = {
+            page: others for page, sums in wanted.items()
+            if (others := {one for one in sums if (page, one) not in found})
+        }  # fmt: skip
+        copies = self._references.copies
+        if rest.may_wait:
+            rest.asked |= copies.unknown(left)
+        if not left or rest.asked:
+            return found
+        more = await copies.read(left)
+        outcome.pages["vault"] = outcome.pages.get("vault", 0) + len(more)
+        return {**found, **more}
+
     async def _may_replace(self) -> bool:
         """Say whether the vault lets objects be replaced: then more may be put back later."""
         if self._replaces is None and not self._dry_run:
@@ -392,9 +420,6 @@ class Healer:
             except RefusedError:
                 self._replaces = False
         return self._replaces is not False
-
-    async def _copies(self, wanted: Wanted) -> Pages:
-        return await find_copies(self._work, self._references.pieces, wanted)
 
     async def _put(
         self, name: str, data: bytes, etag: str | None, metadata: Mapping[str, str],

@@ -27,6 +27,25 @@ READS_AT_ONCE = 4
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a check read: the next one reads the data again of what was damaged, or is new.
+
+    ``whole``: deltas of which all could be read, and segments; ``hurt``: objects with problems.
+    """
+
+    whole: frozenset[str] | set[str] = frozenset()
+    hurt: frozenset[str] | set[str] = frozenset()
+
+    def knows(self, delta: str, name: str) -> bool:
+        """Say whether what a delta has in an object was read, and was right."""
+        return delta in self.whole and name not in self.hurt
+
+
+NOTHING = Looked()
+"""No check came before."""
+
+
 @dataclass(slots=True)
 class Inspection:
     """The check of one disk: what is known of its objects so far."""
@@ -37,8 +56,12 @@ class Inspection:
     report: CheckReport
     read_data: bool
     progress: Progress | None
+    before: Looked = NOTHING
+    whole: set[str] = field(default_factory=set)
+    """As in `Looked`."""
     sizes: dict[str, int] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
+    used: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Objects that deltas refer to, by generation, each with where the last of these begins."""
     total: int = 0
     _done: int = 0
     _problems: dict[str, int] = field(default_factory=dict)
@@ -52,11 +75,36 @@ class Inspection:
     def problem(self, name: str, message: str) -> int:
         """Report an object, once; return the problem's number."""
         if name not in self._problems:
-            if parse_joined(name) is not None:
+            joined = parse_joined(name)
+            if joined is not None and joined[1] != LEAF_LEVEL:
                 message = f"{message} (points are read without it)"
             self._problems[name] = len(self.report.problems)
             self.report.problems.append(Problem(name, message, self.record.name))
         return self._problems[name]
+
+    def use(self, name: str, piece: Piece) -> None:
+        """Note that a delta needs an object."""
+        used, start = self.used.setdefault(piece.head.generation, {}), piece.head.from_epoch
+        used[name] = max(start, used.get(name, 0))
+
+    def is_used(self, name: str) -> bool:
+        """Say whether a delta that was looked at needs an object."""
+        return any(name in used for used in self.used.values())
+
+    def forget(self, count: int) -> None:
+        """Forget the problems but for the first ones."""
+        del self.report.problems[count:]
+        self._problems = {name: at for name, at in self._problems.items() if at < count}
+
+    def looked(self) -> Looked:
+        """Return what was read."""
+        return Looked(self.whole, set(self._problems))
+
+    def end(self) -> None:
+        """Forget what only the check itself needs: it is over."""
+        self._blocks = BlockCache(8 << 20)
+        for known in (self.sizes, self._bad, self._begun):
+            known.clear()
 
     def known_problem(self, name: str) -> int | None:
         """Return the number of an object's problem, or None."""
@@ -75,12 +123,16 @@ class Inspection:
         )
         if self.read_data and info.name not in self._begun:
             self._begun.add(info.name)
-            await self._look_at_rest(piece)
+            if not self.before.knows(info.name, info.name):
+                await self._look_at_rest(piece)
         return piece
 
     async def look_at_segment(self, name: str) -> None:
         """Look at the head of a segment. It hurts no point: readers do not need it."""
         parsed = parse_segment(name)
+        self.whole.add(name)
+        if self.before.knows(name, name):
+            return
         try:
             stored = await self.store.read_range(name, 0, SEGMENT_HEAD_SIZE)
             head = decode_segment_head(stored, where=name)
@@ -117,7 +169,7 @@ class Inspection:
                     bad[self.problem(piece.name, bare(error, piece.name))] = mine[owner]
                     continue
                 name, said = ref.name(self.record.id), ref.size
-            self.used.add(name)
+            self.use(name, piece)
             outside = mine & self._outside(name, said, entries)
             pages = outside[owner] | await self._damaged(
                 piece, entries, np.flatnonzero(mine & ~outside), owner, name
@@ -170,7 +222,7 @@ class Inspection:
 
     def _is_read_here(self, piece: Piece, name: str) -> bool:
         """Return whether frames are to be read: for slots and leaves, and where none could say."""
-        if not self.read_data:
+        if not self.read_data or self.before.knows(piece.name, name):
             return False
         if piece.info.level == LEAF_LEVEL:
             return True

@@ -34,7 +34,8 @@ async def look(work: Inspection, piece: Piece, hurt: Extents) -> Change:
     found = _Look(work, piece, hurt)
     await found.read_zeros()
     await found.read_data()
-    found.check_whole()
+    if found.check_whole():
+        work.whole.add(piece.name)
     return found.change()
 
 
@@ -85,14 +86,14 @@ class _Look:
                 wrong = extents_of_pages(np.sort(pageno[pages]))
                 self._bad.setdefault(problem, []).append(wrong)
 
-    def check_whole(self) -> None:
-        """Check the digest, if all could be read.
+    def check_whole(self) -> bool:
+        """Check the digest, if all could be read; say whether it could.
 
         Raises:
             FormatError: the content is not what the digest says.
         """
         if not self._whole:
-            return
+            return False
         head, where = self._piece.head, self._piece.name
         self._hasher.add_zeros(self._zeros)
         if self._hasher.digest() != head.content_digest:
@@ -100,6 +101,7 @@ class _Look:
         if not self._torn_found:
             message = f"page {head.torn_page}, which the cut tears, is missing"
             raise FormatError(message, where=where)
+        return True
 
     def change(self) -> Change:
         """Return what the delta does to hurt pages."""
@@ -119,7 +121,7 @@ class _Look:
             except (DamagedError, NotFoundError) as error:
                 await self._lose(row, error)
         for number in {int(row["object"]) for row in found} - {0}:
-            self._work.used.add(await self._name(number))
+            self._work.use(await self._name(number), self._piece)
         return found
 
     async def _name(self, number: int) -> str:

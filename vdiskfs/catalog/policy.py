@@ -7,7 +7,7 @@ one of that name is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -19,10 +19,17 @@ from vdiskfs.catalog.documents import (
     take,
 )
 from vdiskfs.catalog.groups import check_group_name
-from vdiskfs.catalog.records import safe_name
+from vdiskfs.catalog.records import DiskRecord, safe_name
 from vdiskfs.catalog.retention import Ladder, parse_ladder
 from vdiskfs.crash import hook
-from vdiskfs.errors import ConflictError, FormatError, NotFoundError, UsageError, VdiskfsError
+from vdiskfs.errors import (
+    ConflictError,
+    DamagedError,
+    FormatError,
+    NotFoundError,
+    UsageError,
+    VdiskfsError,
+)
 from vdiskfs.store import Store
 from vdiskfs.units import NS, parse_size, parse_span
 from vdiskfs.window import Window
@@ -164,14 +171,41 @@ async def list_policies(store: Store) -> list[Policy]:
     return [found[name] for name in sorted(found)]
 
 
-async def set_policy(store: Store, name: str, change: Callable[[Policy], Policy]) -> Policy:
-    """Change a policy, or make it (from the preset ``default``), by compare-and-swap."""
+async def read_or_new(store: Store, name: str, *, anew: bool = False) -> tuple[Policy, str | None]:
+    """Return a policy and its etag; one that is not there, as the preset ``default`` is.
+
+    Args:
+        store: the vault's.
+        name: the policy's.
+        anew: one whose document is damaged, too.
+
+    Raises:
+        FormatError: its document is damaged.
+    """
+    try:
+        return await _read(store, name)
+    except NotFoundError:
+        return Policy(name), None
+    except DamagedError as error:
+        if not anew:
+            raise FormatError(
+                error.message,
+                hint="it is made anew, of what is given, where its retention is:"
+                f" vdiskfs policy set {name} retention=...",
+            ) from None
+        return Policy(name), (await store.stat(_object_name(name))).etag
+
+
+async def set_policy(
+    store: Store, name: str, change: Callable[[Policy], Policy], *, anew: bool = False
+) -> Policy:
+    """Change a policy, or make it (from the preset ``default``), by compare-and-swap.
+
+    One whose document is damaged is made ``anew``, or left as it is: see `read_or_new`.
+    """
     check_group_name(name)
     for _ in range(_SWAP_TRIES):
-        try:
-            policy, etag = await _read(store, name)
-        except NotFoundError:
-            policy, etag = Policy(name), None
+        policy, etag = await read_or_new(store, name, anew=anew)
         changed = check_policy(change(policy))
         document = encode_document({"format": FORMAT, "policy": changed.to_body()})
         try:
@@ -181,6 +215,18 @@ async def set_policy(store: Store, name: str, change: Callable[[Policy], Policy]
         hook("policy.written")
         return changed
     raise ConflictError(f"policy {name}: changed by others all the time")
+
+
+async def missing_policies(store: Store, disks: Sequence[DiskRecord]) -> dict[str, list[str]]:
+    """Return the objects of policies that disks follow and that are not there; whose they are."""
+    wanted: dict[str, list[str]] = {}
+    for record in disks:
+        if record.policy and record.policy not in PRESETS:
+            wanted.setdefault(_object_name(record.policy), []).append(record.name)
+    if wanted:
+        async for info in store.list(PREFIX):
+            wanted.pop(info.name, None)
+    return wanted
 
 
 async def _read(store: Store, name: str) -> tuple[Policy, str | None]:

@@ -1,29 +1,36 @@
-"""What the deltas of a disk say of objects that are damaged, and where a page is once more."""
+"""What the deltas of a disk say of objects that are damaged.
+
+All deltas are opened once, one after the other, and none is kept: of those that refer to a
+damaged object it is noted which rows of their indexes do. What they say is read again when the
+object is healed, so that no more than one object's frames are in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import bisect
+from array import array
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import trio
 
-from vdiskfs.catalog.inspection import READS_AT_ONCE, Inspection
+from vdiskfs.catalog.beside import Beside, is_first
+from vdiskfs.catalog.copies import Copies
+from vdiskfs.catalog.inspection import Inspection
 from vdiskfs.catalog.ledger import LEAF_LEVEL, ledger_name
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.reframe import Frame, add_frames
 from vdiskfs.catalog.walk import Listing, is_damage
 from vdiskfs.delta.blocks import DATA, ZEROS
-from vdiskfs.delta.entries import Entries, select_pages
-from vdiskfs.delta.layout import LIMIT, DeltaHead, head_from_metadata
-from vdiskfs.delta.names import parse_slot
+from vdiskfs.delta.entries import distinct
+from vdiskfs.delta.layout import LIMIT
+from vdiskfs.delta.names import parse_joined, parse_segment, parse_slot
 from vdiskfs.errors import VdiskfsError
 from vdiskfs.point import Piece, PieceInfo
-from vdiskfs.point.fetch import fetch_pages, locate
-from vdiskfs.units import PAGE_SIZE
 
-Place = tuple[int, int]
-"""A generation and an epoch."""
+_OPEN = 16
+"""Deltas that stay open: neighbours refer to the same objects."""
 
 
 @dataclass(slots=True)
@@ -37,54 +44,165 @@ class Said:
 
 
 @dataclass(slots=True)
+class _Use:
+    """What a delta has to do with an object: the first keys of rows of its index."""
+
+    info: PieceInfo
+    number: int
+    frames: array[int] = field(default_factory=lambda: array("Q"))
+    """Of entries that lead into the object."""
+    blocks: dict[int, array[int]] = field(default_factory=dict)
+    """Of blocks that lie in it, by kind."""
+
+
+@dataclass(slots=True)
+class _About:
+    """What is kept of one damaged object."""
+
+    size: int | None = None
+    writer_id: str = ""
+    uses: list[_Use] = field(default_factory=list)
+
+
 class References:
-    """The deltas of a disk that can be opened, and what they say of some objects."""
+    """The deltas of a disk, and what they say of some objects."""
 
-    said: dict[str, Said]
-    pieces: list[Piece] = field(default_factory=list)
-    starts: dict[Place, tuple[bytes, int]] = field(default_factory=dict)
-    """Digest and size that a delta begins with, by where."""
-    ends: dict[Place, tuple[bytes, int]] = field(default_factory=dict)
-    unread: set[str] = field(default_factory=set)
-    """Slots, leaves and ledgers that may say more: they are damaged."""
+    def __init__(
+        self, work: Inspection, listings: Sequence[Listing], names: Collection[str]
+    ) -> None:
+        """Use ``gather``."""
+        self.beside = Beside(work, listings)
+        self.copies = Copies(work, self.beside, names)
+        self.names = names
+        self.unread = {name for name in names if _tells(work.record, name)}
+        """Slots, leaves and ledgers that may say more: they are damaged."""
+        self._work = work
+        self._about = {name: _About() for name in names}
+        self._open: OrderedDict[str, Piece] = OrderedDict()
 
-
-def deltas_of(listing: Listing) -> list[PieceInfo]:
-    """Return all deltas of a line that points may be read through."""
-    number = listing.generation
-    slots = [
-        PieceInfo(info.name, number, 0, epoch, 0, info.size, head_from_metadata(info.metadata))
-        for epoch, info in listing.slots.items()
-    ]
-    return [*listing.leaves.values(), *slots, *listing.joined]
-
-
-async def gather(work: Inspection, listings: Sequence[Listing], names: Iterable[str]) -> References:
-    """Open all deltas of a disk and learn what they say of the objects with these names."""
-    found = References({name: Said() for name in names})
-    found.unread |= {name for name in names if _tells(work.record, name)}
-    for listing in listings:
-        for info in deltas_of(listing):
-            try:
-                piece = await work.open(info)
-            except VdiskfsError as error:
-                if not is_damage(error):
-                    raise
-                found.unread |= {info.name} if _is_first(info) else set()
+    async def look(self) -> None:
+        """Open the deltas, and note which of them say something."""
+        if not any(_has_frames(name) for name in self.names):
+            return
+        for info in self.beside.deltas():
+            if info.name not in self.names and _is_alone(info):
                 continue
-            found.pieces.append(piece)
-            _note_links(found, piece.head)
-            whole = False
+            piece = await self.beside.opened(info)
+            if piece is not None and await self._learn(piece):
+                self.unread.discard(info.name)
+            elif is_first(info):
+                self.unread.add(info.name)
+
+    async def _learn(self, piece: Piece) -> bool:
+        """Note what a delta has to do with which objects; say whether that could all be read."""
+        whole, wanted = True, dict[int, _Use]()
+        try:
+            for number in range(1, piece.objects + 1):
+                ref = await piece.object_ref(number)
+                about = self._about.get(ref.name(self._work.record.id))
+                if about is not None:
+                    about.size, about.writer_id = ref.size, piece.head.writer_id
+                    wanted[number] = _Use(piece.info, number)
+                    about.uses.append(wanted[number])
+            if not wanted:
+                return True
+            for kind in (DATA, ZEROS):
+                for row in await piece.rows(kind, 0, LIMIT - 1):
+                    use = wanted.get(int(row["object"]))
+                    if use is not None:
+                        use.blocks.setdefault(kind, array("Q")).append(int(row["first"]))
+                    if kind == DATA:
+                        whole &= await self._learn_block(piece, row, wanted)
+        except VdiskfsError as error:
+            if not is_damage(error):
+                raise
+            return False
+        return whole
+
+    async def _learn_block(self, piece: Piece, row: np.void, wanted: Mapping[int, _Use]) -> bool:
+        try:
+            entries = await piece.entries(row)
+        except VdiskfsError as error:
+            if not is_damage(error):
+                raise
+            return False
+        for number in distinct(entries.object).tolist():
+            if number in wanted:
+                wanted[number].frames.append(int(row["first"]))
+        return True
+
+    async def said(self, name: str) -> Said:
+        """Return what the deltas say of an object: read again, for this one alone."""
+        about = self._about[name]
+        said = Said(about.size, about.writer_id)
+        for use in about.uses:
             try:
-                whole = await _learn(work, found, piece)
+                await self._tell(use, said)
             except VdiskfsError as error:
                 if not is_damage(error):
                     raise
-            if whole:
-                found.unread.discard(info.name)
-            elif _is_first(info):
-                found.unread.add(info.name)
+                if is_first(use.info):
+                    self.unread.add(use.info.name)
+        return said
+
+    async def _tell(self, use: _Use, said: Said) -> None:
+        piece = await self._piece(use.info)
+        for kind, keys in use.blocks.items():
+            for row in await _rows(piece, kind, keys):
+                said.blocks.append((int(row["offset"]), int(row["length"]), row["hash"].tobytes()))
+        for row in await _rows(piece, DATA, use.frames):
+            entries = await piece.entries(row)
+            mine = np.flatnonzero(entries.object == use.number)
+            add_frames(said.frames, entries.rows(mine))
+
+    async def _piece(self, info: PieceInfo) -> Piece:
+        piece = self._open.pop(info.name, None)
+        if piece is None:
+            piece = await self._work.open(info)
+        self._open[info.name] = piece
+        if len(self._open) > _OPEN:
+            self._open.popitem(last=False)
+        return piece
+
+
+async def gather(
+    work: Inspection, listings: Sequence[Listing], names: Collection[str]
+) -> References:
+    """Open the deltas of a disk and learn which of them say something of some objects."""
+    found = References(work, listings, names)
+    await found.look()
     return found
+
+
+async def _rows(piece: Piece, kind: int, keys: array[int]) -> list[np.void]:
+    """Return the rows with these first keys, which are sorted."""
+
+    def needed(first: int, last: int) -> bool:
+        at = bisect.bisect_left(keys, first)
+        return at < len(keys) and keys[at] <= last
+
+    if not keys:
+        return []
+    rows = await piece.rows(kind, 0, LIMIT - 1, needed)
+    return [row for row in rows if _has(keys, int(row["first"]))]
+
+
+def _has(keys: array[int], key: int) -> bool:
+    at = bisect.bisect_left(keys, key)
+    return at < len(keys) and keys[at] == key
+
+
+def _has_frames(name: str) -> bool:
+    """Say whether others may refer to an object."""
+    joined = parse_joined(name)
+    if joined is not None:
+        return joined[1] == LEAF_LEVEL
+    return parse_slot(name) is not None or parse_segment(name) is not None
+
+
+def _is_alone(info: PieceInfo) -> bool:
+    """Say whether a delta is a slot that refers to no other object."""
+    return not info.level and info.listed is not None and info.listed.stored_bytes == info.size
 
 
 def _tells(record: DiskRecord, name: str) -> bool:
@@ -95,116 +213,3 @@ def _tells(record: DiskRecord, name: str) -> bool:
         return slot[1] >= (ref.horizon if ref is not None else record.base(slot[0]))
     return any(name == ledger_name(record.id, number, ref.id)
                for number, ref in record.ledgers.items())  # fmt: skip
-
-
-def _is_first(info: PieceInfo) -> bool:
-    """Say whether a delta is not made of others, which tell what it tells."""
-    return info.level in (0, LEAF_LEVEL)
-
-
-def _note_links(found: References, head: DeltaHead) -> None:
-    found.starts[head.generation, head.from_epoch] = (head.from_digest, head.from_size)
-    found.ends[head.generation, head.to_epoch] = (head.to_digest, head.size)
-
-
-async def _learn(work: Inspection, found: References, piece: Piece) -> bool:
-    """Learn what a delta says; say whether that is all it has to say."""
-    whole = True
-    wanted: dict[int, Said] = {}
-    for number in range(1, piece.objects + 1):
-        ref = await piece.object_ref(number)
-        said = found.said.get(ref.name(work.record.id))
-        if said is not None:
-            said.size = ref.size
-            said.writer_id = piece.head.writer_id
-            wanted[number] = said
-    if not wanted:
-        return True
-    for kind in (DATA, ZEROS):
-        for row in await piece.rows(kind, 0, LIMIT - 1):
-            said = wanted.get(int(row["object"]))
-            if said is not None:
-                said.blocks.append((int(row["offset"]), int(row["length"]), row["hash"].tobytes()))
-            if kind == DATA:
-                whole &= await _learn_block(piece, row, wanted)
-    return whole
-
-
-async def _learn_block(piece: Piece, row: np.void, wanted: Mapping[int, Said]) -> bool:
-    try:
-        entries = await piece.entries(row)
-    except VdiskfsError as error:
-        if not is_damage(error):
-            raise
-        return False
-    for number, said in wanted.items():
-        mine = np.flatnonzero(entries.object == number)
-        if len(mine):
-            add_frames(said.frames, entries.rows(mine))
-    return True
-
-
-# ---- the same page once more ------------------------------------------------------------
-
-
-async def find_copies(
-    work: Inspection, pieces: Sequence[Piece], wanted: Mapping[int, set[int]]
-) -> dict[tuple[int, int], bytes]:
-    """Read pages out of whichever frame of the disk holds them; by number and sum.
-
-    Args:
-        work: the disk's.
-        pieces: its deltas.
-        wanted: sums by page.
-    """
-    search = _Search(work, wanted)
-    for piece in pieces:
-        if not _is_first(piece.info):
-            continue  # it refers to what slots and leaves have
-        try:
-            await search.look_into(piece)
-        except VdiskfsError as error:
-            if not is_damage(error):
-                raise
-    return search.found
-
-
-class _Search:
-    """Looks for pages in one delta after the other."""
-
-    def __init__(self, work: Inspection, wanted: Mapping[int, set[int]]) -> None:
-        self.found: dict[tuple[int, int], bytes] = {}
-        self._work = work
-        self._wanted = wanted
-        self._keys = np.array(sorted(wanted), np.uint64)
-
-    def _needed(self, first: int, last: int) -> bool:
-        at = int(np.searchsorted(self._keys, np.uint64(first)))
-        return at < len(self._keys) and int(self._keys[at]) <= last
-
-    async def look_into(self, piece: Piece) -> None:
-        """Read what it holds of the pages wanted."""
-        for row in await piece.rows(DATA, 0, LIMIT - 1, self._needed):
-            entries = await piece.entries(row)
-            pageno, owner = entries.pages()
-            for at in np.flatnonzero(np.isin(pageno, self._keys)).tolist():
-                key = (int(pageno[at]), int(entries.sums[at]))
-                if key in self.found or key[1] not in self._wanted[key[0]]:
-                    continue
-                chosen = select_pages(entries, pageno, owner, np.array([at]))
-                page = await _page(self._work, piece, chosen)
-                if page is not None:
-                    self.found[key] = page
-
-
-async def _page(work: Inspection, piece: Piece, chosen: Entries) -> bytes | None:
-    out = bytearray(PAGE_SIZE)
-    pages = chosen.pages()[0]
-    limiter = trio.CapacityLimiter(READS_AT_ONCE)
-    try:
-        await fetch_pages(work.store, [await locate(piece, chosen)], pages, out, limiter)
-    except VdiskfsError as error:
-        if not is_damage(error):
-            raise
-        return None
-    return bytes(out)

@@ -14,16 +14,15 @@ from vdiskfs.delta.blocks import DATA, PAGE, ZEROS, Rows
 from vdiskfs.delta.digest import ContentHasher
 from vdiskfs.delta.entries import Extents, unite_extents
 from vdiskfs.delta.index import decode_page, decode_root
-from vdiskfs.delta.layout import HEAD_SIZE, DeltaHead, decode_head, hash_bytes
+from vdiskfs.delta.layout import HEAD_SIZE, DeltaHead, decode_head
 from vdiskfs.delta.local import LocalDelta
+from vdiskfs.delta.refs import ObjectTable
 from vdiskfs.errors import FormatError
 from vdiskfs.point import PieceInfo
 from vdiskfs.point.piece import check_identity
 
 # fetch(name, offset, length): bytes of another object, or None.
 Fetch = Callable[[str, int, int], Awaitable[bytes | None]]
-
-Stored = dict[tuple[int, int], bytes]
 
 
 @dataclass(slots=True)
@@ -67,11 +66,8 @@ async def settle_index(draft: Draft, head: DeltaHead, stored: bytes, fetch: Fetc
         rows = _settle_pages(draft, head, root)
         if rows is None or not _settle_blocks(draft, rows):
             return None
-        delta = LocalDelta(head, root, _reader(draft, {}), draft.name)
-        elsewhere = await _elsewhere(draft, delta, rows, fetch)
-        if elsewhere is None:
-            return None
-        delta.read = _reader(draft, elsewhere)
+        delta = LocalDelta(head, root, _reader(draft, head.disk_id), draft.name)
+        delta.read = _reader(draft, head.disk_id, delta.objects(), fetch)
         return await trio.to_thread.run_sync(_read_index, draft, delta)
     except FormatError as error:
         draft.lost.append(error.message.removeprefix(f"{draft.name}: "))
@@ -94,7 +90,7 @@ def _settle_pages(draft: Draft, head: DeltaHead, root: Rows) -> Rows | None:
 
 def _settle_blocks(draft: Draft, rows: Rows) -> bool:
     """Say whether all blocks in the delta itself are what they were."""
-    whole = [_settle_row(draft, row) for row in rows if not int(row["object"])]
+    whole = [_settle_row(draft, row) for row in rows[rows["object"] == 0]]
     return all(whole)
 
 
@@ -105,27 +101,24 @@ def _settle_row(draft: Draft, row: np.void) -> bool:
     return found
 
 
-async def _elsewhere(draft: Draft, delta: LocalDelta, rows: Rows, fetch: Fetch) -> Stored | None:
-    """Return the blocks that lie in segments; None: one is damaged there."""
-    found: Stored = {}
-    table = delta.objects()
-    for row in rows[rows["object"] > 0]:
-        number, offset, length = int(row["object"]), int(row["offset"]), int(row["length"])
-        if number > len(table):
-            raise FormatError("an entry refers to no object", where=draft.name)
-        part = await fetch(table.ref(number - 1).name(delta.head.disk_id), offset, length)
-        if part is None or hash_bytes(part) != row["hash"].tobytes():
-            draft.lost.append("a block of its index that lies in a segment")
-            return None
-        found[number, offset] = part
-    return found
+def _reader(
+    draft: Draft, disk_id: str, table: ObjectTable | None = None, fetch: Fetch | None = None
+) -> Callable[[int, int, int], bytes]:
+    """Return what reads blocks, those in segments one by one; in a thread of trio's, with those."""
 
-
-def _reader(draft: Draft, elsewhere: Stored) -> Callable[[int, int, int], bytes]:
     def read(number: int, offset: int, length: int) -> bytes:
-        part = draft.part(offset, length) if not number else elsewhere.get((number, offset), b"")
-        if len(part) != length:
-            raise FormatError("a block lies outside the delta", where=draft.name)
+        part: bytes | None
+        if not number:
+            part = draft.part(offset, length)
+            if len(part) != length:
+                raise FormatError("a block lies outside the delta", where=draft.name)
+            return part
+        if table is None or fetch is None or number > len(table):
+            raise FormatError("an entry refers to no object", where=draft.name)
+        name = table.ref(number - 1).name(disk_id)
+        part = trio.from_thread.run(fetch, name, offset, length)
+        if part is None:
+            raise FormatError("a block of its index that lies in a segment", where=draft.name)
         return part
 
     return read

@@ -8,15 +8,20 @@ at once, be killed, and run again. vdiskfs-internals(7), "Healing".
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 
-from vdiskfs.catalog.check import check, find_records, list_line
+from vdiskfs.catalog.check import check_disk, find_records, list_line, list_lines
 from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
-from vdiskfs.catalog.inspection import Inspection, Progress
+from vdiskfs.catalog.inspection import NOTHING, Inspection, Progress
 from vdiskfs.catalog.ledger import LEAF_LEVEL, read_ledger
+from vdiskfs.catalog.lostdocuments import DocumentCopies, restore_document
+from vdiskfs.catalog.named import still_named
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
 from vdiskfs.catalog.report import (
@@ -34,6 +39,7 @@ from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
 from vdiskfs.errors import DamagedError, NotFoundError, RefusedError, VdiskfsError
 from vdiskfs.point import PieceInfo
 from vdiskfs.sealed.names import stored_name
+from vdiskfs.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +76,11 @@ async def repair(
     failed: list[tuple[DiskRecord, VdiskfsError]] = []
     records = await find_records(vault, disks, names)
     if disks is None:
-        await check_documents(vault.store, names)
+        await check_documents(vault.store, names, disks=records)
     others = {_stored(vault, disk_object(one) if is_id(one) else name_object(one)) for one in skip}
     for problem in names.problems:
         if _stored(vault, problem.object) not in others:
-            report.left.append(Left(problem, "no copy of it is known here"))
+            await settle_document(vault.store, problem, report)
     for record in [one for one in records if one.id not in skip]:
         try:
             await _Repair(vault, record, sources(record), report, progress).run()
@@ -85,6 +91,21 @@ async def repair(
     for record, why in failed:
         note_stopped(report, record.name, disk_object(record.id), why)
     return report
+
+
+async def settle_document(
+    store: Store, problem: Problem, report: RepairReport, copies: DocumentCopies | None = None
+) -> None:
+    """Put a document that is no disk's back, or report what to do about it."""
+    try:
+        found = await restore_document(store, problem, copies, dry_run=report.dry_run)
+    except RefusedError as error:
+        report.refused = True
+        found = Left(problem, error.message)
+    if isinstance(found, Healed):
+        report.healed.append(found)
+    elif found is not None:
+        report.left.append(found)
 
 
 def _stored(vault: Vault, name: str) -> str:
@@ -108,6 +129,9 @@ class _Repair:
         self._done: dict[str, Outcome] = {}
         self._why: dict[str, str] = {}
         self._whole: set[str] = set()
+        self._looked: Inspection | None = None
+        self._created: set[str] = set()
+        self._stored = False
 
     async def run(self) -> None:
         """Heal as long as that helps.
@@ -136,6 +160,8 @@ class _Repair:
         if self._report.dry_run or stopped:
             left = [one for one in found if one.object not in self._done
                     or self._done[one.object].why]  # fmt: skip
+        if not stopped:
+            left = await self._named(left)
         still = {one.object for one in left}
         self._report.left += [Left(one, self._why.get(one.object, "")) for one in left]
         for name, outcome in self._done.items():
@@ -147,34 +173,57 @@ class _Repair:
 
     async def _check(self) -> tuple[list[Problem], int]:
         """Return what is damaged now, and how many points there are."""
-        for _ in range(ROUNDS):
-            report = await check(
-                self._vault, [self._record.id], read_data=True, progress=self._progress
-            )
-            self._report.read_bytes += report.read_bytes
-            before, self._record = self._record, await self._vault.disk(self._record.id)
-            if report.ok or before.ledgers == self._record.ledgers:
-                break  # else what is missing was perhaps collected meanwhile
+        report = CheckReport()
+        before = self._looked.looked() if self._looked is not None else NOTHING
+        self._looked = await check_disk(
+            self._vault, self._record, report, read_data=True, progress=self._progress,
+            before=before,
+        )  # fmt: skip
+        self._record = await self._vault.disk(self._record.id)
+        self._report.read_bytes += report.read_bytes
         known = {problem.object for problem in report.problems}
-        missing = [one for one in await self._newest_missing() if one.object not in known]
+        missing = [one for one in await self._unlisted(report.problems) if one.object not in known]
         return report.problems + missing, report.points
 
-    async def _newest_missing(self) -> list[Problem]:
-        """Return slots that the vault has had, as this host knows, and has not now.
+    async def _named(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Return the problems that were not thinned away since."""
+        assert self._looked is not None
+        return await still_named(self._vault, self._looked, problems)
 
-        Where the newest ones are missing nothing in the vault tells of them.
+    async def _unlisted(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Return slots that the vault has had, and has not now, and that no check names.
+
+        Of the newest ones this host knows; of several side by side a check names the first, and
+        joined deltas tell of the points between them.
         """
-        record, found = self._record, []
-        expected = await self._sources.slots()
-        for generation in {one[0] for one in expected} & record.parents.keys():
-            ref = record.ledgers.get(generation)
+        record, found = self._record, dict[tuple[int, int], int]()
+        lines: dict[int, list[tuple[int, int]]] = {}
+        for number, start, end in await self._sources.slots():
+            lines.setdefault(number, []).append((start, end))
+        gaps = [(parse_slot(one.object), one) for one in problems]
+        for slot, _ in gaps:
+            if slot is not None:
+                lines.setdefault(slot[0], [])
+        for number in lines.keys() & record.parents.keys():
+            ref = record.ledgers.get(number)
             horizon = ref.horizon if ref is not None else 0
-            listing = await list_line(self._work(), generation)
-            for number, start, end in expected:
-                if number == generation and start >= horizon and start not in listing.slots:
-                    name = slot_name(record.id, generation, start)
-                    found.append(Problem(name, "is missing", record.name, {generation: [end]}))
-        return found
+            slots = (await list_line(self._work(), number)).slots
+            there = sorted(slots)
+            for slot, problem in gaps:
+                if slot is None or slot[0] != number or slot[1] in slots or slot[1] < horizon:
+                    continue
+                after = bisect.bisect_right(there, slot[1])
+                last = there[after] if after < len(there) else math.inf
+                inside = [one for one in problem.points.get(number, []) if slot[1] < one <= last]
+                lines[number] += itertools.pairwise(sorted(inside))
+            found |= {
+                (number, start): end for start, end in lines[number]
+                if start >= horizon and start not in slots
+            }  # fmt: skip
+        return [
+            Problem(slot_name(record.id, number, start), "is missing", record.name, {number: [end]})
+            for (number, start), end in sorted(found.items())
+        ]
 
     def _work(self) -> Inspection:
         vault = self._vault
@@ -185,9 +234,10 @@ class _Repair:
 
     async def _heal(self, problems: Sequence[Problem]) -> bool:
         """Try to heal each; say whether anything was stored: then there is more to see."""
-        work, record = self._work(), self._record
-        listings = [await list_line(work, number) for number in sorted(record.parents)]
-        names = {one.object for one in problems}
+        work = self._work()
+        listings = await list_lines(self._vault, work)
+        record = self._record = work.record
+        names = {one.object for one in await self._named(problems)}
         references = await gather(work, listings, names)
         healer = Healer(
             work, references, self._sources, dry_run=self._report.dry_run,
@@ -195,28 +245,40 @@ class _Repair:
             leaves={leaf.name: leaf for one in listings for leaf in one.leaves.values()},
             joins={join.name: join for one in listings for join in _ledger_joins(one, record)},
         )  # fmt: skip
-        stored, created = False, set[str]()
-        for name in sorted(names, key=_order):
-            try:
-                outcome = await healer.heal(name)
-            except RefusedError as error:
-                # What is missing may be created there all the same.
-                self._why[name] = error.message
-                self._report.refused = True
-                continue
-            self._why[name] = outcome.why
-            stored |= outcome.stored or outcome.raced
-            if outcome.whole and name not in self._whole:
-                # It was stored while the check looked.
-                self._whole.add(name)
-                stored = True
-            if outcome.created:
-                created.add(name)
-            if outcome.stored:
-                before = self._done.get(name)
-                self._done[name] = outcome if before is None else _sum(before, outcome)
-        await self._take_back(created)
-        return stored
+        order = sorted(names, key=_order)
+        self._created, self._stored = set(), False
+        # What is made of others comes when those are healed.
+        for made in (False, True):
+            waiting = [name for name in order if _is_made(name) == made]
+            while waiting:
+                waiting = [name for name in waiting if await self._try(healer, name)]
+                await references.copies.search()
+        await self._take_back(self._created)
+        return self._stored
+
+    async def _try(self, healer: Healer, name: str) -> bool:
+        """Try to heal an object; say whether it waits for a search of the vault."""
+        try:
+            outcome = await healer.heal(name)
+        except RefusedError as error:
+            # What is missing may be created there all the same.
+            self._why[name] = error.message
+            self._report.refused = True
+            return False
+        if outcome.waits:
+            return True
+        self._why[name] = outcome.why
+        self._stored |= outcome.stored or outcome.raced
+        if outcome.whole and name not in self._whole:
+            # It was stored while the check looked.
+            self._whole.add(name)
+            self._stored = True
+        if outcome.created:
+            self._created.add(name)
+        if outcome.stored:
+            before = self._done.get(name)
+            self._done[name] = outcome if before is None else _sum(before, outcome)
+        return False
 
     async def _take_back(self, created: set[str]) -> None:
         """Delete again what thinning doomed while it was made: nobody needs it any more."""
@@ -245,6 +307,12 @@ def _order(name: str) -> tuple[int, str]:
     if joined is not None:
         return (2 if joined[1] == LEAF_LEVEL else 4 + joined[1], name)
     return (1 if parse_slot(name) is not None else 3 if name.startswith("segments/") else 0, name)
+
+
+def _is_made(name: str) -> bool:
+    """Say whether an object is a joined delta, which holds nothing that others do not."""
+    joined = parse_joined(name)
+    return joined is not None and joined[1] != LEAF_LEVEL
 
 
 def _ledger_joins(listing: Listing, record: DiskRecord) -> list[PieceInfo]:

@@ -61,6 +61,8 @@ class LineWalk:
         self._rows: dict[int, PointRow] = {}
         self._tables: dict[str, PointTable] = {}
         self._ending: dict[int, list[PieceInfo]] = {}
+        self._last_use: dict[int, int] = {}
+        self._lost: list[tuple[int, int]] = []
 
     async def run(self, wanted: set[int]) -> dict[int, LineState]:
         """Walk to the end; return the state at the epochs wanted."""
@@ -145,6 +147,7 @@ class LineWalk:
     async def _lose(self, start: int, end: int, message: str) -> None:
         """Pass a slot that cannot be read, to the epoch where it must have ended."""
         self._tracker.lose(self._work.problem(self._name(start), message))
+        self._lost.append((start, end))
         self._digest = self._size = None
         for epoch in self._points_between(start, end):
             self._count(epoch)
@@ -157,7 +160,13 @@ class LineWalk:
         # The coarsest comes last: it is the one that readers take.
         for info in sorted(self._ending.get(epoch, []), key=lambda info: info.level):
             await self._joined(info)
-        self._tracker.remember(epoch)
+        # Invariant: of the epochs passed those are kept that joined deltas begin at which end
+        # later: each costs what is hurt there.
+        for info in self._ending.pop(epoch, []):
+            if self._last_use[info.from_epoch] <= epoch:
+                self._tracker.forget(info.from_epoch)
+        if epoch in self._last_use:
+            self._tracker.remember(epoch)
         if epoch not in self._listing.hidden:
             self._count(epoch)
 
@@ -189,9 +198,13 @@ class LineWalk:
                 self._report_joined(info, error)
                 continue
             self._ending.setdefault(info.to_epoch, []).append(info)
+            last = max(info.to_epoch, self._last_use.get(info.from_epoch, 0))
+            self._last_use[info.from_epoch] = last
 
     async def _joined(self, info: PieceInfo) -> None:
         """Look at a joined delta where it ends."""
+        if any(start < info.from_epoch < end for start, end in self._lost):
+            return  # it begins where nothing is known: it may be whole, and leads nobody past it
         state = self._tracker.at(info.from_epoch)
         try:
             piece = await self._work.open(info)

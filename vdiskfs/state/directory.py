@@ -7,6 +7,7 @@
     clean                 what it is renamed to by an orderly end; removed at start
     site.json             what the vault was last told of this site
     groups.json           the consistency groups that the vault told of last
+    documents.others/     copies of the vault's policies, groups and machines
     control.sock          the control socket
     cache/                local copies of recovery points; emptied at start
     failovers/<id>/       record.json, and a copy of each disk: see vdiskfs.failover
@@ -237,6 +238,11 @@ class StateDirectory:
     def groups(self) -> Path:
         """What the vault said last of consistency groups."""
         return self.path / "groups.json"
+
+    @property
+    def documents(self) -> Path:
+        """Copies of documents of the vault: what the names of their directories begin with."""
+        return self.path / "documents"
 
     @property
     def control(self) -> Path:
