@@ -9,11 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
+from vdiskfs.catalog import Vault
 from vdiskfs.catalog.documents import decode_document, encode_document
+from vdiskfs.catalog.records import SiteRecord, encode_disk
 from vdiskfs.crypto import Secrets
+from vdiskfs.store import open_store
 
 VARIABLE = "VDISKFS_TEST_VAULT"
 FILE_KEY = bytes(range(32))
@@ -44,6 +49,29 @@ def init_options(directory: Path) -> list[str]:
     """Return the options of ``vault init``."""
     path = key_file(directory)
     return ["--encryption", "none"] if path is None else ["--key-file", str(path)]
+
+
+async def _opened(directory: Path) -> Vault:
+    return await Vault.open(open_store(f"file://{directory}"), given())
+
+
+def disk_records(directory: Path) -> list[dict[str, Any]]:
+    """Return the records of all disks of a vault in a folder, as their documents have them."""
+
+    async def read() -> list[dict[str, Any]]:
+        found = await (await _opened(directory)).disks()
+        return [decode_document(encode_disk(record), where=record.name) for record in found]
+
+    return trio.run(read)
+
+
+def heartbeats(directory: Path) -> list[SiteRecord]:
+    """Return the heartbeats in a vault in a folder."""
+
+    async def read() -> list[SiteRecord]:
+        return await (await _opened(directory)).sites()
+
+    return trio.run(read)
 
 
 def edited(data: bytes, **changes: object) -> bytes:

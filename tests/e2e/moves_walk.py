@@ -27,6 +27,7 @@ from typing import Any
 from tests.e2e.gauges import write_at
 from tests.e2e.mounted import MountedSite
 from tests.e2e.mounted_walk import deaths
+from tests.vaults import disk_records
 from vdiskfs.machines import Hooks, Machine, MachineDisk
 
 MIB = 1 << 20
@@ -240,8 +241,7 @@ class Walk:
 
     @staticmethod
     def _check_generations(directory: Path, rounds: int) -> None:
-        [path] = (directory / "vault").rglob("disk.json")
-        record = json.loads(path.read_text())
+        [record] = disk_records(directory / "vault")
         assert len(record["parents"]) == 1 + 2 * rounds, f"generations: {record['parents']}"
         assert not record["branches"], f"branches: {record['branches']}"
         assert (record["moved"], record["handover"]) == (None, None), record

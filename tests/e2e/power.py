@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import random
 import re
@@ -47,6 +46,7 @@ from tests.e2e.mounted import MountedSite
 from tests.e2e.oracle import Oracle
 from tests.e2e.poweredsite import PoweredSite
 from tests.e2e.workload import Mix, Workload, WriteLog
+from tests.vaults import disk_records
 from vdiskfs.native import INTENT_REGION
 from vdiskfs.units import PAGE_SIZE, parse_time
 
@@ -98,11 +98,7 @@ def compared_of(log: Path, disk: str = DISK) -> tuple[int, int]:
 
 def generations(vault: Path) -> dict[str, int]:
     """Return the generation of each disk, as the vault has it."""
-    found = {}
-    for path in vault.glob("disks/*/disk.json"):
-        record = json.loads(path.read_text())
-        found[record["name"]] = int(record["generation"])
-    return found
+    return {record["name"]: int(record["generation"]) for record in disk_records(vault)}
 
 
 def digest_of(site: MountedSite, number: int) -> str:

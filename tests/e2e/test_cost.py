@@ -109,11 +109,11 @@ def test_overwrites_that_are_sealed_every_second_still_cost_what_changed(tmp_pat
 
 def heartbeats(site: MountedSite, vault: Path, count: int) -> None:
     """Wait for that many heartbeats of the site."""
-    [path] = (vault / "sites").glob(f"{site.name}.*.json")
-    seen = {path.read_text()}
+    [path] = (vault / "sites").iterdir()  # an encrypted one has another name
+    seen = {path.read_bytes()}
 
     def enough() -> bool:
-        seen.add(path.read_text())
+        seen.add(path.read_bytes())
         return len(seen) > count
 
     site.wait(f"{count} heartbeats", enough)
@@ -136,7 +136,7 @@ def test_an_idle_disk_of_a_tebibyte_costs_no_request_no_time_and_little_memory(
         memory = resident_bytes(site.pid)
         print(f"{spent_s:.2f} s in {passed_s:.1f} s, {memory >> 20} MiB, changed: {changed}")
         (heartbeat,) = changed
-        assert heartbeat.startswith(f"sites/{site.name}.")
+        assert heartbeat.startswith("sites/")
         assert spent_s < 0.02 * passed_s
         assert memory < 250 << 20
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mounted import CommandError, MountedSite
+from tests.vaults import VARIABLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -72,7 +73,10 @@ def test_the_first_replication_ends_with_what_a_failover_needs(tmp_path: Path) -
         assert jobs(site, "finalize")[-1]["state"] == "cancelled"
 
 
-def test_what_cannot_be_finalized_says_so_replicates_on_and_is_tried_again(tmp_path: Path) -> None:
+def test_what_cannot_be_finalized_says_so_replicates_on_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "plain")  # the name of an object is made by hand
     with MountedSite(tmp_path, options=FAST + "[watch]\nhold_s = 0.1\n") as site:
         site.add_image("web01", MIB, os.urandom(MIB))
         site.init()

@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.gauges import write_at
 from tests.e2e.test_relocation import DISK, Sites, refused
+from tests.vaults import heartbeats
 from vdiskfs.units import format_time
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
@@ -37,11 +38,10 @@ def test_an_instant_that_a_disk_in_resynchronization_has_not_is_refused(sites: S
     write_at(live, 0, b"later")
     written = format_time(time.time_ns())
 
-    def states() -> list[str]:
-        paths = (home.state.parent.parent / "vault" / "sites").iterdir()
-        return [path.read_text() for path in paths]
+    def states() -> str:
+        return str(heartbeats(home.state.parent.parent / "vault"))
 
-    away.wait("home has said so", lambda: any("ResyncRequired" in one for one in states()))
+    away.wait("home has said so", lambda: "ResyncRequired" in states())
     for command in ("start", "test"):
         kind = ["--unplanned"] if command == "start" else []
         for point in (f"#{there + 1}", written):

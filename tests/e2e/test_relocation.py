@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from tests.e2e.gauges import write_at
 from tests.e2e.mounted import CommandError, MountedSite
+from tests.vaults import disk_records
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -80,8 +80,7 @@ def refused(site: MountedSite, *arguments: str) -> str:
 
 
 def vault_record(sites: Sites) -> dict[str, Any]:
-    [path] = (sites.home.state.parent.parent / "vault").rglob("disk.json")
-    found: dict[str, Any] = json.loads(path.read_text())
+    [found] = disk_records(sites.home.state.parent.parent / "vault")
     return found
 
 

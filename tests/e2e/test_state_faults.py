@@ -19,6 +19,7 @@ from tests.e2e.mounted import MountedSite
 from tests.e2e.oracle import Oracle
 from tests.e2e.test_full_disk import wait_same, write_random
 from tests.e2e.workload import Workload
+from tests.vaults import VARIABLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.slow]
 
@@ -115,8 +116,11 @@ def test_a_state_disk_that_is_gone_costs_points_and_the_guest_nothing(
         mounting.close()
 
 
-def test_marks_that_could_not_be_written_once_are_not_believed_afterwards(tmp_path: Path) -> None:
+def test_marks_that_could_not_be_written_once_are_not_believed_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first sync reports the error, the next ones would not: the disk is compared instead."""
+    monkeypatch.setenv(VARIABLE, "plain")  # what fits is weighed to the block
     with thin_state_disk(tmp_path) as (room, ballast), MountedSite(tmp_path, options=FAST) as site:
         site.state = room / "state"
         source = site.add_image("web01", 288 * MIB, os.urandom(8 * MIB))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mounted import MountedSite
+from tests.vaults import heartbeats
 from vdiskfs.units import PAGE_SIZE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
@@ -34,8 +35,8 @@ def image(site: MountedSite, point: dict[str, Any]) -> Path:
 
 
 def is_open(site: MountedSite, epoch: int) -> bool:
-    hearts = Path(site.vault.removeprefix("file://")).glob("sites/*.json")
-    return any(epoch in use for heart in hearts for use in json.loads(heart.read_text())["uses"])
+    hearts = heartbeats(Path(site.vault.removeprefix("file://")))
+    return any(epoch in use for heart in hearts for use in heart.uses)
 
 
 def test_a_disk_follows_its_policy_while_it_is_written(tmp_path: Path) -> None:
