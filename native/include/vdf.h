@@ -315,6 +315,10 @@ enum {
  */
 int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_track **out);
 
+/* For tests: the same with an intent log of so many slots, where it makes one; 0: as ever. */
+int vdf_track_open_slots(const char *directory, uint64_t size, unsigned flags, uint32_t slots,
+                         vdf_track **out);
+
 /* Unmaps and closes; not while an image uses it. Takes NULL. */
 void vdf_track_close(vdf_track *track);
 

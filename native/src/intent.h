@@ -8,7 +8,7 @@
 /* ---- intent log: the file (intentlog.c) ---------------------------------------- */
 
 #define VDF_INTENT_SLOTS 1237 /* as DRBD's activity log: 4.8 GiB at most to look at */
-#define VDF_INTENT_MIN 32     /* one change takes up to 17 at once */
+#define VDF_INTENT_MIN 2      /* for tests: one change takes up to 17 at once, or waits for ever */
 #define VDF_INTENT_MAX 8000
 #define VDF_INTENT_SHIFT 22 /* regions of 4 MiB */
 #define VDF_INTENT_NONE UINT32_MAX

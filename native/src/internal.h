@@ -218,9 +218,6 @@ struct vdf_track {
 
 /* Maps the files as they are; vdf_track_open also thaws and begins the intent log. */
 int vdf_track_load(const char *directory, uint64_t size, bool fresh, vdf_track **out);
-/* vdf_track_open with an intent log of this many slots, where it makes one. */
-int vdf_track_open_slots(const char *directory, uint64_t size, unsigned flags, uint32_t slots,
-                         vdf_track **out);
 /* dirty[new] |= dirty[old], durable before dirty[old] is cleared. */
 int vdf_track_fold(vdf_track *track, uint64_t new);
 /* Lets the bitmaps reach `size`; notes where they cannot. */

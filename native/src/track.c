@@ -245,7 +245,7 @@ static int open_intent(vdf_track *track, uint32_t slots)
     vdf_intentlog log;
     vdf_intent_record record;
 
-    slots = slots < VDF_INTENT_MIN ? VDF_INTENT_MIN : slots;
+    slots = slots == 0 ? VDF_INTENT_SLOTS : slots < VDF_INTENT_MIN ? VDF_INTENT_MIN : slots;
     int error = vdf_intentlog_open(track->dir, files, VDF_INTENT_FILES, &log, &record);
     if (error != 0) {
         record = (vdf_intent_record){.flags = VDF_INTENT_VOID};
@@ -285,7 +285,7 @@ int vdf_track_open_slots(const char *directory, uint64_t size, unsigned flags, u
 
 int vdf_track_open(const char *directory, uint64_t size, unsigned flags, vdf_track **out)
 {
-    return vdf_track_open_slots(directory, size, flags, VDF_INTENT_SLOTS, out);
+    return vdf_track_open_slots(directory, size, flags, 0, out);
 }
 
 static int sync_files(vdf_track *track)

@@ -11,9 +11,12 @@ and one write torn. Each is attached, its journal replayed, and the disk started
 The vault of that moment is made, too: each change of an object is known to lie between two
 lengths of the log, so a state has all that were made before it, and none that were begun later.
 
+The intent log has room for fewer regions than are written to (SLOTS), so that they leave it again
+and again, with all that this syncs.
+
 Checked, by the letters of the fault model: L sector by sector; P and I, as every point is the
 bytes of a seal, in order; T, as the next point is the image; pages that were never written to are
-not suspect, and no generation is started.
+not suspect, nor those of more regions than the log has room for, and no generation is started.
 """
 
 from __future__ import annotations
@@ -47,10 +50,13 @@ from vdiskfs.units import PAGE_SIZE
 
 MIB = 1 << 20
 DEVICE = 32 * MIB
-SIZE = 5 * MIB
+SLOTS = 2
+REGIONS = SLOTS + 1  # that are written to
+HOT = 96  # pages of each
 QUIET = 1 * MIB  # written before the run, never in it; a region of the intent log of its own
 FIRST = native.INTENT_REGION // PAGE_SIZE
-PAGES = SIZE // PAGE_SIZE
+PAGES = REGIONS * FIRST + HOT
+SIZE = PAGES * PAGE_SIZE
 STEPS = 150
 SHM = Path("/dev/shm")
 _ZEROS = bytes(1 << 16)
@@ -78,17 +84,18 @@ class History:
     count: int = 0
     flushes: list[tuple[int, int]] = field(default_factory=list)  # last change before, log after
     sealed: dict[bytes, int] = field(default_factory=dict)
+    left: int = 0  # regions, the intent log
 
     def change(self, image: native.Image) -> None:
         """Write some pages, or discard them."""
         self.count += 1
-        first = self.rng.randrange(FIRST, PAGES)
-        pages = range(first, min(PAGES, first + self.rng.randrange(1, 9)))
+        first = FIRST * self.rng.randrange(1, REGIONS + 1) + self.rng.randrange(-4, HOT)
+        pages = range(max(FIRST, first), min(PAGES, first + self.rng.randrange(5, 12)))
         zero = self.rng.random() < 0.1
         data = b"".join(bytes(PAGE_SIZE) if zero else page_of(self.count, page) for page in pages)
         for page in pages:
             self.versions.setdefault(page, []).append((self.count, zero))
-        offset = first * PAGE_SIZE
+        offset = pages.start * PAGE_SIZE
         self.disk[offset : offset + len(data)] = data
         if zero:
             image.allocate(_PUNCH, offset, len(data))
@@ -190,6 +197,10 @@ class Recording:
                     await one.ship()
                 else:
                     await trio.to_thread.run_sync(history.change, one.image)
+            counts = native.intent_counts(one.image)
+            assert counts.slots == SLOTS
+            assert not counts.voids
+            history.left = counts.left
 
     def _length(self) -> int:
         return self._log.stat().st_size
@@ -305,6 +316,7 @@ async def recover(root: Path, history: History, length: int) -> int:
     async with opened(root, boot_id="boot-1") as one:
         suspect = one.suspect_pages()
         assert all(page >= FIRST for page in suspect), "nobody wrote to them"
+        assert len({page // FIRST for page in suspect}) <= SLOTS, "more than the log names"
         await one.ship()
         points = await one.points()
         live = (root / "web01.img").read_bytes()
@@ -328,7 +340,11 @@ def replay_round(seed: int, states: int = 40, *, lies: bool = False) -> dict[str
     Raises:
         AssertionError: something was wrong; its notes say at which moment.
     """
-    with tempfile.TemporaryDirectory(dir=SHM if os.access(SHM, os.W_OK) else None) as directory:
+    few = {"VDISKFS_INTENT_SLOTS": str(SLOTS)}
+    with (
+        mock.patch.dict(os.environ, few),
+        tempfile.TemporaryDirectory(dir=SHM if os.access(SHM, os.W_OK) else None) as directory,
+    ):
         recording = Recording(Path(directory), seed, lies=lies)
         recording.run()
         return _recover_all(recording, seed, states)
@@ -340,6 +356,7 @@ def _recover_all(recording: Recording, seed: int, states: int) -> dict[str, int]
         flushes=sum(one.is_flush for one in recording.entries),
         changes=recording.history.count,
         seals=len(recording.history.sealed),
+        left=recording.history.left,
         vault_changes=len(recording.changes),
     )
     disk = Disk(recording.directory / "before.raw")

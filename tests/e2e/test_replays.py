@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.e2e.replays import replay_round
@@ -10,11 +12,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.slow]
 
 
 @pytest.mark.timeout(300)
-def test_a_disk_recovers_from_any_moment_of_a_run() -> None:
+def test_a_disk_recovers_from_any_moment_of_a_run(tell: Callable[[str], None]) -> None:
     """Some moments of one run; all of them: ``python -m tests.e2e.replays --states 0``."""
     counts = replay_round(1, 24)
-    print(counts)
+    tell(f"seed 1: {counts}")
     assert counts["states"] == 24
+    assert counts["left"] > 0
     assert counts["vault_changes"] > 0
     assert counts["points"] > 24
 

@@ -40,6 +40,7 @@ from vdiskfs.native.intent import (
     INTENT_REGION,
     begin_intent,
     intent_counts,
+    intent_slots,
     recover_track,
     settle_track,
     sync_track,
@@ -386,7 +387,8 @@ class Track(_Closing):
         """Open the track of an image of ``size`` bytes, or with ``new`` create it."""
         out = ffi.new("vdf_track **")
         flags = lib.VDF_TRACK_NEW if new else 0
-        check(lib.vdf_track_open(os.fsencode(directory), size, flags, out), os.fspath(directory))
+        where, slots = os.fspath(directory), intent_slots()
+        check(lib.vdf_track_open_slots(os.fsencode(where), size, flags, slots, out), where)
         self._track = out[0]
 
     @property

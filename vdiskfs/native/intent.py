@@ -21,6 +21,14 @@ INTENT_REGION: int = lib.VDF_INTENT_REGION
 _CAPACITY = 8000
 
 
+def intent_slots() -> int:
+    """Return how many regions a new log has room for; 0: as many as ever.
+
+    VDISKFS_INTENT_SLOTS in the environment is for tests: regions leave small images, too.
+    """
+    return int(os.environ.get("VDISKFS_INTENT_SLOTS", "0"))
+
+
 def begin_intent(image: Image) -> None:
     """All that has to be suspect is marked: sync the bitmaps, let the log be kept.
 
