@@ -155,8 +155,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests told, and what did not run, where nobody overlooks it."""
-    passed = terminalreporter.stats.get("passed", [])
-    told = [text for test in passed for name, text in test.user_properties if name == "told"]
+    stats = terminalreporter.stats
+    done = [test for how in ("failed", "passed") for test in stats.get(how, [])]
+    told = [text for test in done for name, text in test.user_properties if name == "told"]
     if told:
         terminalreporter.section("counted")
     for text in told:

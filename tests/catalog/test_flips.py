@@ -78,10 +78,10 @@ class Target:
 
 
 @asynccontextmanager
-async def target(directory: Path) -> AsyncIterator[Target]:
+async def target(directory: Path, tell: Callable[[str], None]) -> AsyncIterator[Target]:
     """Make a line that was thinned and collected and has grown since, and all documents."""
     seed = int(os.environ.get("VDISKFS_SEED", random.randrange(1 << 30)))
-    print(f"VDISKFS_SEED={seed}")
+    tell(f"flipped bits, VDISKFS_SEED={seed}")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(vaults.VARIABLE, raising=False)
         async with bench() as test:
@@ -115,7 +115,7 @@ async def test_the_check_names_the_object_of_each_flipped_bit(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     counts: Counter[str] = Counter()
-    async with target(tmp_path) as one:
+    async with target(tmp_path, tell) as one:
         kinds = one.kinds()
         assert set(kinds) == KINDS
         assert (await one.check()).ok
@@ -133,10 +133,12 @@ async def test_the_check_names_the_object_of_each_flipped_bit(
     tell(f"{FLIPS} bits flipped and detected: {dict(sorted(counts.items()))}")
 
 
-async def test_a_point_behind_a_flipped_bit_is_right_or_refused(tmp_path: Path) -> None:
+async def test_a_point_behind_a_flipped_bit_is_right_or_refused(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
     """And each one in a frame that a point needs is refused: a check says so, not luck."""
     refused = 0
-    async with target(tmp_path) as one:
+    async with target(tmp_path, tell) as one:
         bulk = [name for kind in ("slot", "joined delta", "join of leaves", "leaf", "segments")
                 for name in one.kinds()[kind]]  # fmt: skip
         for _ in range(150):

@@ -65,12 +65,12 @@ def _holds_kill(error: BaseException) -> bool:
 
 @pytest.mark.timeout(3600)
 async def test_every_point_that_stays_is_the_same_bytes_in_any_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]
 ) -> None:
     """ROUNDS random steps; 60 by default, VDISKFS_INTERLEAVINGS=1000 for the long form."""
     seed = int(os.environ.get("VDISKFS_SEED", random.randrange(1 << 30)))
     rng = random.Random(seed)
-    print(f"VDISKFS_SEED={seed}")
+    tell(f"interleavings, VDISKFS_SEED={seed}")
     hooks = Hooks(monkeypatch)
     done: dict[str, int] = {}
     async with bench() as test:
@@ -143,7 +143,7 @@ async def test_every_point_that_stays_is_the_same_bytes_in_any_order(
         vault = Vault(test.store, test.vault.vault_id, "")
         assert (await vault.log(await site.record()).tip()).epoch == test.model.epoch
     assert done.get("kill", 0) >= ROUNDS // 60, done
-    print(done, sorted(hooks.killed))
+    tell(f"  {done}, {sorted(hooks.killed)}")
 
 
 async def _race(one: Site, other: Site) -> None:

@@ -73,11 +73,11 @@ def named(one: Site, report_hurt: list[tuple[str, int, int]]) -> set[int]:
 
 
 async def test_of_100_random_damages_those_are_healed_whose_pages_the_source_has(
-    tmp_path: Path,
+    tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     """The check names exactly the points hurt, the repair heals them to the same bytes."""
     seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    tell(f"damages healed, seed {seed}")
     rng = random.Random(seed)
     tally: Counter[str] = Counter()
     async with site(tmp_path) as one:
@@ -103,7 +103,7 @@ async def test_of_100_random_damages_those_are_healed_whose_pages_the_source_has
             tally["points hurt"] += len(hurt)
             tally["points left"] += len(left)
             one.restore()
-    print(dict(tally))
+    tell(f"  {dict(tally)}")
     assert tally["healable"] > (10 if is_encrypted() else 30)
     assert tally["healed"] >= 0.95 * tally["healable"]
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,15 @@ TOP = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(3600)
-def test_a_kill_at_a_step_costs_no_error_and_no_byte(tmp_path: Path) -> None:
+def test_a_kill_at_a_step_costs_no_error_and_no_byte(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
     command: list[str | Path] = [
         sys.executable, "-m", "tests.e2e.mounted_walk", "--every", EVERY, "--directory", tmp_path,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=TOP, stdout=subprocess.PIPE, text=True, check=False)
     report = json.loads(done.stdout)
-    print(report)
+    tell(f"kills of a mount, every {EVERY}th step: {report}")
     assert report["problems"] == []
     assert report["names"] > 20
     assert report["reached"] >= report["walked"] * 2 // 3 > 0

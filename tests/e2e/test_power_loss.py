@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,11 @@ GIB = 1024 * MIB
 )
 @pytest.mark.timeout(300)
 def test_points_are_prefixes_and_the_next_one_is_the_live_image(
-    tmp_path: Path, seed: int, kind: str, how: str
+    tmp_path: Path, seed: int, kind: str, how: str, tell: Callable[[str], None]
 ) -> None:
     """One loss at a random instant under load: see tests/e2e/power.py."""
     loss = power_loss_round(tmp_path, seed, kind, how)
-    print(loss)
+    tell(f"a loss of power on {kind}: {loss}")
     assert loss.points > 0
     assert loss.regions > 0
     assert loss.generations == 0
@@ -36,11 +37,12 @@ def test_points_are_prefixes_and_the_next_one_is_the_live_image(
 
 @pytest.mark.timeout(300)
 def test_a_vault_ahead_of_the_disk_keeps_its_points_and_gets_a_new_generation(
-    tmp_path: Path,
+    tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     """A disk that lies about its cache: nothing here is known to be what the vault has."""
-    loss = power_loss_round(tmp_path, 5, "ext4", "ahead")
-    print(loss)
+    kind = "ext4"
+    loss = power_loss_round(tmp_path, 5, kind, "ahead")
+    tell(f"a loss of power on {kind}: {loss}")
     assert loss.points > 0
     assert loss.generations == 1
 

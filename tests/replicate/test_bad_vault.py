@@ -69,7 +69,7 @@ async def renamed(vault: Vault, rig: Rig) -> None:
 @pytest.mark.azurite
 @pytest.mark.parametrize("kind", ["answer", "reset", "half-upload", "drop-reply", "etag"])
 async def test_each_kind_of_write_survives_each_fault(
-    azure_vault: AzureVault, tmp_path: Path, kind: Kind
+    azure_vault: AzureVault, tmp_path: Path, kind: Kind, tell: Callable[[str], None]
 ) -> None:
     """A success whose answer was lost is recognised, whatever was written."""
     with FaultProxy(azure_vault.azurite.port) as proxy:
@@ -93,7 +93,7 @@ async def test_each_kind_of_write_survives_each_fault(
                         await beat(vault, number)
                     points = await rig.check()
         fired = {what: fault.fired for what, fault in faults.items()}
-        print(f"{kind}: fired {fired}, {points} points right")
+        tell(f"{kind}: fired {fired}, {points} points right")
         assert all(fired.values()), fired
         assert points >= 18
 

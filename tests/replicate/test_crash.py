@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
     return Counter(log.read_text().split())
 
 
-def test_every_durable_step_has_a_hook(passed: Counter[str]) -> None:
-    print(f"{len(passed)} hooks, passed {passed.total()} times: {dict(passed)}")
+def test_every_durable_step_has_a_hook(passed: Counter[str], tell: Callable[[str], None]) -> None:
+    tell(f"{len(passed)} hooks, passed {passed.total()} times: {dict(passed)}")
     assert set(passed) >= EXPECTED
 
 
@@ -46,7 +47,7 @@ def test_every_durable_step_has_a_hook(passed: Counter[str]) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_kill_at_a_durable_step_loses_nothing(
-    tmp_path: Path, passed: Counter[str], name: str
+    tmp_path: Path, passed: Counter[str], name: str, tell: Callable[[str], None]
 ) -> None:
     """At the first and the last time, and once more in the middle of the recovery from it."""
     kills = 0
@@ -63,5 +64,5 @@ def test_a_kill_at_a_durable_step_loses_nothing(
         healed = live(root, "recover")
         assert healed.returncode == 0, healed.stderr
         assert "points right" in healed.stdout
-    print(f"{name}: killed {kills} times")
+    tell(f"{name}: killed {kills} times")
     assert kills >= 2
