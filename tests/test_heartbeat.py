@@ -1,8 +1,10 @@
-"""The heartbeat of a vault in two containers sees each of them."""
+"""The heartbeat sees each container of a vault, and that the vault is not an older state of it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +12,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.model.onedisk import OneDisk, opened
+from tests.replicate.rig import page_of
 from tests.store.memory import MemoryStore
 from vdiskfs.catalog import Vault
 from vdiskfs.config import MountSettings
-from vdiskfs.health import Health
+from vdiskfs.health import Health, Level
 from vdiskfs.heartbeat import Heartbeat
 from vdiskfs.store.split import SplitStore
+from vdiskfs.units import PAGE_SIZE
 
 AWAY_S = 1000
 
@@ -83,3 +88,36 @@ async def test_a_vault_in_one_store_is_asked_for_nothing_more() -> None:
     asked = store.requests
     await scene.heartbeat.beat()
     assert store.requests == asked + 1
+
+
+async def test_an_idle_disk_is_critical_once_its_vault_is_an_older_state_of_it(
+    tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("the vault does not answer: .* gone back in time: it lacks epoch")
+    expect_log("disk web01: .* gone back in time: it lacks epoch")
+    vault, old, aside = (tmp_path / name for name in ("vault", "old", "aside"))
+    await OneDisk(tmp_path).init(16 * PAGE_SIZE)
+    async with opened(tmp_path) as one:
+        settings = MountSettings(None, "/mnt/vd", f"file://{vault}", "site", "/state")
+        site: Any = SimpleNamespace(vault=one.vault, state=one.state)
+        heartbeat = Heartbeat(settings, site, lambda: [one.disk], trio.lowlevel.checkpoint)
+        for number in range(2):
+            one.image.write(0, page_of(number))
+            await one.ship()
+            await heartbeat.beat()
+            if number == 0:
+                shutil.copytree(vault, old)
+        assert heartbeat.vault_error is None
+        # From here on nobody writes: nothing is shipped that could miss what is gone.
+        vault.rename(aside)
+        old.rename(vault)
+        kept = {path: path.read_bytes() for path in vault.rglob("*") if path.is_file()}
+        await heartbeat.beat()
+        assert "gone back in time" in str(heartbeat.vault_error)
+        assert one.disk.health.level is Level.CRITICAL
+        assert {path: path.read_bytes() for path in vault.rglob("*") if path.is_file()} == kept
+        shutil.rmtree(vault)
+        aside.rename(vault)
+        await heartbeat.beat()
+        assert heartbeat.vault_error is None
+        assert one.disk.health.level is not Level.CRITICAL
