@@ -1,6 +1,7 @@
 """Losses of the host's power, for tests and for the soak: ``power_loss_round``.
 
-As a program: ``python -m tests.e2e.power [--losses N] [--seed N] [--how HOW] [--kind KIND]``.
+As a program: ``python -m tests.e2e.power [--losses N] [--seed N] [--how HOW] [--kind KIND]
+[--slots N]``.
 
 Writers with a log of their own go on, and flush, while at a random instant the power is lost
 (``HOWS``; what that is here is told in poweredsite.py). The disk is attached anew, its file
@@ -45,7 +46,7 @@ from tests.e2e.gauges import assert_same, data_objects
 from tests.e2e.mounted import MountedSite
 from tests.e2e.oracle import Oracle
 from tests.e2e.poweredsite import PoweredSite
-from tests.e2e.workload import Mix, Workload, WriteLog
+from tests.e2e.workload import Kind, Mix, Workload, WriteLog
 from tests.vaults import disk_records
 from vdiskfs.native import INTENT_REGION
 from vdiskfs.units import PAGE_SIZE, parse_time
@@ -74,6 +75,7 @@ class PowerLoss:
     flushes: int  # of those that had to survive
     points: int  # checked by the oracle
     regions: int  # of the intent log that were active
+    left: int  # at least so many had been, and had left it
     spans: bool  # a truncation or a large discard was not settled
     compared: int
     differing: int
@@ -142,12 +144,13 @@ def flushing(image: Path, choice: random.Random, log: WriteLog) -> Iterator[None
 class Round:
     """One loss: `before`, then `after`, which hold what the first has seen."""
 
-    def __init__(self, powered: PoweredSite, seed: int, how: str) -> None:
+    def __init__(self, powered: PoweredSite, seed: int, how: str, slots: int) -> None:
         self._choice = random.Random(f"power/{seed}")
         self._powered = powered
         self._site = powered.site
         self._seed = seed
         self._how = how
+        self._slots = slots
         self._log = WriteLog(0, 0)
         self._cut = (0, 0)  # CLOCK_MONOTONIC before and after the instant
         self._until_ns = 0  # by the wall clock: points sealed before were sealed under load
@@ -220,9 +223,18 @@ class Round:
         started = generations(powered.vault)[DISK] - self._generations[DISK]
         powered.end_daemon()
         return PowerLoss(
-            self._seed, self._how, len(known.operations), len(flushes), points, regions, spans,
-            compared, differing, marked, started,
+            self._seed, self._how, len(known.operations), len(flushes), points, regions,
+            self._count_left(), spans, compared, differing, marked, started,
         )  # fmt: skip
+
+    def _count_left(self) -> int:
+        """Return how many regions the log had no room for of those that were written to."""
+        done = [
+            op for op in self._log.operations
+            if op.kind != Kind.TRUNCATE and op.end_ns <= self._cut[0]
+        ]  # fmt: skip
+        written = {op.offset // INTENT_REGION for op in done}
+        return max(0, len(written) - self._slots) if self._slots else 0
 
     def _check_points(self, oracle: Oracle) -> int:
         """Check each point that was sealed under load, and return how many."""
@@ -248,6 +260,7 @@ class Round:
         else:
             found = found_of(log)
             spans = "distrusted" in log.read_text()
+            assert not self._slots or found[0] <= self._slots
             allowed = found[0] * INTENT_REGION // PAGE_SIZE
             assert spans or found[1] <= allowed, f"{found[1]} pages of {found[0]} regions"
         assert generations(self._powered.vault) == expected, (
@@ -257,16 +270,17 @@ class Round:
 
 
 def power_loss_round(
-    directory: Path, seed: int, kind: str = "ext4", how: str = "copy"
+    directory: Path, seed: int, kind: str = "ext4", how: str = "copy", *, slots: int = 0
 ) -> PowerLoss:
     """Lose the power once at a random instant under load, recover, check everything.
 
+    With ``slots`` the intent log has room for so many regions, and others have to leave it.
     The directory must exist and is left empty. Raises AssertionError (NotACutError among
     them) where something is wrong; everything random follows from ``seed`` but for the
     machine's own timing.
     """
-    powered = PoweredSite(directory, kind, OPTIONS)
-    one = Round(powered, seed, how)
+    powered = PoweredSite(directory, kind, OPTIONS, slots=slots)
+    one = Round(powered, seed, how, slots)
     with powered.host(DEVICE), powered.site:
         with powered.powered():
             one.before()
@@ -283,13 +297,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", choices=KINDS, default="ext4")
     parser.add_argument("--how", choices=HOWS, default="copy")
+    parser.add_argument("--slots", type=int, default=0, help="of the intent log; 0: as ever")
     words = parser.parse_args()
     for seed in range(words.seed, words.seed + words.losses):
         with tempfile.TemporaryDirectory() as directory:
-            options = f"--how {words.how} --kind {words.kind}"
+            options = f"--how {words.how} --kind {words.kind} --slots {words.slots}"
             print(f"python -m tests.e2e.power --losses 1 --seed {seed} {options}")
             begin_s = time.monotonic()
-            loss = power_loss_round(Path(directory), seed, words.kind, words.how)
+            loss = power_loss_round(Path(directory), seed, words.kind, words.how, slots=words.slots)
             print(f"{loss}, {time.monotonic() - begin_s:.1f} s", flush=True)
 
 

@@ -51,7 +51,8 @@ class _AskedSite(MountedSite):
 class PoweredSite:
     """A site whose images and state lie on a device; its vault and mountpoint do not."""
 
-    def __init__(self, directory: Path, kind: str, options: str) -> None:
+    def __init__(self, directory: Path, kind: str, options: str, *, slots: int = 0) -> None:
+        """Prepare; ``slots``: how many regions the intent log has room for, 0: as many as ever."""
         self.kind = kind
         self.root = directory / "fs"
         self._host = directory / "host.raw"
@@ -60,8 +61,9 @@ class PoweredSite:
         self._disk = self._now / "disk.raw"
         self.vault = self._now / "vault"
         self.site: MountedSite = _AskedSite(
-            directory, vault=f"file://{self.vault}", options=options
-        )
+            directory, vault=f"file://{self.vault}", options=options,
+            environ={"VDISKFS_INTENT_SLOTS": str(slots)},
+        )  # fmt: skip
         for made in (self.site.source, self.site.root / "state"):
             if made.exists():
                 made.rmdir()
