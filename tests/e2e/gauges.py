@@ -71,6 +71,13 @@ def resident_bytes(pid: int, key: str = "VmRSS") -> int:
     raise AssertionError(f"no {key} of process {pid}")
 
 
+def read_bytes(pid: int) -> int:
+    """Return how many bytes a process has read so far: by its calls, or from disks if that is more."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    counts = {key: int(value) for key, value in (line.split(": ") for line in lines)}
+    return max(counts["rchar"], counts["read_bytes"])
+
+
 def overwrite_pages(image: Path, count: int, seed: int) -> None:
     """Write distinct random pages of an image, each with bytes that do not compress."""
     choice = random.Random(seed)
