@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.hooknames import unpassed
+
 TOP = Path(__file__).parents[2]
 EXPECTED = {
     "spool.synced", "epoch.forgotten", "slot.published", "publish.noted", "spool.emptied",
@@ -40,6 +42,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
 def test_every_durable_step_has_a_hook(passed: Counter[str]) -> None:
     print(f"{len(passed)} hooks, passed {passed.total()} times: {dict(passed)}")
     assert set(passed) >= EXPECTED
+    assert unpassed("replicate/test_crash.py", EXPECTED) == []
 
 
 @pytest.mark.slow
