@@ -33,6 +33,7 @@ class Azurite:
     """A running emulator."""
 
     port: int
+    pid: int
 
     def environ(self, port: int | None = None) -> dict[str, str]:
         """Return the environment that opens a vault in it, or through a proxy at ``port``."""
@@ -87,7 +88,7 @@ def run_azurite(directory: Path | None = None) -> Iterator[Azurite]:
             if port := _LISTENS.search(line):
                 break
         assert port is not None, "Azurite did not start: " + "".join(seen)
-        yield Azurite(int(port[1]))
+        yield Azurite(int(port[1]), process.pid)
     finally:
         # It holds nothing that is to live on, and would wait for connections that are kept.
         process.kill()

@@ -359,7 +359,8 @@ class ProtectedDisk:
     async def stop(self, *, clean: bool) -> None:
         """End tracking. With ``clean`` the image is synced and its stamp is kept.
 
-        Nobody may write any more when ``clean`` is asked for.
+        Nobody may write any more when ``clean`` is asked for. Where the local disk refuses there
+        is no stamp, and the next start compares all of it.
         """
         self.scope.cancel()
         if self._replicator is None:
@@ -370,6 +371,10 @@ class ProtectedDisk:
             if clean:
                 await trio.to_thread.run_sync(live.image.sync_internal)
                 await trio.to_thread.run_sync(native.sync_track, live.track)
+        except OSError as error:
+            clean = False
+            log.error("disk %s: cannot be synced at its end, the next start compares all of it: %s",
+                      self.name, error)  # fmt: skip
         finally:
             await trio.to_thread.run_sync(live.close)
         if clean:

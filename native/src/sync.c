@@ -44,6 +44,6 @@ int vdf_image_sync_internal(vdf_image *image)
     int error = fdatasync(image->inner_fd) == 0 ? 0 : -errno;
 
     if (error != 0 && error != -EINTR)
-        atomic_store(&image->sync_error, error);
+        vdf_image_latch(image, error);
     return error;
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.hooknames import unpassed
 from tests.crash.scenarios import SCENARIOS
 
 EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "12")
@@ -24,6 +25,7 @@ TOP = Path(__file__).parents[2]
 # Each hook that has a name is walked where the first scenario passes it; besides, each scenario
 # is walked at every so many hooks.
 _walked: set[str] = set()
+_done: set[str] = set()
 
 
 @pytest.mark.slow
@@ -50,4 +52,7 @@ def test_a_crash_at_any_durable_step_loses_nothing(
     assert report["crashes"] > 3
     assert report["second_crashes"] > 0
     _walked.update(report["walked"])
+    _done.add(scenario)
+    if _done == set(SCENARIOS):
+        assert unpassed("crash/test_walk.py", _walked) == []
     crash_reports(report)

@@ -41,6 +41,7 @@ class Report:
 
     hooks: int = 0
     names: int = 0
+    passed: list[str] = field(default_factory=list)
     walked: int = 0
     reached: int = 0
     not_reached: list[str] = field(default_factory=list)
@@ -203,6 +204,7 @@ class Walk:
             counts[name] += 1
             plan.append(f"{name}:{counts[name]}")
         self.report.hooks, self.report.names = len(plan), len(counts)
+        self.report.passed = sorted(counts)
         return plan[self._first :: self._every]
 
     def _walk(self, plan: list[str]) -> None:

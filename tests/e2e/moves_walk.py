@@ -52,7 +52,7 @@ class Report:
     """What was walked, and what was wrong."""
 
     hooks: dict[str, int] = field(default_factory=dict)
-    names: int = 0
+    passed: list[str] = field(default_factory=list)
     kills: int = 0
     rounds: int = 0
     problems: list[str] = field(default_factory=list)
@@ -213,7 +213,7 @@ class Walk:
             names |= set(counts)
             self.report.hooks[name] = len(plan)
             plans[name] = plan[self._first :: self._every]
-        self.report.names = len(names)
+        self.report.passed = sorted(names)
         return plans
 
     def _walk(self, plans: dict[str, list[str]]) -> None:

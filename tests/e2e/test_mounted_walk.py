@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.hooknames import unpassed
+
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.slow]
 
 EVERY = os.environ.get("VDISKFS_WALK_EVERY", "16")
@@ -32,4 +34,5 @@ def test_a_kill_at_a_step_costs_no_error_and_no_byte(
     tell(f"kills of a mount, every {EVERY}th step: {report}")
     assert report["problems"] == []
     assert report["names"] > 20
+    assert unpassed("e2e/test_mounted_walk.py", report["passed"]) == []
     assert report["reached"] >= report["walked"] * 2 // 3 > 0

@@ -44,10 +44,12 @@ WRITTEN = {
 
 
 @contextlib.asynccontextmanager
-async def behind(vault: AzureVault, proxy: FaultProxy) -> AsyncIterator[Store]:
+async def behind(
+    vault: AzureVault, proxy: FaultProxy, timeouts: Timeouts = Timeouts(5.0, 1.0, 10.0)
+) -> AsyncIterator[Store]:
     """Open the vault's store through the proxy; short waits, the real ones are tested apart."""
     account = Account.from_environ(vault.azurite.environ(proxy.port))
-    inner = AzureStore(account, vault.container, vault.prefix, timeouts=Timeouts(5.0, 1.0, 10.0))
+    inner = AzureStore(account, vault.container, vault.prefix, timeouts=timeouts)
     try:
         yield RetryingStore(inner, RetryPolicy(first_s=0.01, limit_s=0.1))
     finally:
@@ -96,6 +98,56 @@ async def test_each_kind_of_write_survives_each_fault(
         tell(f"{kind}: fired {fired}, {points} points right")
         assert all(fired.values()), fired
         assert points >= 18
+
+
+@pytest.mark.azurite
+async def test_an_upload_that_nobody_takes_is_given_up_and_made_again(
+    azure_vault: AzureVault, tmp_path: Path
+) -> None:
+    """The connection is open, and takes what its buffers hold: some MiB of a large object."""
+    large = tmp_path / "large"
+    with FaultProxy(azure_vault.azurite.port) as proxy, trio.fail_after(20):
+        async with behind(azure_vault, proxy, Timeouts(0.5, 0.5, 1.0)) as store:
+            await store.prepare()
+            for size in (100, 12 << 20):
+                with large.open("wb") as file:
+                    file.truncate(size)
+                deaf = proxy.add(Fault("deaf", "PUT", f"/deaf{size}"))
+                await store.create_from_file(f"deaf{size}", large)
+                assert deaf.fired == 1
+                assert (await store.stat(f"deaf{size}")).size == size
+
+
+@pytest.mark.azurite
+async def test_an_etag_or_a_length_that_lies_ends_nothing(
+    azure_vault: AzureVault, tmp_path: Path
+) -> None:
+    """In answers to reading: the swap that follows is refused, and made again on what is there."""
+    with FaultProxy(azure_vault.azurite.port) as proxy, trio.fail_after(60):
+        async with (
+            behind(azure_vault, proxy) as store,
+            Rig(tmp_path, SIZE, store=store, pace=PACE) as rig,
+            rig.running(),
+        ):
+            vault = rig.vault
+            assert vault is not None
+            for number in range(4):
+                # Our own write, whose answer is lost and which is then looked at.
+                faults = [
+                    proxy.add(Fault("etag", "GET", r"/disk\.json")),
+                    proxy.add(Fault("drop-reply", "PUT", r"/g00000001/[0-9a-f]{16}")),
+                    proxy.add(Fault("etag", "HEAD", r"/g00000001/[0-9a-f]{16}")),
+                ]
+                rig.write(number * PAGE_SIZE, page_of(number))
+                await rig.wait(lambda: rig.is_settled, 0.05)
+                await renamed(vault, rig)
+                assert [fault.fired for fault in faults] == [1, 1, 1], number
+            lie = proxy.add(Fault("lie", "GET", "/g00000001/", count=2))
+            with pytest.raises(DamagedError):
+                await rig.contents()
+            assert lie.fired > 0
+            proxy.clear()
+            assert await rig.check() >= 4
 
 
 @pytest.mark.azurite

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.hooknames import unpassed
+
 TOP = Path(__file__).parents[2]
 EXPECTED = {
     "spool.synced", "epoch.forgotten", "slot.published", "publish.noted", "spool.emptied",
@@ -41,6 +43,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
 def test_every_durable_step_has_a_hook(passed: Counter[str], tell: Callable[[str], None]) -> None:
     tell(f"{len(passed)} hooks, passed {passed.total()} times: {dict(passed)}")
     assert set(passed) >= EXPECTED
+    assert unpassed("replicate/test_crash.py", EXPECTED) == []
 
 
 @pytest.mark.slow

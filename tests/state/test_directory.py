@@ -196,3 +196,32 @@ def test_a_record_is_the_old_or_the_new_one_whole(
     assert read_record(path) == {"a": 1}
     write_record(path, {"a": 3})
     assert read_record(path) == {"a": 3}
+
+
+def test_what_a_full_disk_cannot_note_is_forgotten_whoever_dies_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two disks is not believed after a death right there, the second is."""
+    record = replace(RECORD, end=None)
+    with StateDirectory.open(tmp_path / "s", boot_id="here") as state:
+        for disk_id in ("a" * 32, "b" * 32):
+            state.create_disk(replace(record, disk_id=disk_id))
+            state.note_started(disk_id)
+
+        def refuse(path: Path, data: bytes) -> None:
+            raise LocalError(f"{path}: {len(data)} bytes: No space left on device")
+
+        def die(name: str) -> None:
+            assert name == "distrust.forgotten"
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("vdiskfs.state.distrust.write_file", refuse)
+            patch.setattr("vdiskfs.state.directory.hook", die)
+            state.distrust_all()
+    with StateDirectory.open(tmp_path / "s", boot_id="here") as state:
+        assert state.last_end is LastEnd.DAEMON_DIED
+        ends = {state.end_of_disk(one) for one in state.records()}
+        assert ends == {LastEnd.UNKNOWN, LastEnd.DAEMON_DIED}
+        state.distrust_all()
+        assert all(state.disk(one.disk_id).distrusted.exists() for one in state.records())

@@ -32,6 +32,8 @@ Kind = Literal[
     "flip",  # one bit of the answer's body is wrong
     "stall",  # the answer's headers, and then nothing
     "drip",  # the answer's body, a byte at a time
+    "lie",  # the answer's body, which is said to be shorter, and ends there
+    "deaf",  # not applied; the request's body is never taken
 ]
 _DRIP_S = 0.05
 
@@ -191,6 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.take(self.command, self.path)
         kind = fault.kind if fault else None
         length = int(self.headers.get("Content-Length") or 0)
+        if kind == "deaf":
+            self.proxy.closing.wait(30)
+            self.close_connection = True
+            return
         body = self.rfile.read(length)
         if len(body) < length:
             self.close_connection = True  # whoever sent it has given up
@@ -252,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._drip(data)
             self.close_connection = True
             return
-        self._send(status, headers, data)
+        self._send(status, headers, data[: len(data) // 2] if kind == "lie" else data)
 
     def _drip(self, data: bytes) -> None:
         for index in range(len(data)):
