@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -415,11 +416,30 @@ def test_in_the_foreground_too_and_an_interruption_ends_it(tmp_path: Path) -> No
         assert_nothing_left(site)
 
 
+def test_who_asks_for_an_upgrade_need_not_wait_for_the_successor(tmp_path: Path) -> None:
+    with MountedSite(tmp_path) as site:
+        site.add_image("web01", MIB)
+        site.init().mount().wait_shipped("web01")
+        os.kill(site.keeper, signal.SIGSTOP)  # it starts no successor yet
+        before = site.pid
+        try:
+            answer = json.loads(
+                site.run("-m", site.mountpoint, "--json", "upgrade", "--no-wait").stdout
+            )
+            assert set(answer) == {"mountpoint", "from"}
+        finally:
+            os.kill(site.keeper, signal.SIGCONT)
+        site.wait_successor(before, {"web01"})
+
+
 def test_the_unit_file_is_one_that_systemd_takes(tmp_path: Path) -> None:
     text = UNIT.read_text()
     assert "FileDescriptorStoreMax=" in text
     # What thaws guests, and machines, live in the unit's control group: they outlive the daemon.
     assert "\nKillMode=process\n" in text
+    # systemd starts no successor before what it runs to reload has ended.
+    assert "vdiskfs upgrade --no-wait" in text
+    assert "\nSuccessExitStatus=75\n" in text
     verify = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", UNIT], capture_output=True, text=True, check=False
     )

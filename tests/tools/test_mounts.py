@@ -11,7 +11,7 @@ from click.testing import Result
 from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.registry import MountEntry, write_entry
 from vdiskfs_tools.call import Call
-from vdiskfs_tools.mounts import find_mount, mounted_types, real_mountpoint, vault_url
+from vdiskfs_tools.mounts import find_mount, mounted_types, real_mountpoint, real_path, vault_url
 
 Run = Callable[..., Result]
 
@@ -85,3 +85,27 @@ def test_the_mountpoint_itself_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
     assert real_mountpoint("/usr/lib") == "/usr/lib"
     assert "/usr" in asked
     assert "/usr/lib" not in asked
+
+
+def test_a_real_path_is_found_without_asking_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is mounted there may have nobody who answers."""
+    end = tmp_path / "images" / "now"
+    end.mkdir(parents=True)
+    (tmp_path / "link").symlink_to("images")
+    (tmp_path / "images" / "last").symlink_to("../link/now")
+    (tmp_path / "loop").symlink_to("loop")
+
+    def asked(path: str, **_: object) -> None:
+        pytest.fail(f"asked: {path}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "lstat", asked)
+        for path in ("images/now", "link/now", "link/last", "link/../images//./last"):
+            assert real_path(f"{tmp_path}/{path}") == str(end)
+        assert real_path("/") == "/"
+        assert real_path(f"{tmp_path}/images/none/x") == f"{tmp_path}/images/none/x"
+        assert real_path(f"{tmp_path}/loop") == f"{tmp_path}/loop"
+        patched.chdir(tmp_path)
+        assert real_path("link/now") == str(end)

@@ -14,7 +14,7 @@ import click
 from vdiskfs.errors import BusyError, LocalError, RefusedError, UsageError
 from vdiskfs.registry import mount_entries
 from vdiskfs_tools.call import Call, Command, FilePath, dry_run_option
-from vdiskfs_tools.mounts import mounted_types, real_mountpoint
+from vdiskfs_tools.mounts import mounted_types, real_mountpoint, real_path
 
 
 @click.command(cls=Command)
@@ -69,7 +69,7 @@ def _settings(vault: str, source: str | None, mountpoint: str, **wanted: Any) ->
     from vdiskfs import config
 
     place = real_mountpoint(mountpoint)
-    real_source = os.path.realpath(source) if source is not None else None
+    real_source = real_path(source) if source is not None else None
     state = wanted["state"] or config.default_state(real_source, place)
     return config.MountSettings(
         source=real_source,

@@ -23,6 +23,26 @@ def real_mountpoint(path: str) -> str:
     return str(Path(os.path.realpath(absolute.parent)) / absolute.name)
 
 
+def real_path(path: str) -> str:
+    """Return a real path as `os.path.realpath` does, without asking what is mounted at its end.
+
+    A successor starts while nobody answers for the mount that hides its source (``--over``).
+    """
+    rest, real = os.path.abspath(path).split("/")[:0:-1], "/"  # noqa: PTH100
+    for _ in range(40 + len(rest)):
+        if not rest:
+            break
+        part = os.path.normpath(os.path.join(real, rest.pop()))  # noqa: PTH118
+        try:
+            link = os.readlink(part)  # noqa: PTH115
+        except OSError:
+            real = part
+        else:
+            rest += os.path.join(real, link).split("/")[::-1]  # noqa: PTH118
+            real = "/"
+    return os.path.abspath(path) if rest else real  # noqa: PTH100
+
+
 def named_mount(call: Call) -> str | None:
     """Return the mountpoint that the user named, in whichever way."""
     return os.environ.get("VDISKFS_MOUNT") or None if call.mount is None else call.mount

@@ -19,9 +19,10 @@ RESTART_S = 60.0
 
 
 @click.command(cls=Command)
+@click.option("--no-wait", is_flag=True, help="Come back when the daemon was asked to hand over.")
 @dry_run_option
 @click.pass_obj
-def upgrade(call: Call, *, dry_run: bool) -> None:
+def upgrade(call: Call, *, no_wait: bool, dry_run: bool) -> None:
     """Let the installed version take over from the daemon that runs.
 
     Programs with disks open see a pause of about a second, and no error. What the daemon
@@ -44,6 +45,10 @@ def upgrade(call: Call, *, dry_run: bool) -> None:
         began = time.monotonic()
         with process(entry.pid) as daemon:
             _ask(Client, entry, daemon)
+            if no_wait:
+                if not call.out.document(document):
+                    call.out.say(f"{entry.mountpoint}: its daemon (process {entry.pid}) hands over")
+                return
             if not has_ended(daemon, END_S):
                 raise LocalError(
                     f"{entry.mountpoint}: its daemon (process {entry.pid}) does not end",
