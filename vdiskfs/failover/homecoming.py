@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,8 @@ class Homecomings:
         self._asking = Asking(failovers, site)
         self._limiter = limiter
         self._coming: dict[str, HomeMover] = {}
-        self._following: dict[str, trio.CancelScope] = {}
+        self._following: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
+        self._moving: dict[str, trio.Lock] = defaultdict(trio.Lock)
 
     def resume(self) -> None:
         """Go on with what an earlier run was cut off in; the source is known by now."""
@@ -341,18 +343,23 @@ class Homecomings:
 
     async def _move(self, failover: Failover) -> None:
         """Bring each image to the newest point of the other site."""
-        for member in failover.record.members:
-            record = await self._site.vault.disk(member.disk_id)
-            if is_taken(record, member):
-                continue
-            points = self._site.vault.log(record)
-            tip = await points.tip()
-            point = await points.find(tip.epoch)
-            failover.says = f"disk {member.disk}: is brought to epoch {tip.epoch}"
-            mover = self._mover(failover, member)
-            await mover.move((point.generation, tip.epoch))
-            log.info("disk %s: is at epoch %d of the other site; %d bytes fetched", member.disk,
-                     tip.epoch, mover.progress.fetched_bytes)  # fmt: skip
+        # What follows it does not lead an image back that has come further meanwhile.
+        async with self._moving[failover.record.id]:
+            for member in failover.record.members:
+                await self._move_one(failover, member)
+
+    async def _move_one(self, failover: Failover, member: Member) -> None:
+        record = await self._site.vault.disk(member.disk_id)
+        if is_taken(record, member):
+            return
+        points = self._site.vault.log(record)
+        tip = await points.tip()
+        point = await points.find(tip.epoch)
+        failover.says = f"disk {member.disk}: is brought to epoch {tip.epoch}"
+        mover = self._mover(failover, member)
+        await mover.move((point.generation, tip.epoch))
+        log.info("disk %s: is at epoch %d of the other site; %d bytes fetched", member.disk,
+                 tip.epoch, mover.progress.fetched_bytes)  # fmt: skip
 
     async def _begin_following(self, failover: Failover) -> None:
         self._follow(failover)
@@ -360,27 +367,36 @@ class Homecomings:
 
     def _follow(self, failover: Failover) -> None:
         if failover.record.id not in self._following:
-            scope = trio.CancelScope()
-            self._following[failover.record.id] = scope
-            self._nursery.start_soon(self._keep_up, failover, scope)
+            scope, ended = trio.CancelScope(), trio.Event()
+            self._following[failover.record.id] = scope, ended
+            self._nursery.start_soon(self._keep_up, failover, scope, ended)
 
-    async def _keep_up(self, failover: Failover, scope: trio.CancelScope) -> None:
+    async def _keep_up(
+        self, failover: Failover, scope: trio.CancelScope, ended: trio.Event
+    ) -> None:
         """Move what is new at the other site, until the failback is completed."""
-        with scope:
-            while failover.record.state is State.FAILING_BACK:
-                await trio.sleep(KEEP_UP_S)
-                try:
-                    await self._move(failover)
-                except (VdiskfsError, OSError) as error:
-                    log.warning("failback %s: %s", failover.record.name, error)
-                finally:
-                    failover.says = None
+        try:
+            with scope:
+                while failover.record.state is State.FAILING_BACK:
+                    await trio.sleep(KEEP_UP_S)
+                    await self._follow_once(failover)
+        finally:
+            ended.set()
+
+    async def _follow_once(self, failover: Failover) -> None:
+        try:
+            await self._move(failover)
+        except (VdiskfsError, OSError) as error:
+            log.warning("failback %s: %s", failover.record.name, error)
+        finally:
+            failover.says = None
 
     async def _stop_following(self, failover: Failover) -> None:
-        scope = self._following.pop(failover.record.id, None)
-        if scope is not None:
+        """End that, and wait until none of its threads writes any more."""
+        scope, ended = self._following.pop(failover.record.id, (None, None))
+        if scope is not None and ended is not None:
             scope.cancel()
-            await trio.lowlevel.checkpoint()
+            await ended.wait()
 
     async def _released(self, failover: Failover) -> None:
         """Wait until the other site has let go; `_move` finds its last point."""

@@ -1,0 +1,115 @@
+"""Failback without a mount: which steps may follow, and who moves an image when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+
+from tests.test_failover import RECORD
+from vdiskfs.config import MachinesConfig
+from vdiskfs.failover import Failover, FailoverRecord, Kind, State
+from vdiskfs.failover import homecoming as module
+from vdiskfs.failover.homecoming import Homecomings
+from vdiskfs.ratelimit import RateLimiter
+
+BEGUN = replace(RECORD, kind=Kind.FAILBACK, state=State.FAILING_BACK)
+
+
+class Fixed:
+    """Stand in for the failovers of a mount: one, whose record is changed in memory."""
+
+    def __init__(self, record: FailoverRecord) -> None:
+        self.changing = trio.Lock()
+        self.failover = Failover(record, Path("/nowhere"), {})
+        self.events = SimpleNamespace(tell=lambda *_, **__: None)
+
+    def all(self) -> list[Failover]:
+        return [self.failover]
+
+    def has(self, _: str) -> bool:
+        return True
+
+    async def write(self, failover: Failover, **changes: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        failover.record = replace(failover.record, **changes)
+
+
+@asynccontextmanager
+async def homecomings(record: FailoverRecord) -> AsyncIterator[tuple[Homecomings, Failover]]:
+    """Give what brings home the one disk of a record; nothing runs afterwards."""
+    fixed = Fixed(record)
+    async with trio.open_nursery() as nursery:
+        nothing = cast("Any", SimpleNamespace())
+        yield (
+            Homecomings(
+                cast("Any", fixed), nothing, nothing, nursery, host=MachinesConfig(),
+                limiter=RateLimiter(),
+            ),
+            fixed.failover,
+        )  # fmt: skip
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_follows_the_other_site_writes_nothing_any_more_when_it_was_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its threads cannot be cancelled: they are waited for."""
+    monkeypatch.setattr(module, "KEEP_UP_S", 0)
+    done: list[str] = []
+    writing = trio.Event()
+
+    def write() -> None:
+        time.sleep(0.1)
+        done.append("written")
+
+    async def move(_: Failover) -> None:
+        writing.set()
+        await trio.to_thread.run_sync(write)
+
+    async with homecomings(BEGUN) as (own, failover):
+        monkeypatch.setattr(own, "_move", move)
+        own._follow(failover)
+        await writing.wait()
+        await own._stop_following(failover)
+        assert done == ["written"]
+
+
+async def test_what_follows_the_other_site_never_leads_an_image_back() -> None:
+    """It has seen the newest point when a job moves on to a newer one."""
+    tips = iter((5, 6))
+    moved: list[int] = []
+
+    async def move(place: tuple[int, int]) -> None:
+        await trio.sleep(0.01 if place[1] == 6 else 0.05)
+        moved.append(place[1])
+
+    mover = SimpleNamespace(move=move, progress=SimpleNamespace(fetched_bytes=0))
+
+    async def answer(value: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return value
+
+    class Points:
+        async def tip(self) -> object:
+            return await answer(SimpleNamespace(epoch=next(tips)))
+
+        async def find(self, epoch: int) -> object:
+            return await answer(SimpleNamespace(generation=2, epoch=epoch))
+
+    disk = SimpleNamespace(moved=None)
+    vault = SimpleNamespace(disk=lambda _: answer(disk), log=lambda _: Points())
+    async with homecomings(BEGUN) as (own, failover):
+        own._site = cast("Any", SimpleNamespace(vault=vault))
+        own._mover = cast("Any", lambda *_: mover)  # type: ignore[method-assign]
+        async with trio.open_nursery() as both:
+            for _ in range(2):
+                both.start_soon(own._move, failover)
+        assert moved == [5, 6]
