@@ -15,9 +15,13 @@ import trio
 
 from tests.test_failover import RECORD
 from vdiskfs.config import MachinesConfig
-from vdiskfs.failover import Failover, FailoverRecord, Kind, State
+from vdiskfs.errors import StateError
+from vdiskfs.failover import Failover, FailoverRecord, Kind, State, Step
 from vdiskfs.failover import homecoming as module
+from vdiskfs.failover.drills import may_be_removed
 from vdiskfs.failover.homecoming import Homecomings
+from vdiskfs.failover.jobs import begin
+from vdiskfs.failover.record import Job
 from vdiskfs.ratelimit import RateLimiter
 
 BEGUN = replace(RECORD, kind=Kind.FAILBACK, state=State.FAILING_BACK)
@@ -113,3 +117,70 @@ async def test_what_follows_the_other_site_never_leads_an_image_back() -> None:
             for _ in range(2):
                 both.start_soon(own._move, failover)
         assert moved == [5, 6]
+
+
+JOB = Job("a-1", Step.FAILBACK, 1)
+WRONG = "failover t1: complete is not possible in state FailingBack"
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("jobs", "says", "hint"),
+    [
+        ((), "failback has not begun", "vdiskfs failback start web01"),
+        ((JOB,), "failback is under way", "vdiskfs job wait a-1"),
+        ((replace(JOB, ended_ns=2), replace(JOB, id="a-2")), "under way", "job wait a-2"),
+        (
+            (replace(JOB, error="no room"),),
+            "failback stands still: no room",
+            "vdiskfs failback start web01",
+        ),
+    ],
+)
+async def test_a_failback_is_completed_once_its_disks_were_moved(
+    jobs: tuple[Job, ...], says: str, hint: str, dry_run: bool
+) -> None:
+    """The machine is not stopped at the other site for hours before it can run here."""
+    async with homecomings(replace(BEGUN, jobs=jobs)) as (own, failover):
+        with pytest.raises(StateError) as info:
+            await own.complete("web01", dry_run=dry_run)
+        assert info.value.exit_code == 4
+        assert info.value.message.startswith(WRONG)
+        assert says in info.value.message
+        assert hint in str(info.value.hint)
+        assert failover.record == replace(BEGUN, jobs=jobs)
+
+
+async def test_no_job_takes_the_place_of_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps would be noted as the other one's."""
+    going = trio.Event()
+
+    async def act(_: Failover) -> None:
+        going.set()
+        await trio.sleep_forever()
+
+    async with homecomings(BEGUN) as (own, failover):
+        monkeypatch.setattr(own, "_steps", lambda _: [("shipped", act)])
+        await own._go(failover, Step.FAILBACK)
+        await going.wait()
+        before = failover.record
+        await own._go(failover, Step.FAILBACK)  # the same again is no other one
+        with pytest.raises(StateError, match="failback is under way in state FailingBack") as info:
+            await own._go(failover, Step.COMPLETE)
+        assert info.value.hint == f"vdiskfs job wait {before.jobs[-1].id}, then the same again"
+        with pytest.raises(StateError, match="under way"):
+            begin(failover, Step.COMPLETE)
+        with pytest.raises(StateError, match="under way"):
+            may_be_removed(failover)
+        assert failover.record == before
+
+
+async def test_a_failback_is_made_final_when_its_job_has_ended() -> None:
+    """What goes on with the job after a restart would lead it back to where it was."""
+    jobs = (replace(JOB, kind=Step.COMPLETE, done=("over",), error="no room"),)
+    record = replace(BEGUN, state=State.FAILBACK_UNCOMMITTED, jobs=jobs)
+    async with homecomings(record) as (own, failover):
+        with pytest.raises(StateError, match="stands still: no room") as info:
+            await own.commit("web01", dry_run=True)
+        assert info.value.hint == "vdiskfs failback complete web01 goes on with it"
+        assert failover.record == record

@@ -22,6 +22,7 @@ from vdiskfs.catalog.moves import RELEASED, Fork, answer, fork_off
 from vdiskfs.catalog.owners import Claim, fence
 from vdiskfs.catalog.records import Moved
 from vdiskfs.catalog.vault import now_text
+from vdiskfs.state import read_record, write_record
 
 THIRD = "d" * 32
 
@@ -153,6 +154,37 @@ def test_an_image_that_is_not_to_be_believed_or_is_gone_is_brought_whole(
     home.json("failback", "commit", DISK)
     follows(sites, content)
     away.json("failover", "cleanup", name)
+
+
+def test_a_failback_is_not_completed_before_its_disk_was_moved(tmp_path: Path) -> None:
+    """And where an older version has begun to, the image is moved once the disk is released."""
+    sites = Sites(tmp_path, 'hydration_limit = "512KiB"\n')
+    home, away = sites.home, sites.away
+    with home, away:
+        sites.begin()
+        away.json("failover", "commit", sites.start()["name"])
+        away.json("reprotect", DISK)
+        begun = home.json("failback", "start", DISK, "--mode=full-download", "--no-wait")
+        name, job = begun["name"], begun["job"]["id"]
+        for extra in ((), ("--dry-run",)):
+            assert refused(home, "failback", "complete", DISK, *extra) == (
+                f"vdiskfs: failover {name}: complete is not possible in state FailingBack: "
+                f"failback is under way; vdiskfs job wait {job}, then the same again"
+            )
+        assert vault_record(sites)["handover"] is None
+        assert not refuses_writes(sites.copy)
+        assert home.json("job", "wait", job)["state"] == "done"
+        home.umount()
+        write_at(sites.copy, 8192, os.urandom(8192))
+        content = sites.copy.read_bytes()
+        [path] = home.state.glob("failovers/*/record.json")
+        record = read_record(path)
+        last = {**record["jobs"][-1], "kind": "complete", "done": ["moved"], "ended_ns": 0}
+        write_record(path, {**record, "state": "Completing", "jobs": [*record["jobs"], last]})
+        home.mount()
+        home.wait("it is home", lambda: shown(home)["state"] == "FailbackUncommitted")
+        assert shown(home)["job"]["steps"][-1] == "over"
+        follows(sites, content)
 
 
 def test_a_failback_goes_on_when_another_site_took_one_of_its_disks_in_its_middle(

@@ -30,7 +30,7 @@ from vdiskfs.errors import (
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.choose import new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
-from vdiskfs.failover.jobs import Runner, Steps, begin
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended
 from vdiskfs.failover.known import fork_of, is_taken, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -134,21 +134,25 @@ class Homecomings:
         """Stop the machine at the other site, move the last delta, and start it here.
 
         Raises:
-            StateError: no failback of the disk has been begun here.
+            StateError: no failback of the disk has been begun here, or not all of its disks were
+                moved: the machine would be down until they are.
         """
         async with self._failovers.changing:
             failover = self.of_disk(disk)
             goes_on, state = failover.is_at(Step.COMPLETE), State.COMPLETING
             if not goes_on:
                 state = after(failover.record.name, failover.record.state, Step.COMPLETE)
+            if failover.record.state is State.FAILING_BACK:
+                again = f"vdiskfs failback start {disk}"
+                check_ended(failover, Step.FAILBACK, Step.COMPLETE, again)
             if dry_run:
                 return failover.record
             if not goes_on and failover.record.state is not state:
-                await self._stop_following(failover)
                 jobs = begin(failover, Step.COMPLETE)
                 await self._failovers.write(failover, state=state, jobs=jobs)
                 hook("failback.completing")
-            elif not self._runner.is_running(failover) and await self._is_overtaken(failover):
+                await self._stop_following(failover)
+            elif failover.running is None and await self._is_overtaken(failover):
                 *others, job = failover.record.jobs
                 await self._failovers.write(failover, jobs=(*others, replace(job, done=())))
             await self._go(failover, Step.COMPLETE)
@@ -171,6 +175,8 @@ class Homecomings:
         async with self._failovers.changing:
             failover = self.of_disk(disk)
             state = after(failover.record.name, failover.record.state, Step.COMMIT)
+            again = f"vdiskfs failback complete {disk}"
+            check_ended(failover, Step.COMPLETE, Step.COMMIT, again)
             if dry_run:
                 return failover.record
             for member in failover.record.members:
@@ -418,13 +424,17 @@ class Homecomings:
                 await self._take_one(failover, member, record)
 
     async def _take_one(self, failover: Failover, member: Member, record: DiskRecord) -> None:
-        mover = self._mover(failover, member)
-        if mover.at != (member.generation, member.epoch):
+        mover, last = self._mover(failover, member), (member.generation, member.epoch)
+        fork = self._fork(failover, member, record)
+        if mover.at != last and not is_forked(record, fork):
+            # Noted as moved, by an older version perhaps: nobody has written to it.
+            failover.says = f"disk {member.disk}: is brought to epoch {member.epoch}"
+            await mover.move(last)
+        if mover.at != last:
             raise StateError(f"disk {member.disk}: its image is not the last point yet")
         file = self._protection.parked(member.disk_id)
         if file is None:
             file = await trio.to_thread.run_sync(self._named, member)
-        fork = self._fork(failover, member, record)
         if is_forked(record, fork):
             # An earlier run was cut off when programs could write already.
             local, how = await trio.to_thread.run_sync(self._taken, member, file)
