@@ -126,7 +126,12 @@ def test_a_disk_is_failed_over_to_a_point_changed_rolled_back_and_replicated_on(
     write_at(sites.copy, 8192, b"written away")
     assert away.disk(DISK)["state"] == "FailedOver"
     assert "reprotect is not possible in state FailedOver" in refused(away, "reprotect", DISK)
-    assert "failover" in refused(away, "failover", "start", DISK, "--unplanned")
+    # No second failover of the disk, of whatever kind.
+    for extra in ("--unplanned", "--unplanned --dry-run"):
+        assert refused(away, "failover", "start", DISK, *extra.split()) == (
+            f"vdiskfs: failover {name}: start is not possible in state FailedOver; "
+            f"possible: change-point, commit, rollback; vdiskfs failover show {name}"
+        )
     # Another point: the branch that the failover left there is still to be had.
     changed = done(sites, away, "failover", "change-point", name, "--point", f"#{new}")
     assert changed["state"] == "FailedOver"
@@ -209,6 +214,11 @@ def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites:
         # Nobody is kept from writing meanwhile.
         user.write(b"the last word")
         os.fsync(user.fileno())
+        assert refused(away, "failover", "start", DISK, "--unplanned") == (
+            f"vdiskfs: failover {name}: a planned failover of {DISK} is under way in state "
+            f"Starting; possible: start, rollback; vdiskfs failover show {name}"
+        )
+        assert [one["name"] for one in away.json("failover", "list")["failovers"]] == [name]
         # It can be called off, and asked for again.
         away.json("failover", "rollback", name)
         assert away.json("failover", "list")["failovers"] == []

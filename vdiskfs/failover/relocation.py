@@ -36,7 +36,7 @@ from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job
 from vdiskfs.failover.known import fork_of
 from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import FailoverRecord, Member
-from vdiskfs.failover.states import Kind, State, Step, after
+from vdiskfs.failover.states import Kind, State, Step, after, allowed
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.failover.targets import FindLog
 from vdiskfs.machines import Mapped
@@ -197,7 +197,8 @@ class Relocations:
                     return failover
                 after(record.name, record.state, Step.START)
                 raise StateError(
-                    f"disk {disk}: a {record.kind} failover of it is under way: {record.name}",
+                    f"failover {record.name}: a {record.kind} failover of {disk} is under way "
+                    f"in state {record.state}; possible: {', '.join(allowed(record.state))}",
                     hint=f"vdiskfs failover show {record.name}",
                 )
         return None
