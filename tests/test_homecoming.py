@@ -82,6 +82,9 @@ async def test_what_follows_the_other_site_writes_nothing_any_more_when_it_was_e
         monkeypatch.setattr(own, "_move", move)
         own._follow(failover)
         await writing.wait()
+        # Who asked for it has gone meanwhile, and asks again.
+        with trio.move_on_after(0):
+            await own._stop_following(failover)
         await own._stop_following(failover)
         assert done == ["written"]
 

@@ -151,10 +151,10 @@ class Homecomings:
                 jobs = begin(failover, Step.COMPLETE)
                 await self._failovers.write(failover, state=state, jobs=jobs)
                 hook("failback.completing")
-                await self._stop_following(failover)
             elif failover.running is None and await self._is_overtaken(failover):
                 *others, job = failover.record.jobs
                 await self._failovers.write(failover, jobs=(*others, replace(job, done=())))
+            await self._stop_following(failover)
             await self._go(failover, Step.COMPLETE)
         return failover.record
 
@@ -399,10 +399,11 @@ class Homecomings:
 
     async def _stop_following(self, failover: Failover) -> None:
         """End that, and wait until none of its threads writes any more."""
-        scope, ended = self._following.pop(failover.record.id, (None, None))
-        if scope is not None and ended is not None:
+        if failover.record.id in self._following:
+            scope, ended = self._following[failover.record.id]
             scope.cancel()
             await ended.wait()
+            del self._following[failover.record.id]
 
     async def _released(self, failover: Failover) -> None:
         """Wait until the other site has let go; `_move` finds its last point."""
