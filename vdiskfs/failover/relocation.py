@@ -240,7 +240,8 @@ class Relocations:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             if failover.is_at(Step.CHANGE_POINT):
-                await self._restart(failover, Step.CHANGE_POINT)
+                if not dry_run:
+                    await self._restart(failover, Step.CHANGE_POINT)
                 return failover.record
             state = after(name, failover.record.state, Step.CHANGE_POINT)
             check_no_job(failover)
