@@ -225,6 +225,24 @@ async def sleep(value: str) -> str:
     return value
 
 
+async def test_a_change_of_the_point_that_stands_still_does_not_go_on_by_a_dry_run() -> None:
+    job = Job("a-1", Step.CHANGE_POINT, 1, error="no room")
+    record = replace(RECORD, kind=Kind.PLANNED, state=State.CHANGING_POINT, jobs=(job,))
+    failover = Failover(record, Path("/nowhere"), {})
+    again: list[Step] = []
+
+    async def restart(_: object, kind: Step) -> None:
+        again.append(kind)
+
+    relocations = cast("Any", SimpleNamespace(
+        _restart=restart,
+        _failovers=SimpleNamespace(changing=trio.Lock(), find=lambda _: failover),
+    ))  # fmt: skip
+    for dry_run in (True, False):
+        assert await Relocations.change_point(relocations, "t1", 5, dry_run=dry_run) == record
+        assert again == ([] if dry_run else [Step.CHANGE_POINT])
+
+
 class Taken:
     """Stand in for a disk that is taken; the vault may be away."""
 

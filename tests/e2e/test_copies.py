@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 PAGE = 4096
+TURNS = 40
 RARE = "epoch_interval_s = 3600\nheartbeat_s = 3600\n"
 FAST = "epoch_interval_s = 0.2\nheartbeat_s = 1\n"
 
@@ -259,17 +260,20 @@ def test_the_time_to_the_first_byte_does_not_grow_with_the_disk(tmp_path: Path) 
         for disk in sizes:
             site.wait_shipped(disk)
         requests: dict[str, int] = {}
-        spent: dict[str, list[float]] = {disk: [] for disk in sizes}
-        for turn in range(5):
-            for disk in sizes:
-                before = site.json("status")["vault_requests"]
+        spent = {"a": 0.0, "d": 0.0}
+        for turn in range(TURNS):
+            for disk in sizes if turn == 0 else spent:
+                before = site.json("status")["vault_requests"] if turn == 0 else 0
                 began_s = processor_s(site.pid)
                 words = ("--name", f"{disk}{turn}", "--vm", "none")
                 document = site.json("failover", "test", disk, *words)
                 with Path(document["disks"][0]["path"]).open("rb") as file:
                     assert file.read(PAGE) == random.Random(0).randbytes(64 << 10)[:PAGE]
-                spent[disk].append(processor_s(site.pid) - began_s)
-                requests[disk] = site.json("status")["vault_requests"] - before
+                if turn == 0:
+                    requests[disk] = site.json("status")["vault_requests"] - before
+                else:
+                    spent[disk] += processor_s(site.pid) - began_s
+                site.json("failover", "cleanup", f"{disk}{turn}")
         print(json.dumps({"requests": requests, "processor_s": spent}))
         assert max(requests.values()) <= 1.2 * min(requests.values())
         # At another site, which knows nothing yet of any of them.
@@ -284,6 +288,6 @@ def test_the_time_to_the_first_byte_does_not_grow_with_the_disk(tmp_path: Path) 
                 cold[disk] = other.json("status")["vault_requests"] - before
         print(f"requests at a site that knows nothing: {cold}")
         assert max(cold.values()) <= 1.2 * min(cold.values())
-        best = {disk: min(times) for disk, times in spent.items()}
-        # The clock ticks in hundredths of a second.
-        assert max(best.values()) <= 1.2 * min(best.values()) + 0.02, best
+        # The clock ticks in hundredths of a second: what is compared is many of them.
+        assert min(spent.values()) >= 0.2, spent
+        assert max(spent.values()) <= 1.2 * min(spent.values()) + 0.03, spent

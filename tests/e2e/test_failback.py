@@ -16,12 +16,22 @@ import trio
 from tests.e2e.gauges import write_at
 from tests.e2e.mounted import MountedSite
 from tests.e2e.test_kept import at_third
-from tests.e2e.test_relocation import DISK, MIB, SIZE, Sites, refused, refuses_writes, vault_record
+from tests.e2e.test_relocation import (
+    DISK,
+    MIB,
+    SIZE,
+    Sites,
+    done,
+    refused,
+    refuses_writes,
+    vault_record,
+)
 from vdiskfs.catalog import DiskRecord, Vault
 from vdiskfs.catalog.moves import RELEASED, Fork, answer, fork_off
 from vdiskfs.catalog.owners import Claim, fence
 from vdiskfs.catalog.records import Moved
 from vdiskfs.catalog.vault import now_text
+from vdiskfs.state import read_record, write_record
 
 THIRD = "d" * 32
 
@@ -63,12 +73,12 @@ def come_home(sites: Sites, *extra: str) -> dict[str, Any]:
 def test_a_disk_comes_home_with_what_was_changed_there_and_nothing_else(sites: Sites) -> None:
     home, away = sites.home, sites.away
     live = home.image(DISK)
-    name = sites.start()["name"]
+    name = done(sites, away, "failover", "start", DISK)["name"]
     assert "is not replicated from site away" in refused(home, "failback", "start", DISK)
-    away.json("failover", "commit", name)
+    done(sites, away, "failover", "commit", name)
     write_at(sites.copy, 0, os.urandom(MIB // 4))
-    away.json("reprotect", DISK)
-    begun = home.json("failback", "start", DISK)
+    done(sites, away, "reprotect", DISK)
+    begun = done(sites, home, "failback", "start", DISK)
     assert begun["state"] == "FailingBack"
     assert MIB // 4 <= fetched(begun) < MIB // 2
     assert refuses_writes(live)
@@ -79,15 +89,15 @@ def test_a_disk_comes_home_with_what_was_changed_there_and_nothing_else(sites: S
     assert "commit is not possible in state FailingBack; possible: failback, complete" in refused(
         home, "failback", "commit", DISK
     )
-    done = home.json("failback", "complete", DISK)
-    assert done["state"] == "FailbackUncommitted"
+    completed = done(sites, home, "failback", "complete", DISK)
+    assert completed["state"] == "FailbackUncommitted"
     assert refuses_writes(sites.copy)
     assert away.json("failover", "show", name)["state"] == "HandedOver"
     assert vault_record(sites)["moved"]["state"] == "FailbackUncommitted"
     follows(sites, content)
-    home.json("failback", "commit", DISK)
+    done(sites, home, "failback", "commit", DISK)
     assert vault_record(sites)["moved"] is None
-    away.json("failover", "cleanup", name)
+    done(sites, away, "failover", "cleanup", name)
     for end in (home.kill_daemon, home.umount):
         end()
         if end == home.umount:
@@ -95,9 +105,9 @@ def test_a_disk_comes_home_with_what_was_changed_there_and_nothing_else(sites: S
         home.wait("it goes on", lambda: home.disk(DISK)["state"] == "Protected")
         follows(sites, live.read_bytes())
     # And away again.
-    name = sites.start()["name"]
+    name = done(sites, away, "failover", "start", DISK)["name"]
     assert sites.copy.read_bytes() == live.read_bytes()
-    away.json("failover", "rollback", name)
+    done(sites, away, "failover", "rollback", name)
     home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
     follows(sites, live.read_bytes())
 
@@ -153,6 +163,37 @@ def test_an_image_that_is_not_to_be_believed_or_is_gone_is_brought_whole(
     home.json("failback", "commit", DISK)
     follows(sites, content)
     away.json("failover", "cleanup", name)
+
+
+def test_a_failback_is_not_completed_before_its_disk_was_moved(tmp_path: Path) -> None:
+    """And where an older version has begun to, the image is moved once the disk is released."""
+    sites = Sites(tmp_path, 'hydration_limit = "512KiB"\n')
+    home, away = sites.home, sites.away
+    with home, away:
+        sites.begin()
+        away.json("failover", "commit", sites.start()["name"])
+        away.json("reprotect", DISK)
+        begun = home.json("failback", "start", DISK, "--mode=full-download", "--no-wait")
+        name, job = begun["name"], begun["job"]["id"]
+        for extra in ((), ("--dry-run",)):
+            assert refused(home, "failback", "complete", DISK, *extra) == (
+                f"vdiskfs: failover {name}: complete is not possible in state FailingBack: "
+                f"failback is under way; vdiskfs job wait {job}, then the same again"
+            )
+        assert vault_record(sites)["handover"] is None
+        assert not refuses_writes(sites.copy)
+        assert home.json("job", "wait", job)["state"] == "done"
+        home.umount()
+        write_at(sites.copy, 8192, os.urandom(8192))
+        content = sites.copy.read_bytes()
+        [path] = home.state.glob("failovers/*/record.json")
+        record = read_record(path)
+        last = {**record["jobs"][-1], "kind": "complete", "done": ["moved"], "ended_ns": 0}
+        write_record(path, {**record, "state": "Completing", "jobs": [*record["jobs"], last]})
+        home.mount()
+        home.wait("it is home", lambda: shown(home)["state"] == "FailbackUncommitted")
+        assert shown(home)["job"]["steps"][-1] == "over"
+        follows(sites, content)
 
 
 def test_a_failback_goes_on_when_another_site_took_one_of_its_disks_in_its_middle(

@@ -84,6 +84,26 @@ def vault_record(sites: Sites) -> dict[str, Any]:
     return found
 
 
+def known(sites: Sites) -> dict[str, Any]:
+    """Return what the sites know of failovers, and the vault of the disk and of who has it."""
+    disk = {key: value for key, value in vault_record(sites).items() if key != "branches"}
+    records = {
+        str(path): path.read_bytes()
+        for site in (sites.home, sites.away)
+        for path in site.state.glob("failovers/**/*.json")
+    }
+    return {"disk.json": disk, **records}
+
+
+def done(sites: Sites, site: MountedSite, *command: str) -> dict[str, Any]:
+    """Take a step, once with --dry-run, which changes nothing, and then in earnest."""
+    before = known(sites)
+    assert site.json(*command, "--dry-run")["dry_run"] is True
+    assert known(sites) == before, command
+    found: dict[str, Any] = site.json(*command)
+    return found
+
+
 def test_a_disk_is_failed_over_to_a_point_changed_rolled_back_and_replicated_on(
     sites: Sites,
 ) -> None:
@@ -106,13 +126,18 @@ def test_a_disk_is_failed_over_to_a_point_changed_rolled_back_and_replicated_on(
     write_at(sites.copy, 8192, b"written away")
     assert away.disk(DISK)["state"] == "FailedOver"
     assert "reprotect is not possible in state FailedOver" in refused(away, "reprotect", DISK)
-    assert "failover" in refused(away, "failover", "start", DISK, "--unplanned")
+    # No second failover of the disk, of whatever kind.
+    for extra in ("--unplanned", "--unplanned --dry-run"):
+        assert refused(away, "failover", "start", DISK, *extra.split()) == (
+            f"vdiskfs: failover {name}: start is not possible in state FailedOver; "
+            f"possible: change-point, commit, rollback; vdiskfs failover show {name}"
+        )
     # Another point: the branch that the failover left there is still to be had.
-    changed = away.json("failover", "change-point", name, "--point", f"#{new}")
+    changed = done(sites, away, "failover", "change-point", name, "--point", f"#{new}")
     assert changed["state"] == "FailedOver"
     assert sites.copy.read_bytes() == sites.contents[new]
     write_at(sites.copy, 8192, b"written away")
-    rolled = away.json("failover", "rollback", name)
+    rolled = done(sites, away, "failover", "rollback", name)
     assert rolled["state"] in ("RollingBack", "FailedOver")
     assert away.json("failover", "list")["failovers"] == []
     home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
@@ -126,13 +151,13 @@ def test_a_disk_is_failed_over_to_a_point_changed_rolled_back_and_replicated_on(
     name = document["name"]
     assert sites.copy.read_bytes() == sites.contents[third]
     write_at(sites.copy, 0, b"away")
-    away.json("failover", "commit", name)
+    done(sites, away, "failover", "commit", name)
     for step in ("commit", "rollback"):
         assert f"{step} is not possible in state Committed; possible: reprotect" in refused(
             away, "failover", step, name
         )
     before = away.disk(DISK)["epoch"]
-    assert away.json("reprotect", DISK)["state"] == "FailbackReady"
+    assert done(sites, away, "reprotect", DISK)["state"] == "FailbackReady"
     away.wait_shipped(DISK)
     assert away.disk(DISK)["epoch"] > before
     assert away.point(DISK).read_bytes() == sites.copy.read_bytes()
@@ -189,6 +214,11 @@ def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites:
         # Nobody is kept from writing meanwhile.
         user.write(b"the last word")
         os.fsync(user.fileno())
+        assert refused(away, "failover", "start", DISK, "--unplanned") == (
+            f"vdiskfs: failover {name}: a planned failover of {DISK} is under way in state "
+            f"Starting; possible: start, rollback; vdiskfs failover show {name}"
+        )
+        assert [one["name"] for one in away.json("failover", "list")["failovers"]] == [name]
         # It can be called off, and asked for again.
         away.json("failover", "rollback", name)
         assert away.json("failover", "list")["failovers"] == []

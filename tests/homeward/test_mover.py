@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import resource
@@ -126,6 +127,38 @@ def tear(one: Home, rng: random.Random) -> None:
             if page * PAGE < end:
                 data[page * PAGE : end] = rng.randbytes(end - page * PAGE)
     one.image.write_bytes(data)
+
+
+async def test_two_moves_at_once_are_made_one_after_the_other_wherever_they_are_cut_off(
+    tmp_path: Path,
+) -> None:
+    """What follows the other site goes on while all is asked for once more."""
+    async with home(tmp_path) as one:
+        points = await two_lines(one.test, random.Random(6))
+        start, *others = points[0], points[3], points[-1]
+        for steps in itertools.count(1):
+            one.begin(start, one.test.states[start])
+            mover, left, at = one.mover(verify=True), steps, []
+            scope = trio.CancelScope()
+
+            def count(_: str) -> None:
+                nonlocal left
+                at.append(mover.at)
+                left -= 1
+                if not left:
+                    scope.cancel()
+
+            with mock.patch.object(mover_module, "hook", count), scope:
+                async with trio.open_nursery() as both:
+                    for place in others:
+                        both.start_soon(mover.move, place)
+            one.assert_note_holds()
+            assert set(at) == {None}  # it is on its way
+            await one.mover().move(points[-1])
+            one.assert_is(points[-1])
+            if left > 0:
+                break
+        assert steps > 20
 
 
 async def test_only_what_differs_is_fetched_and_written(

@@ -24,12 +24,14 @@ from vdiskfs.catalog import Vault
 from vdiskfs.errors import DamagedError, VaultUnreachableError
 from vdiskfs.failover import background as module
 from vdiskfs.failover.background import BackgroundHydration
+from vdiskfs.failover.bootblocks import read_boot, write_boot
 from vdiskfs.failover.copy import WritableCopy, make_files
 from vdiskfs.failover.record import Member
 from vdiskfs.native import Event, EventKind
 from vdiskfs.point import PointReader
+from vdiskfs.point.reader import REQUESTS_AT_ONCE
 from vdiskfs.ratelimit import RateLimiter
-from vdiskfs.units import PAGES_PER_REGION
+from vdiskfs.units import CHUNK_SIZE, PAGES_PER_REGION
 
 PUNCH = 0x02 | 0x01
 
@@ -245,6 +247,44 @@ async def test_a_vault_that_is_cut_off_is_waited_for(
         assert one.content() == bytes(one.test.model.data)
         assert task.progress().waiting == ""
         assert task.progress().done
+
+
+class Slow(MemoryStore):
+    """A vault that takes 50 ms for each answer, and counts what is under way."""
+
+    under_way = most = 0
+
+    async def _request(self) -> None:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await trio.sleep(0.05)
+        self.under_way -= 1
+        await super()._request()
+
+
+async def test_what_a_machine_read_the_last_time_is_fetched_side_by_side(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    """As many requests at once as a reader may make: 40 take as long as 5 do one by one."""
+
+    def build(test: Bench) -> None:
+        test.model.write(0, random.Random(2).randbytes(80 * CHUNK_SIZE))
+
+    async with copied(tmp_path, build) as one:
+        await write_boot(one.test.store, "web01", [(2 * n, 1) for n in range(40)])
+        runs = await read_boot(one.test.store, "web01")
+        await one.copy.fetch(CHUNK_SIZE, 1)  # the point is open, and mapped
+        assert one.copy._reader is not None
+        store = Slow()
+        store.objects = one.test.store.objects
+        one.copy._reader._store = store
+        began = trio.current_time()
+        await one.copy.fetch_first(runs)
+        assert store.requests == 40
+        assert store.most == REQUESTS_AT_ONCE
+        assert trio.current_time() - began < 40 * 0.05 / 4
+        for first, _ in runs:
+            assert one.copy.image.is_present(first * CHUNK_SIZE, CHUNK_SIZE)
 
 
 async def test_the_machine_does_not_wait_for_the_limit(

@@ -14,6 +14,7 @@ from vdiskfs.crash import hook
 from vdiskfs.errors import BusyError, StateError
 from vdiskfs.failover.choose import choose, close, new_record
 from vdiskfs.failover.failovers import Failover, Failovers
+from vdiskfs.failover.jobs import check_no_job
 from vdiskfs.failover.record import FailoverRecord
 from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.machines import Isolated
@@ -155,6 +156,7 @@ def may_be_removed(failover: Failover) -> State:
     Raises:
         StateError: it is not to be removed now, or a disk has something that is not shipped yet.
     """
+    check_no_job(failover)
     disks = [one.disk for one in failover.taken.values()]
     if disks and all(disk is not None and disk.line.displaced is not None for disk in disks):
         for disk in disks:

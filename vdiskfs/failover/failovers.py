@@ -58,6 +58,8 @@ class Failover:
     writing: trio.Lock = field(default_factory=trio.Lock)
     says: str | None = None
     """What its job waits for now, for people."""
+    running: tuple[trio.CancelScope, trio.Event] | None = None
+    """What ends its job where it is, while that runs, and what says that it has ended."""
 
     @property
     def is_used(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from vdiskfs.errors import (
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.choose import new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
-from vdiskfs.failover.jobs import Runner, Steps, begin
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended
 from vdiskfs.failover.known import fork_of, is_taken, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -69,7 +70,8 @@ class Homecomings:
         self._asking = Asking(failovers, site)
         self._limiter = limiter
         self._coming: dict[str, HomeMover] = {}
-        self._following: dict[str, trio.CancelScope] = {}
+        self._following: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
+        self._moving: dict[str, trio.Lock] = defaultdict(trio.Lock)
 
     def resume(self) -> None:
         """Go on with what an earlier run was cut off in; the source is known by now."""
@@ -132,23 +134,27 @@ class Homecomings:
         """Stop the machine at the other site, move the last delta, and start it here.
 
         Raises:
-            StateError: no failback of the disk has been begun here.
+            StateError: no failback of the disk has been begun here, or not all of its disks were
+                moved: the machine would be down until they are.
         """
         async with self._failovers.changing:
             failover = self.of_disk(disk)
             goes_on, state = failover.is_at(Step.COMPLETE), State.COMPLETING
             if not goes_on:
                 state = after(failover.record.name, failover.record.state, Step.COMPLETE)
+            if failover.record.state is State.FAILING_BACK:
+                again = f"vdiskfs failback start {disk}"
+                check_ended(failover, Step.FAILBACK, Step.COMPLETE, again)
             if dry_run:
                 return failover.record
             if not goes_on and failover.record.state is not state:
-                await self._stop_following(failover)
                 jobs = begin(failover, Step.COMPLETE)
                 await self._failovers.write(failover, state=state, jobs=jobs)
                 hook("failback.completing")
-            elif not self._runner.is_running(failover) and await self._is_overtaken(failover):
+            elif failover.running is None and await self._is_overtaken(failover):
                 *others, job = failover.record.jobs
                 await self._failovers.write(failover, jobs=(*others, replace(job, done=())))
+            await self._stop_following(failover)
             await self._go(failover, Step.COMPLETE)
         return failover.record
 
@@ -169,6 +175,8 @@ class Homecomings:
         async with self._failovers.changing:
             failover = self.of_disk(disk)
             state = after(failover.record.name, failover.record.state, Step.COMMIT)
+            again = f"vdiskfs failback complete {disk}"
+            check_ended(failover, Step.COMPLETE, Step.COMMIT, again)
             if dry_run:
                 return failover.record
             for member in failover.record.members:
@@ -341,18 +349,23 @@ class Homecomings:
 
     async def _move(self, failover: Failover) -> None:
         """Bring each image to the newest point of the other site."""
-        for member in failover.record.members:
-            record = await self._site.vault.disk(member.disk_id)
-            if is_taken(record, member):
-                continue
-            points = self._site.vault.log(record)
-            tip = await points.tip()
-            point = await points.find(tip.epoch)
-            failover.says = f"disk {member.disk}: is brought to epoch {tip.epoch}"
-            mover = self._mover(failover, member)
-            await mover.move((point.generation, tip.epoch))
-            log.info("disk %s: is at epoch %d of the other site; %d bytes fetched", member.disk,
-                     tip.epoch, mover.progress.fetched_bytes)  # fmt: skip
+        # What follows it does not lead an image back that has come further meanwhile.
+        async with self._moving[failover.record.id]:
+            for member in failover.record.members:
+                await self._move_one(failover, member)
+
+    async def _move_one(self, failover: Failover, member: Member) -> None:
+        record = await self._site.vault.disk(member.disk_id)
+        if is_taken(record, member):
+            return
+        points = self._site.vault.log(record)
+        tip = await points.tip()
+        point = await points.find(tip.epoch)
+        failover.says = f"disk {member.disk}: is brought to epoch {tip.epoch}"
+        mover = self._mover(failover, member)
+        await mover.move((point.generation, tip.epoch))
+        log.info("disk %s: is at epoch %d of the other site; %d bytes fetched", member.disk,
+                 tip.epoch, mover.progress.fetched_bytes)  # fmt: skip
 
     async def _begin_following(self, failover: Failover) -> None:
         self._follow(failover)
@@ -360,27 +373,37 @@ class Homecomings:
 
     def _follow(self, failover: Failover) -> None:
         if failover.record.id not in self._following:
-            scope = trio.CancelScope()
-            self._following[failover.record.id] = scope
-            self._nursery.start_soon(self._keep_up, failover, scope)
+            scope, ended = trio.CancelScope(), trio.Event()
+            self._following[failover.record.id] = scope, ended
+            self._nursery.start_soon(self._keep_up, failover, scope, ended)
 
-    async def _keep_up(self, failover: Failover, scope: trio.CancelScope) -> None:
+    async def _keep_up(
+        self, failover: Failover, scope: trio.CancelScope, ended: trio.Event
+    ) -> None:
         """Move what is new at the other site, until the failback is completed."""
-        with scope:
-            while failover.record.state is State.FAILING_BACK:
-                await trio.sleep(KEEP_UP_S)
-                try:
-                    await self._move(failover)
-                except (VdiskfsError, OSError) as error:
-                    log.warning("failback %s: %s", failover.record.name, error)
-                finally:
-                    failover.says = None
+        try:
+            with scope:
+                while failover.record.state is State.FAILING_BACK:
+                    await trio.sleep(KEEP_UP_S)
+                    await self._follow_once(failover)
+        finally:
+            ended.set()
+
+    async def _follow_once(self, failover: Failover) -> None:
+        try:
+            await self._move(failover)
+        except (VdiskfsError, OSError) as error:
+            log.warning("failback %s: %s", failover.record.name, error)
+        finally:
+            failover.says = None
 
     async def _stop_following(self, failover: Failover) -> None:
-        scope = self._following.pop(failover.record.id, None)
-        if scope is not None:
+        """End that, and wait until none of its threads writes any more."""
+        if failover.record.id in self._following:
+            scope, ended = self._following[failover.record.id]
             scope.cancel()
-            await trio.lowlevel.checkpoint()
+            await ended.wait()
+            del self._following[failover.record.id]
 
     async def _released(self, failover: Failover) -> None:
         """Wait until the other site has let go; `_move` finds its last point."""
@@ -402,13 +425,17 @@ class Homecomings:
                 await self._take_one(failover, member, record)
 
     async def _take_one(self, failover: Failover, member: Member, record: DiskRecord) -> None:
-        mover = self._mover(failover, member)
-        if mover.at != (member.generation, member.epoch):
+        mover, last = self._mover(failover, member), (member.generation, member.epoch)
+        fork = self._fork(failover, member, record)
+        if mover.at != last and not is_forked(record, fork):
+            # Noted as moved, by an older version perhaps: nobody has written to it.
+            failover.says = f"disk {member.disk}: is brought to epoch {member.epoch}"
+            await mover.move(last)
+        if mover.at != last:
             raise StateError(f"disk {member.disk}: its image is not the last point yet")
         file = self._protection.parked(member.disk_id)
         if file is None:
             file = await trio.to_thread.run_sync(self._named, member)
-        fork = self._fork(failover, member, record)
         if is_forked(record, fork):
             # An earlier run was cut off when programs could write already.
             local, how = await trio.to_thread.run_sync(self._taken, member, file)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import trio
 
 from vdiskfs.crash import hook
-from vdiskfs.errors import LocalError, VdiskfsError
+from vdiskfs.errors import LocalError, StateError, VdiskfsError
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.record import Job
 from vdiskfs.failover.states import Step
@@ -29,13 +29,58 @@ Steps = Sequence[tuple[str, Callable[[Failover], Awaitable[None]]]]
 
 
 def begin(failover: Failover, kind: Step) -> tuple[Job, ...]:
-    """Return a failover's jobs with a new one; one of its kind that was cut off goes on."""
+    """Return a failover's jobs with a new one; one of its kind that was cut off goes on.
+
+    Raises:
+        StateError: a job runs, whose steps would be noted as the new one's.
+    """
+    check_no_job(failover)
     jobs, last = failover.record.jobs, failover.job
     if last is not None and last.kind is kind and not last.ended_ns:
         return (*jobs[:-1], replace(last, error=None, hint="", code=0))
     number = 1 + max((int(one.id.rpartition("-")[2]) for one in jobs), default=0)
     job = Job(f"{failover.record.id[:8]}-{number}", kind, time.time_ns())
     return (*jobs, job)[-KEPT:]
+
+
+def check_no_job(failover: Failover) -> None:
+    """Check that no job of a failover runs.
+
+    Raises:
+        StateError: one does.
+    """
+    record, job = failover.record, failover.job
+    if failover.running is not None and job is not None:
+        raise StateError(
+            f"failover {record.name}: {job.kind} is under way in state {record.state}",
+            hint=f"vdiskfs job wait {job.id}, then the same again",
+        )
+
+
+def check_ended(failover: Failover, before: Step, step: Step, again: str) -> None:
+    """Check that the newest job is of a kind, and has come to its end.
+
+    Args:
+        failover: whose.
+        before: the kind.
+        step: what is asked for, and has to follow it.
+        again: the command that goes on with that job.
+
+    Raises:
+        StateError: it has not.
+    """
+    record, job = failover.record, failover.job
+    if job is not None and job.kind is before and job.ended_ns:
+        return
+    why, hint = f"{before} has not begun", again
+    if job is not None and job.error:
+        why, hint = f"{job.kind} stands still: {job.error}", f"{again} goes on with it"
+    elif job is not None:
+        why = f"{job.kind} is under way"
+        hint = f"vdiskfs job wait {job.id}, then the same again"
+    raise StateError(
+        f"failover {record.name}: {step} is not possible in state {record.state}: {why}", hint=hint
+    )
 
 
 class Runner:
@@ -45,15 +90,14 @@ class Runner:
         """Prepare; jobs run in the nursery."""
         self._failovers = failovers
         self._nursery = nursery
-        self._running: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
-
-    def is_running(self, failover: Failover) -> bool:
-        """Say whether a job of the failover runs now."""
-        return failover.record.id in self._running
 
     async def go_on(self, failover: Failover, kind: Step, steps: Steps) -> None:
-        """Begin a job, or go on with one of its kind, unless one runs. Durably under way."""
-        if self.is_running(failover):
+        """Begin a job, or go on with one of its kind, unless that runs. Durably under way.
+
+        Raises:
+            StateError: a job of another kind runs.
+        """
+        if failover.running is not None and failover.is_at(kind):
             return
         if not failover.is_at(kind) or (failover.job is not None and failover.job.error):
             await self._failovers.write(failover, jobs=begin(failover, kind))
@@ -61,15 +105,15 @@ class Runner:
 
     def start(self, failover: Failover, steps: Steps) -> None:
         """Do what is left of a failover's newest job; who asked looks at its record."""
-        if failover.record.id not in self._running:
+        if failover.running is None:
             scope, ended = trio.CancelScope(), trio.Event()
-            self._running[failover.record.id] = scope, ended
+            failover.running = scope, ended
             self._nursery.start_soon(self._run, failover, steps, scope, ended)
 
     async def stop(self, failover: Failover) -> None:
         """End a failover's job where it is, if one runs: as a crash would."""
-        if failover.record.id in self._running:
-            scope, ended = self._running[failover.record.id]
+        if failover.running is not None:
+            scope, ended = failover.running
             scope.cancel()
             await ended.wait()
 
@@ -82,7 +126,7 @@ class Runner:
                 await self._run_steps(failover, steps)
         finally:
             failover.says = None
-            self._running.pop(failover.record.id, None)
+            failover.running = None
             ended.set()
 
     async def _run_steps(self, failover: Failover, steps: Steps) -> None:

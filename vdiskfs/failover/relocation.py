@@ -32,11 +32,11 @@ from vdiskfs.failover.choose import (
 )
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.free import check_free
-from vdiskfs.failover.jobs import Runner, Steps, begin
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job
 from vdiskfs.failover.known import fork_of
 from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import FailoverRecord, Member
-from vdiskfs.failover.states import Kind, State, Step, after
+from vdiskfs.failover.states import Kind, State, Step, after, allowed
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.failover.targets import FindLog
 from vdiskfs.machines import Mapped
@@ -197,7 +197,8 @@ class Relocations:
                     return failover
                 after(record.name, record.state, Step.START)
                 raise StateError(
-                    f"disk {disk}: a {record.kind} failover of it is under way: {record.name}",
+                    f"failover {record.name}: a {record.kind} failover of {disk} is under way "
+                    f"in state {record.state}; possible: {', '.join(allowed(record.state))}",
                     hint=f"vdiskfs failover show {record.name}",
                 )
         return None
@@ -239,9 +240,11 @@ class Relocations:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             if failover.is_at(Step.CHANGE_POINT):
-                await self._restart(failover, Step.CHANGE_POINT)
+                if not dry_run:
+                    await self._restart(failover, Step.CHANGE_POINT)
                 return failover.record
             state = after(name, failover.record.state, Step.CHANGE_POINT)
+            check_no_job(failover)
             records = [await self._site.vault.disk(one.disk_id) for one in failover.record.members]
             members, readers = await choose(
                 self._site.vault, self._find_log(records, _line_at_source), failover.target, spec
@@ -264,8 +267,8 @@ class Relocations:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.COMMIT)
+            check_no_job(failover)
             if not dry_run:
-                self._check_no_job(failover)
                 await self._tell(failover, state)
                 jobs = begin(failover, Step.COMMIT)
                 done = replace(jobs[-1], done=("told",), ended_ns=time.time_ns())
@@ -286,6 +289,8 @@ class Relocations:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.ROLLBACK)
+            if failover.record.state not in (State.STARTING, State.ROLLING_BACK):
+                check_no_job(failover)
             if dry_run:
                 return failover.record
             if failover.record.state is not State.ROLLING_BACK:
@@ -453,16 +458,9 @@ class Relocations:
 
     async def _check_idle(self, failover: Failover) -> None:
         """Check that its machine can be ended, and nothing else uses the copies."""
-        self._check_no_job(failover)
+        check_no_job(failover)
         if failover.machine is None or await failover.machine.state() == "down":
             await self._failovers.check_unused(failover)
-
-    def _check_no_job(self, failover: Failover) -> None:
-        if self._runner.is_running(failover):
-            raise StateError(
-                f"failover {failover.record.name}: {failover.job.kind if failover.job else 'a job'}"
-                " is under way", hint=f"vdiskfs failover show {failover.record.name}",
-            )  # fmt: skip
 
 
 def _line_at_source(record: DiskRecord) -> int:

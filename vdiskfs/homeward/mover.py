@@ -61,7 +61,7 @@ async def _never() -> bool:
 
 
 class HomeMover:
-    """Moves one image. One call at a time."""
+    """Moves one image. Moves that are asked for at once are made one after the other."""
 
     def __init__(
         self, image: Path, directory: Path, make_log: MakeLog, *,
@@ -91,13 +91,14 @@ class HomeMover:
         self._is_away = is_away
         self._verify = verify
         self._resumed = False
+        self._moving = trio.Lock()
         self._target: TargetFile
         self._reader: PointReader
 
     @property
     def at(self) -> Place | None:
         """Return the point that the image is, byte for byte; None: it is on its way."""
-        return self.note.at
+        return None if self._moving.locked() else self.note.at
 
     # ---- what is to be done ------------------------------------------------------------
 
@@ -129,6 +130,12 @@ class HomeMover:
             RefusedError: the vault refused.
             StateError: the points are another disk's.
         """
+        # Invariant: what a call notes is what it has moved itself; another one's note would
+        # count pages as moved that nobody has written.
+        async with self._moving:
+            return await self._move(to)
+
+    async def _move(self, to: Place) -> MoveProgress:
         self.progress = MoveProgress()
         if self.note.at == to:
             return self.progress
