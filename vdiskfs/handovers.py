@@ -127,7 +127,7 @@ class Handovers:
             await self._wait_unused(disk, asked)
             hook("handover.unused")
             await self._ship(disk, asked)
-        await self._patiently(lambda: disk.line.release(asked.id))
+        await self._patiently(lambda: self._release(disk, asked))
         hook("handover.fenced")
         await self._machines.handed(disk.disk_id)
         await self._tell(disk, asked, RELEASED, "")
@@ -198,6 +198,13 @@ class Handovers:
             if not replicator.live.counts().changed:
                 return
         raise StateError(f"disk {disk.name}: is still being written to")
+
+    async def _release(self, disk: ProtectedDisk, asked: Handover) -> None:
+        """End the line. Its group may have sealed it since all was stored: that is stored, too."""
+        async with disk.replicator.hold():
+            if not disk.line.handed:
+                await disk.replicator.wait_shipped()
+            await disk.line.release(asked.id)
 
     async def _keep(self, disk: ProtectedDisk) -> None:
         """Go on as before."""

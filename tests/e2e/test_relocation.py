@@ -79,9 +79,10 @@ def refused(site: MountedSite, *arguments: str) -> str:
     return lines[0]
 
 
-def vault_record(sites: Sites) -> dict[str, Any]:
-    [found] = disk_records(sites.home.state.parent.parent / "vault")
-    return found
+def vault_record(sites: Sites, disk: str = DISK) -> dict[str, Any]:
+    found = disk_records(sites.home.state.parent.parent / "vault")
+    [record] = [one for one in found if one["name"] == disk]
+    return record
 
 
 def test_a_disk_is_failed_over_to_a_point_changed_rolled_back_and_replicated_on(
@@ -301,3 +302,46 @@ def test_a_copy_whose_disk_was_taken_by_force_is_cleaned_up_once_it_is_a_branch(
     [branch] = home.json("disk", "branches", DISK)["branches"]
     point = home.mountpoint / "recovery-points" / f"{DISK}@{branch['name']}" / "latest"
     assert (point / f"{DISK}.img").read_bytes() == content
+
+
+def test_a_group_goes_on_without_a_disk_that_is_failed_over_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    sites = Sites(tmp_path, 'when_displaced = "keep"\n')
+    home, away = sites.home, sites.away
+    with home, away:
+        home.add_image("log01", MIB)
+        sites.begin()
+        home.wait_shipped("log01")
+        home.json("group", "create", "shop", DISK, "log01")
+        name = sites.start()["name"]
+        home.wait("it is let go", lambda: home.disk(DISK)["state"] == "HandedOver")
+        before, log_before = len(home.points(DISK)), len(home.points("log01"))
+        for number in range(3):
+            write_at(home.image("log01"), 0, b"%d" % number)
+            home.wait_shipped("log01")
+        [row] = home.json("point", "create", "shop", "--wait")["points"]
+        assert row["disk"] == "log01"
+        home.run("-m", home.mountpoint, "point", "create", DISK, code=4)
+        rows = home.json("group", "show", "shop")["disks"]
+        assert {row["disk"]: row["ready"] for row in rows} == {DISK: False, "log01": True}
+        assert len(home.points("log01")) >= log_before + 4
+        assert len(home.points(DISK)) == before
+        assert vault_record(sites)["branches"] == {}
+        assert home.disk(DISK)["state"] == "HandedOver"
+        away.json("failover", "rollback", name)
+        home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+        write_at(home.image("log01"), 0, b"together again")
+        for disk in (DISK, "log01"):
+            home.wait_shipped(disk)
+        home.wait("it is sealed with the others", lambda: len(home.points(DISK)) > before)
+        assert home.points(DISK)[-1]["time"] == home.points("log01")[-1]["time"]
+        # What is written to one that was taken goes into its branch, by itself.
+        sites.start("--unplanned")
+        home.wait("home is displaced", lambda: home.disk(DISK)["state"] == "Displaced")
+        write_at(home.image(DISK), 0, b"behind its back")
+        home.wait("it is in its branch", lambda: home.disk(DISK)["dirty_bytes"] == 0
+                  and home.disk(DISK)["spooled_bytes"] == 0)  # fmt: skip
+        [branch] = home.json("disk", "branches", DISK)["branches"]
+        path = home.mountpoint / "recovery-points" / f"{DISK}@{branch['name']}" / "latest"
+        assert (path / f"{DISK}.img").read_bytes() == home.image(DISK).read_bytes()
