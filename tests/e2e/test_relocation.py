@@ -283,6 +283,16 @@ def test_a_failover_that_nobody_commits_rolls_itself_back_and_events_tell_it(
         assert text in told, told
 
 
+def test_a_failover_whose_daemon_dies_before_its_time_is_over_rolls_itself_back(
+    sites: Sites,
+) -> None:
+    home, away = sites.home, sites.away
+    assert sites.start("--unplanned", "--rollback-after", "4")["state"] == "FailedOver"
+    away.kill_daemon()
+    away.wait("it is rolled back", lambda: away.json("failover", "list")["failovers"] == [])
+    home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+
+
 def test_a_copy_whose_disk_was_taken_by_force_is_cleaned_up_once_it_is_a_branch(
     sites: Sites,
 ) -> None:
