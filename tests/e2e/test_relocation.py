@@ -27,10 +27,10 @@ DISK = "web01"
 class Sites:
     """Home, where the disk is at first, and a recovery site without a source."""
 
-    def __init__(self, root: Path, home_options: str = "") -> None:
+    def __init__(self, root: Path, home_options: str = "", away_options: str = "") -> None:
         vault = f"file://{root}/vault"
         self.home = MountedSite(root, vault=vault, name="home", options=FAST + home_options)
-        self.away = MountedSite(root, vault=vault, name="away", options=FAST)
+        self.away = MountedSite(root, vault=vault, name="away", options=FAST + away_options)
         self.contents: dict[int, bytes] = {}
 
     def begin(self) -> None:
@@ -355,3 +355,39 @@ def test_a_group_goes_on_without_a_disk_that_is_failed_over_until_it_is_back(
         [branch] = home.json("disk", "branches", DISK)["branches"]
         path = home.mountpoint / "recovery-points" / f"{DISK}@{branch['name']}" / "latest"
         assert (path / f"{DISK}.img").read_bytes() == home.image(DISK).read_bytes()
+
+
+def test_a_copy_is_completed_in_the_background_over_a_kill_and_what_ends_it_is_told(
+    tmp_path: Path,
+) -> None:
+    sites = Sites(tmp_path, away_options='hydration_limit = "768KiB"\n')
+    home, away = sites.home, sites.away
+    with home, away:
+        sites.begin()
+
+        def brought() -> dict[str, Any]:
+            [one] = away.json("failover", "list")["failovers"]
+            return dict(one["disks"][0]["hydration"] or {"absent_bytes": SIZE, "done": False})
+
+        name = sites.start("--unplanned")["name"]
+        away.wait("it comes", lambda: 0 < brought()["absent_bytes"] < SIZE)
+        objects = [path for path in (tmp_path / "vault").rglob("*") if path.is_file()]
+        data = max(objects, key=lambda path: path.stat().st_size)
+        data.rename(tmp_path / "kept")
+        away.wait("it has ended", lambda: brought()["error"])
+        assert not brought()["done"]
+        [event] = [one for one in away.json("event", "list", "--since", "-10m")["events"]
+                   if one["code"] == "hydration.ended"]  # fmt: skip
+        assert (event["subject"], event["disk"]) == (name, DISK)
+        assert brought()["error"] in event["text"]
+        (tmp_path / "kept").rename(data)
+        before = brought()["absent_bytes"]
+        away.kill_daemon()
+        away.wait("it is done", lambda: brought()["done"])
+        assert 0 < before < SIZE
+        assert (brought()["absent_bytes"], brought()["error"]) == (0, None)
+        (tmp_path / "vault").rename(tmp_path / "vault-away")
+        try:
+            assert sites.copy.read_bytes() == home.image(DISK).read_bytes()
+        finally:
+            (tmp_path / "vault-away").rename(tmp_path / "vault")
