@@ -79,6 +79,12 @@ def refused(site: MountedSite, *arguments: str) -> str:
     return lines[0]
 
 
+def jobs_of(site: MountedSite, failover: str) -> dict[str, str]:
+    """Return the kinds and states of a failover's jobs."""
+    rows = site.json("job", "list")["jobs"]
+    return {row["kind"]: row["state"] for row in rows if row["failover"] == failover}
+
+
 def vault_record(sites: Sites, disk: str = DISK) -> dict[str, Any]:
     found = disk_records(sites.home.state.parent.parent / "vault")
     [record] = [one for one in found if one["name"] == disk]
@@ -162,12 +168,14 @@ def test_what_is_not_to_be_is_refused(sites: Sites) -> None:
     with pytest.raises(CommandError, match="exit 3"):
         sites.start("--unplanned", "--point", "2001-01-01T00:00:00Z")
     test = away.json("failover", "test", DISK)["name"]
+    assert away.json("failover", "show", test)["job"]["state"] == "done"
     for step in ("commit", "rollback"):
         assert f"{step} is not possible in state TestFailover; possible: cleanup" in refused(
             away, "failover", step, test
         )
     assert "is not failed over" in refused(away, "reprotect", DISK)
     away.json("failover", "cleanup", test)
+    assert jobs_of(away, test) == {"test": "done", "cleanup": "done"}
     name = sites.start("--unplanned")["name"]
     assert "cleanup is not possible in state FailedOver" in refused(
         away, "failover", "cleanup", name
@@ -206,6 +214,10 @@ def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites:
     assert home.disk(DISK)["state"] == "HandedOver"
     assert refuses_writes(live)
     assert vault_record(sites)["branches"] == {}
+    first, last = (one for one in home.json("job", "list")["jobs"] if one["kind"] == "handover")
+    assert (first["state"], last["state"]) == ("failed", "done")
+    assert "was withdrawn" in first["error"]
+    assert last["steps"] == ["unused", "shipped", "released"]
     # After a restart, of whatever kind, home still knows that it has let go.
     for end in (home.kill_daemon, home.umount):
         end()
@@ -281,6 +293,10 @@ def test_a_failover_that_nobody_commits_rolls_itself_back_and_events_tell_it(
     for text in ("failover Starting -> FailedOver", "failover FailedOver -> RollingBack",
                  f"job {job} start: taken done", "failover removed"):  # fmt: skip
         assert text in told, told
+    away.kill_daemon()
+    kept = {"start": "done", "rollback": "done"}
+    away.wait("its jobs are kept", lambda: jobs_of(away, name) == kept)
+    assert away.json("job", "show", job)["failover"] == name
 
 
 def test_a_failover_whose_daemon_dies_before_its_time_is_over_rolls_itself_back(

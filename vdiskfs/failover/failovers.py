@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs import native
+from vdiskfs import jobs, native
 from vdiskfs.catalog import Vault
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
@@ -35,6 +36,7 @@ from vdiskfs.failover.record import FailoverRecord, Job, Member
 from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.failover.targets import FindLog, Target
+from vdiskfs.jobs import OF_FAILOVER, JobKind, Jobs, JobState
 from vdiskfs.machines import Attach, parse_machine
 from vdiskfs.point import PointReader
 from vdiskfs.state import StateDirectory, read_record, sync_directory, users_of, write_record
@@ -89,7 +91,7 @@ class Failovers:
     def __init__(
         self, core: native.Core, state: StateDirectory, vault: Vault, find_log: FindLog,
         next_cookie: Callable[[], int], *, shown_in: Path, host: MachinesConfig,
-        nursery: trio.Nursery, events: Events,
+        nursery: trio.Nursery, events: Events, jobs: Jobs,
     ) -> None:  # fmt: skip
         """Know of none yet.
 
@@ -103,12 +105,14 @@ class Failovers:
             host: what machines may use of this host.
             nursery: where machines are judged.
             events: is told what becomes of them.
+            jobs: keeps the jobs of those that are removed.
         """
         self.vault = vault
         self.find_log = find_log
         self.changing = trio.Lock()
         """Held while one is made, or changed."""
         self.events = events
+        self._jobs = jobs
         self._host = host
         self._nursery = nursery
         self._shown_in = shown_in
@@ -434,6 +438,8 @@ class Failovers:
         if failover.machine is not None:
             await failover.machine.end()
         await self.discard_copies(failover)
+        for job in failover.record.jobs:
+            self._jobs.keep(_over(failover.record, job))
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
         record = failover.record
@@ -452,6 +458,22 @@ class Failovers:
 
 def _disks(record: FailoverRecord) -> str:
     return ",".join(one.disk for one in record.members)
+
+
+def _over(record: FailoverRecord, job: Job) -> jobs.Job:
+    """Return a job of a failover that is removed now: by its last one, if that leads there."""
+    removes = job is record.jobs[-1] and job.kind in (Step.ROLLBACK, Step.CLEANUP)
+    if job.ended_ns or removes:
+        state = JobState.DONE
+    else:
+        state = JobState.FAILED if job.error else JobState.INTERRUPTED
+    steps = (*job.done, "removed") if removes else job.done
+    error, code = ("", 0) if removes else (job.error or "", job.code)
+    return jobs.Job(
+        job.id, 0, JobKind(str(job.kind)), _disks(record), OF_FAILOVER + record.name, state,
+        job.began_ns, job.ended_ns or time.time_ns(), tuple((step, 0) for step in steps),
+        error=error, hint="" if removes else job.hint, code=code,
+    )  # fmt: skip
 
 
 async def apart(name: str, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
