@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 
 RECORD = "record.json"
 
+PROOF = "proof-"
+"""How the names begin of copies that are made to prove a point: a proof is a job of its own."""
+
 
 @dataclass(eq=False)
 class Failover:
@@ -326,9 +329,8 @@ class Failovers:
             text = f"{before.state} -> {record.state}"
             self.events.tell("failover.state", record.name, text, disk=_disks(record))
         if record.health is not None and before.health != record.health:
-            self.events.tell(
-                "machine.health", record.name, record.health.detail, disk=_disks(record)
-            )
+            text = f"{_points(record)}: {record.health.detail}"
+            self.events.tell("machine.health", record.name, text, disk=_disks(record))
 
     # ---- machines ----------------------------------------------------------------------
 
@@ -439,11 +441,13 @@ class Failovers:
             await failover.machine.end()
         await self.discard_copies(failover)
         for job in failover.record.jobs:
-            self._jobs.keep(_over(failover.record, job))
+            if not failover.record.name.startswith(PROOF):
+                self._jobs.keep(_over(failover.record, job))
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
         record = failover.record
-        self.events.tell("failover.removed", record.name, "removed", disk=_disks(record))
+        text = f"removed: {record.notes}" if record.notes else "removed"
+        self.events.tell("failover.removed", record.name, text, disk=_disks(record))
 
     def _remove_files(self, failover: Failover) -> None:
         gone = self._root / f".{failover.record.id}.old"
@@ -458,6 +462,13 @@ class Failovers:
 
 def _disks(record: FailoverRecord) -> str:
     return ",".join(one.disk for one in record.members)
+
+
+def _points(record: FailoverRecord) -> str:
+    """Return the points that the copies began with, as DISK@#EPOCH."""
+    return ", ".join(
+        f"{one.disk}@#{one.epoch}" if one.epoch else one.disk for one in record.members
+    )
 
 
 def _over(record: FailoverRecord, job: Job) -> jobs.Job:
