@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -95,6 +96,9 @@ class Disk:
     def check_not_paused(self) -> None:
         if self._site.paused:
             raise StateError("paused")
+
+    def hold(self) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
 
     def dirty_bytes(self) -> int:
         return 0

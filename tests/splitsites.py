@@ -28,6 +28,7 @@ from vdiskfs.failover.record import Member
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.handovers import Handovers
+from vdiskfs.jobs import Jobs
 from vdiskfs.ownernote import Displaced, Note, Remembered, read_note, write_note
 from vdiskfs.state import LastEnd
 
@@ -203,8 +204,8 @@ class Site(Host):
         handovers = Handovers(
             cast("Any", SimpleNamespace(vault=self.vault(), state=self.state)),
             cast("Any", SimpleNamespace(adopted=())), machines=Machines(self, asked.id),
-            stopper=cast("Any", SimpleNamespace(stop=self.stop_machine)),
-            mountpoint=Path("/nowhere"), events=cast("Any", SimpleNamespace(tell=self.told)),
+            stopper=cast("Any", SimpleNamespace(stop=self.stop_machine)), mountpoint=Path("/nowhere"),
+            events=cast("Any", SimpleNamespace(tell=self.told)), jobs=Jobs(self.directory),
         )  # fmt: skip
         disk = cast("Any", Disk(self))
         if handovers._is_for_us(disk, asked):

@@ -285,9 +285,11 @@ class ApplicationPoints:
     def _units(self) -> list[Unit]:
         """Return the groups and disks of which all is known that it takes."""
         here = {disk.disk_id: disk for disk in self._disks() if disk.started}
+        away = {one for one, disk in here.items() if disk.line.is_elsewhere}
+        here = {one: disk for one, disk in here.items() if one not in away}
         found = []
         for group in self._groups.all():
-            disks = [here.pop(one, None) for one in sorted(group.ids)]
+            disks = [here.pop(one, None) for one in sorted(group.ids - away)]
             known = tuple(one for one in disks if one is not None)
             configured = [one for one in known if self._how(one) is not None]
             if len(configured) == len(disks):

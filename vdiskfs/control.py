@@ -193,7 +193,7 @@ class MountControl:
                     f"group {name}: disk {member.name} is not protected here",
                     hint=f"vdiskfs group show {name}",
                 )
-        return here
+        return [disk for disk in here if not disk.line.is_elsewhere] or here
 
     # ---- groups ------------------------------------------------------------------------
 

@@ -172,7 +172,7 @@ class Daemon:
             failovers = Failovers(
                 core, state, vault, browser.newest_log, self._next_cookie,
                 shown_in=Path(self._settings.mountpoint) / "failovers", host=options.machines,
-                nursery=nursery, events=self._events,
+                nursery=nursery, events=self._events, jobs=self._jobs,
             )  # fmt: skip
             failover_control, homecomings = await self._take_up(
                 failovers, site, protection, nursery, browser
@@ -261,13 +261,12 @@ class Daemon:
         own = OwnMachines(failovers, host)
         copies = ProofCopies(failovers, drills, mountpoint / "failovers")
         options, events = self._settings.options, failovers.events
-        prover = Prover(
-            site, protection.disks, copies, options=options, events=events, jobs=self._jobs
-        )
+        jobs = self._jobs
+        prover = Prover(site, protection.disks, copies, options=options, events=events, jobs=jobs)
         self._serving.inside = self._prover = prover
         nursery.start_soon(keep_running, "proofs", prover.run)
         handovers = Handovers(
-            site, protection, own, stopper=stopper, mountpoint=mountpoint, events=failovers.events
+            site, protection, own, stopper=stopper, mountpoint=mountpoint, events=events, jobs=jobs
         )
         protection.stop_machine = handovers.stop_machine
         nursery.start_soon(keep_running, "handing disks over", handovers.run)

@@ -286,10 +286,16 @@ class ProtectedDisk:
     def _note_displaced(self, displaced: Displaced) -> None:
         self.health.displaced(str(displaced), handed=not displaced.branch)
         self.on_displaced(self)
+        self._look_again()
 
     def _note_returned(self) -> None:
         self.health.returned()
         self.on_returned(self)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self._replicator is not None:  # else it looks when it begins
+            self._replicator.look_again()
 
     def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
         limits = {} if inside else {"inline_limit": 0}

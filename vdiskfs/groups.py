@@ -90,9 +90,17 @@ class Groups:
     # ---- who is a member ---------------------------------------------------------------
 
     def joint_of(self, disk_id: str) -> Joint | None:
-        """Return what seals a disk with the others of its group, or None."""
+        """Return what seals a disk with the others of its group, or None.
+
+        What was written to a disk that another site has is sealed alone: it goes into a branch.
+        """
         group = self._of_disk.get(disk_id)
-        return None if group is None else self._sealers[group.id]
+        if group is None or any(one.disk_id == disk_id for one in self._elsewhere()):
+            return None
+        return self._sealers[group.id]
+
+    def _elsewhere(self) -> list[ProtectedDisk]:
+        return [one for one in self._disks() if one.line.is_elsewhere]
 
     def all(self) -> list[Group]:
         """Return what is known of the groups, by name."""
@@ -119,7 +127,9 @@ class Groups:
 
     def _replicators(self, group_id: str) -> list[Replicator]:
         group = next((one for one in self._groups.values() if one.id == group_id), None)
-        return [] if group is None else [one.replicator for one in self.members(group)]
+        if group is None:
+            return []
+        return [one.replicator for one in self.members(group) if not one.line.is_elsewhere]
 
     async def seal_last(self) -> None:
         """Seal what changed in each group: nobody writes any more.

@@ -19,8 +19,15 @@ from vdiskfs.catalog.moves import ASKED, REFUSED, RELEASED, STOPPING, answer
 from vdiskfs.catalog.records import Handover
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import ConflictError, StateError, VaultUnreachableError, VdiskfsError
+from vdiskfs.errors import (
+    ConflictError,
+    LocalError,
+    StateError,
+    VaultUnreachableError,
+    VdiskfsError,
+)
 from vdiskfs.events import Events
+from vdiskfs.jobs import JobKind, Jobs
 from vdiskfs.protection import Protection
 from vdiskfs.restarting import Startable, StoppedMachines
 from vdiskfs.state import users_of
@@ -59,7 +66,7 @@ class Handovers:
     def __init__(
         self, site: Site, protection: Protection, machines: OwnMachines, *,
         stopper: MachineStopper,
-        mountpoint: Path, events: Events,
+        mountpoint: Path, events: Events, jobs: Jobs,
     ) -> None:  # fmt: skip
         """Prepare."""
         self._site = site
@@ -68,6 +75,7 @@ class Handovers:
         self._stopper = stopper
         self._mountpoint = mountpoint
         self._events = events
+        self._jobs = jobs
         self._under_way: set[str] = set()
         self._stopped = StoppedMachines(
             site, protection, machines, stopper=stopper, shown=self._shown, users=self._users,
@@ -96,19 +104,25 @@ class Handovers:
         )  # fmt: skip
 
     async def _hand_over(self, disk: ProtectedDisk, asked: Handover) -> None:
+        job = self._jobs.begin(JobKind.HANDOVER, disk.name, disk.disk_id)
         try:
             log.warning("disk %s: site %s asks for it", disk.name, asked.site)
             self._tell_event("disk.asked", disk, f"site {asked.site} asks for it")
-            await self._let_go(disk, asked)
+            await self._let_go(disk, asked, job)
+            self._jobs.done(job, f"handed over to site {asked.site}")
         except ConflictError as error:
+            self._jobs.failed(job, error)
             log.warning("disk %s: is kept: %s", disk.name, error)
             await self._keep(disk)
         except (VdiskfsError, OSError) as error:
             log.error("disk %s: cannot be handed over: %s", disk.name, error)
+            failure = error if isinstance(error, VdiskfsError) else LocalError(str(error))
+            self._jobs.failed(job, failure)
             self._tell_event("disk.kept", disk, f"cannot be handed over: {error}")
             await self._keep(disk)
             await self._tell(disk, asked, REFUSED, str(error))
         finally:
+            self._jobs.interrupt(job, "the daemon ended while it ran")  # if it is still open
             # Looked at anew by the next heartbeat that has a reason to.
             disk.line.asked = None
             self._under_way.discard(disk.disk_id)
@@ -116,7 +130,7 @@ class Handovers:
     def _tell_event(self, code: str, disk: ProtectedDisk, text: str) -> None:
         self._events.tell(code, disk.name, text, disk=disk.name)
 
-    async def _let_go(self, disk: ProtectedDisk, asked: Handover) -> None:
+    async def _let_go(self, disk: ProtectedDisk, asked: Handover, job: str) -> None:
         self._machines.check_may_go(disk.disk_id)
         if not disk.line.handed:
             # Before anything is stopped for it.
@@ -124,10 +138,13 @@ class Handovers:
             _check_whole(disk)
             await self._tell(disk, asked, STOPPING, "stops what runs on it")
             await self.stop_machine(disk, "handover")
-            await self._wait_unused(disk, asked)
+            await self._wait_unused(disk, asked, job)
+            self._jobs.step(job, "unused")
             hook("handover.unused")
             await self._ship(disk, asked)
-        await self._patiently(lambda: disk.line.release(asked.id))
+            self._jobs.step(job, "shipped")
+        await self._patiently(lambda: self._release(disk, asked))
+        self._jobs.step(job, "released")
         hook("handover.fenced")
         await self._machines.handed(disk.disk_id)
         await self._tell(disk, asked, RELEASED, "")
@@ -161,7 +178,7 @@ class Handovers:
         inside = path.startswith("failovers/") and disk in self._protection.adopted
         return self._mountpoint / path if inside else self._mountpoint / "disks" / path
 
-    async def _wait_unused(self, disk: ProtectedDisk, asked: Handover) -> None:
+    async def _wait_unused(self, disk: ProtectedDisk, asked: Handover, job: str) -> None:
         """Wait until no program has the image open, and let none open it to write."""
         said = ""
         while True:
@@ -169,10 +186,12 @@ class Handovers:
             if not who:
                 disk.refuse_writes(True)
                 if not (who := await self._users(disk)):
+                    self._jobs.waits(job, "")
                     return
                 disk.refuse_writes(False)
             if who != said:
                 said = who
+                self._jobs.waits(job, who)
                 await self._tell(disk, asked, STOPPING, f"waits for {who}")
             await trio.sleep(LOOK_S)
             record = await self._patiently(lambda: self._site.vault.disk(disk.disk_id))
@@ -198,6 +217,13 @@ class Handovers:
             if not replicator.live.counts().changed:
                 return
         raise StateError(f"disk {disk.name}: is still being written to")
+
+    async def _release(self, disk: ProtectedDisk, asked: Handover) -> None:
+        """End the line. Its group may have sealed it since all was stored: that is stored, too."""
+        async with disk.replicator.hold():
+            if not disk.line.handed:
+                await disk.replicator.wait_shipped()
+            await disk.line.release(asked.id)
 
     async def _keep(self, disk: ProtectedDisk) -> None:
         """Go on as before."""

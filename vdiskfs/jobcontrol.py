@@ -18,7 +18,9 @@ class JobControl:
 
     async def all(self) -> Document:
         """Return all jobs, the oldest first."""
-        rows = [(job.began_ns, self._jobs.document(job)) for job in self._jobs.all()]
+        there = {job.id for one in self._failovers.all() for job in one.record.jobs}
+        rows = [(job.began_ns, self._jobs.document(job))
+                for job in self._jobs.all() if job.id not in there]  # fmt: skip
         rows += [
             (job.began_ns, job_document(one.record, job, one.says if job is one.job else None))
             for one in self._failovers.all()

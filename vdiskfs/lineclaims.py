@@ -60,6 +60,11 @@ class LineClaims:
         """Whether the disk was released, and not given back."""
         return self._note.handed != ""
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another site has the disk, or may take it: it is sealed with no others."""
+        return self.displaced is not None or self.handed
+
     def _log(self, record: DiskRecord, generation: int | None = None) -> DiskLog:
         cache = IndexCache(self._directory / "indexes")
         return self._vault.log(record, generation, cache=cache)

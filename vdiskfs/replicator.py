@@ -338,7 +338,7 @@ class Replicator:
     def is_ready(self) -> bool:
         """Whether it can be sealed with others now: nothing stands still, nothing is suspect."""
         stands = self.ended or self.paused or self._is_full or self.suspects.needed
-        return not stands and self.end.epoch > 0
+        return not stands and not self.line.is_elsewhere and self.end.epoch > 0
 
     @property
     def group(self) -> str | None:

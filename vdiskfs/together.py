@@ -108,6 +108,8 @@ def check_known(one: Replicator) -> None:
     """Raise StateError if a disk has no point to give: it is paused, or pages are suspect."""
     if one.ended:
         raise StateError(f"disk {one.name}: its protection ends")
+    if one.line.handed:
+        raise StateError(f"disk {one.name}: was handed over to another site")
     one.check_not_paused()
     first = one.end.epoch == 0
     if first or one.suspects.needed:

@@ -27,10 +27,10 @@ DISK = "web01"
 class Sites:
     """Home, where the disk is at first, and a recovery site without a source."""
 
-    def __init__(self, root: Path, home_options: str = "") -> None:
+    def __init__(self, root: Path, home_options: str = "", away_options: str = "") -> None:
         vault = f"file://{root}/vault"
         self.home = MountedSite(root, vault=vault, name="home", options=FAST + home_options)
-        self.away = MountedSite(root, vault=vault, name="away", options=FAST)
+        self.away = MountedSite(root, vault=vault, name="away", options=FAST + away_options)
         self.contents: dict[int, bytes] = {}
 
     def begin(self) -> None:
@@ -79,9 +79,16 @@ def refused(site: MountedSite, *arguments: str) -> str:
     return lines[0]
 
 
-def vault_record(sites: Sites) -> dict[str, Any]:
-    [found] = disk_records(sites.home.state.parent.parent / "vault")
-    return found
+def jobs_of(site: MountedSite, failover: str) -> dict[str, str]:
+    """Return the kinds and states of a failover's jobs."""
+    rows = site.json("job", "list")["jobs"]
+    return {row["kind"]: row["state"] for row in rows if row["failover"] == failover}
+
+
+def vault_record(sites: Sites, disk: str = DISK) -> dict[str, Any]:
+    found = disk_records(sites.home.state.parent.parent / "vault")
+    [record] = [one for one in found if one["name"] == disk]
+    return record
 
 
 def known(sites: Sites) -> dict[str, Any]:
@@ -186,12 +193,14 @@ def test_what_is_not_to_be_is_refused(sites: Sites) -> None:
     with pytest.raises(CommandError, match="exit 3"):
         sites.start("--unplanned", "--point", "2001-01-01T00:00:00Z")
     test = away.json("failover", "test", DISK)["name"]
+    assert away.json("failover", "show", test)["job"]["state"] == "done"
     for step in ("commit", "rollback"):
         assert f"{step} is not possible in state TestFailover; possible: cleanup" in refused(
             away, "failover", step, test
         )
     assert "is not failed over" in refused(away, "reprotect", DISK)
     away.json("failover", "cleanup", test)
+    assert jobs_of(away, test) == {"test": "done", "cleanup": "done"}
     name = sites.start("--unplanned")["name"]
     assert "cleanup is not possible in state FailedOver" in refused(
         away, "failover", "cleanup", name
@@ -235,6 +244,10 @@ def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites:
     assert home.disk(DISK)["state"] == "HandedOver"
     assert refuses_writes(live)
     assert vault_record(sites)["branches"] == {}
+    first, last = (one for one in home.json("job", "list")["jobs"] if one["kind"] == "handover")
+    assert (first["state"], last["state"]) == ("failed", "done")
+    assert "was withdrawn" in first["error"]
+    assert last["steps"] == ["unused", "shipped", "released"]
     # After a restart, of whatever kind, home still knows that it has let go.
     for end in (home.kill_daemon, home.umount):
         end()
@@ -310,6 +323,20 @@ def test_a_failover_that_nobody_commits_rolls_itself_back_and_events_tell_it(
     for text in ("failover Starting -> FailedOver", "failover FailedOver -> RollingBack",
                  f"job {job} start: taken done", "failover removed"):  # fmt: skip
         assert text in told, told
+    away.kill_daemon()
+    kept = {"start": "done", "rollback": "done"}
+    away.wait("its jobs are kept", lambda: jobs_of(away, name) == kept)
+    assert away.json("job", "show", job)["failover"] == name
+
+
+def test_a_failover_whose_daemon_dies_before_its_time_is_over_rolls_itself_back(
+    sites: Sites,
+) -> None:
+    home, away = sites.home, sites.away
+    assert sites.start("--unplanned", "--rollback-after", "4")["state"] == "FailedOver"
+    away.kill_daemon()
+    away.wait("it is rolled back", lambda: away.json("failover", "list")["failovers"] == [])
+    home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
 
 
 def test_a_copy_whose_disk_was_taken_by_force_is_cleaned_up_once_it_is_a_branch(
@@ -331,3 +358,82 @@ def test_a_copy_whose_disk_was_taken_by_force_is_cleaned_up_once_it_is_a_branch(
     [branch] = home.json("disk", "branches", DISK)["branches"]
     point = home.mountpoint / "recovery-points" / f"{DISK}@{branch['name']}" / "latest"
     assert (point / f"{DISK}.img").read_bytes() == content
+
+
+def test_a_group_goes_on_without_a_disk_that_is_failed_over_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    sites = Sites(tmp_path, 'when_displaced = "keep"\n')
+    home, away = sites.home, sites.away
+    with home, away:
+        home.add_image("log01", MIB)
+        sites.begin()
+        home.wait_shipped("log01")
+        home.json("group", "create", "shop", DISK, "log01")
+        name = sites.start()["name"]
+        home.wait("it is let go", lambda: home.disk(DISK)["state"] == "HandedOver")
+        before, log_before = len(home.points(DISK)), len(home.points("log01"))
+        for number in range(3):
+            write_at(home.image("log01"), 0, b"%d" % number)
+            home.wait_shipped("log01")
+        [row] = home.json("point", "create", "shop", "--wait")["points"]
+        assert row["disk"] == "log01"
+        home.run("-m", home.mountpoint, "point", "create", DISK, code=4)
+        rows = home.json("group", "show", "shop")["disks"]
+        assert {row["disk"]: row["ready"] for row in rows} == {DISK: False, "log01": True}
+        assert len(home.points("log01")) >= log_before + 4
+        assert len(home.points(DISK)) == before
+        assert vault_record(sites)["branches"] == {}
+        assert home.disk(DISK)["state"] == "HandedOver"
+        away.json("failover", "rollback", name)
+        home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+        write_at(home.image("log01"), 0, b"together again")
+        for disk in (DISK, "log01"):
+            home.wait_shipped(disk)
+        home.wait("it is sealed with the others", lambda: len(home.points(DISK)) > before)
+        assert home.points(DISK)[-1]["time"] == home.points("log01")[-1]["time"]
+        # What is written to one that was taken goes into its branch, by itself.
+        sites.start("--unplanned")
+        home.wait("home is displaced", lambda: home.disk(DISK)["state"] == "Displaced")
+        write_at(home.image(DISK), 0, b"behind its back")
+        home.wait("it is in its branch", lambda: home.disk(DISK)["dirty_bytes"] == 0
+                  and home.disk(DISK)["spooled_bytes"] == 0)  # fmt: skip
+        [branch] = home.json("disk", "branches", DISK)["branches"]
+        path = home.mountpoint / "recovery-points" / f"{DISK}@{branch['name']}" / "latest"
+        assert (path / f"{DISK}.img").read_bytes() == home.image(DISK).read_bytes()
+
+
+def test_a_copy_is_completed_in_the_background_over_a_kill_and_what_ends_it_is_told(
+    tmp_path: Path,
+) -> None:
+    sites = Sites(tmp_path, away_options='hydration_limit = "768KiB"\n')
+    home, away = sites.home, sites.away
+    with home, away:
+        sites.begin()
+
+        def brought() -> dict[str, Any]:
+            [one] = away.json("failover", "list")["failovers"]
+            return dict(one["disks"][0]["hydration"] or {"absent_bytes": SIZE, "done": False})
+
+        name = sites.start("--unplanned")["name"]
+        away.wait("it comes", lambda: 0 < brought()["absent_bytes"] < SIZE)
+        objects = [path for path in (tmp_path / "vault").rglob("*") if path.is_file()]
+        data = max(objects, key=lambda path: path.stat().st_size)
+        data.rename(tmp_path / "kept")
+        away.wait("it has ended", lambda: brought()["error"])
+        assert not brought()["done"]
+        [event] = [one for one in away.json("event", "list", "--since", "-10m")["events"]
+                   if one["code"] == "hydration.ended"]  # fmt: skip
+        assert (event["subject"], event["disk"]) == (name, DISK)
+        assert brought()["error"] in event["text"]
+        (tmp_path / "kept").rename(data)
+        before = brought()["absent_bytes"]
+        away.kill_daemon()
+        away.wait("it is done", lambda: brought()["done"])
+        assert 0 < before < SIZE
+        assert (brought()["absent_bytes"], brought()["error"]) == (0, None)
+        (tmp_path / "vault").rename(tmp_path / "vault-away")
+        try:
+            assert sites.copy.read_bytes() == home.image(DISK).read_bytes()
+        finally:
+            (tmp_path / "vault-away").rename(tmp_path / "vault")

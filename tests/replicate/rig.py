@@ -43,6 +43,8 @@ WRITER = "ab" * 16
 class Line:
     """A line that nobody else writes."""
 
+    handed = is_elsewhere = False
+
     def __init__(self, points: DiskLog) -> None:
         self.points = points
 

@@ -98,6 +98,8 @@ _HAPPENINGS = (
     ("disk.kept", _W, "a disk cannot be handed over", "see the text, and try again over there"),
     ("failover.state", _I, "a failover is in another state", ""),
     ("failover.removed", _I, "a failover was removed", ""),
+    ("hydration.ended", _E, "a failover's copy is not completed in the background any more",
+     "see the text; what is read is fetched all the same; vdiskfs vault check"),
     ("job.step", _I, "a job has come to its next step", ""),
     ("job.stands", _E, "a job stands still", "vdiskfs job show says why; run the command again"),
     ("machine.health", _I, "the health of a failover's machine is known", ""),

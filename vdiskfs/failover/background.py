@@ -18,6 +18,7 @@ import trio
 from vdiskfs import native
 from vdiskfs.crash import hook
 from vdiskfs.delta.entries import U64, distinct, extents_of_pages
+from vdiskfs.errors import VdiskfsError
 from vdiskfs.failover.copy import WritableCopy
 from vdiskfs.point import PointReader, data_pages
 from vdiskfs.point.fetch import first_error
@@ -74,6 +75,8 @@ class BackgroundHydration:
         self._mapped = False
         self._waiting = ""
         self._reader: PointReader | None = None
+        self.error: VdiskfsError | None = None
+        """Why it has ended before the copy is complete."""
 
     def progress(self) -> HydrationProgress:
         """Return how far it is now. Not after the copy is closed."""
@@ -98,7 +101,12 @@ class BackgroundHydration:
         try:
             await self._copy.until_closed(self._run)
         except BaseExceptionGroup as group:
-            raise first_error(group) from None
+            error = first_error(group)
+            self.error = error if isinstance(error, VdiskfsError) else None
+            raise error from None
+        except VdiskfsError as error:
+            self.error = error
+            raise
 
     async def _run(self) -> None:
         while not native.presence_counts(self._image).complete:

@@ -112,4 +112,5 @@ def _hydration(failover: Failover, disk_id: str) -> dict[str, object] | None:
         "absent_bytes": found.absent_bytes,
         "fetched_bytes": found.fetched_bytes,
         "waits_for": found.waiting or None,
+        "error": None if task.error is None else str(task.error),
     }

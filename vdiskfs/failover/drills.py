@@ -6,16 +6,17 @@ Replication knows nothing of it; any number may be there at once. Trio thread on
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
 import trio
 
 from vdiskfs.crash import hook
-from vdiskfs.errors import BusyError, StateError
+from vdiskfs.errors import BusyError, StateError, VdiskfsError
 from vdiskfs.failover.choose import choose, close, new_record
 from vdiskfs.failover.failovers import Failover, Failovers
-from vdiskfs.failover.jobs import check_no_job
-from vdiskfs.failover.record import FailoverRecord
+from vdiskfs.failover.jobs import begin, check_no_job
+from vdiskfs.failover.record import FailoverRecord, Job
 from vdiskfs.failover.states import Kind, State, Step, after
 from vdiskfs.machines import Isolated
 from vdiskfs.point import PointReader
@@ -36,6 +37,9 @@ class Drills:
         for failover in self._failovers.all():
             if failover.record.kind is not Kind.TEST:
                 continue
+            if failover.is_at(Step.TEST):
+                error = VdiskfsError("the daemon ended while it began")
+                failover.record = replace(failover.record, jobs=_failed(failover, error))
             if failover.record.state is State.REMOVING:
                 self._failovers.start_apart(failover, self._failovers.remove, failover)
             elif failover.machine is not None and failover.record.health is None:
@@ -86,10 +90,14 @@ class Drills:
                      format_time(record.members[0].time_ns))  # fmt: skip
             try:
                 await self._failovers.start_machine(failover, Isolated())
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, VdiskfsError):
+                    failover.record = replace(failover.record, jobs=_failed(failover, error))
                 with trio.CancelScope(shield=True):
                     await self._failovers.remove(failover)
                 raise
+            done = replace(begin(failover, Step.TEST)[-1], ended_ns=time.time_ns())
+            await self._failovers.write(failover, jobs=(done,))
         return failover
 
     async def _plan(
@@ -99,7 +107,8 @@ class Drills:
         record, target = await new_record(self._failovers, disk, name, Kind.TEST, vm=vm)
         owned = self._failovers
         members, readers = await choose(owned.vault, owned.find_log, target, spec)
-        return replace(record, members=members), readers
+        job = Job(f"{record.id[:8]}-1", Step.TEST, time.time_ns())
+        return replace(record, members=members, jobs=(job,)), readers
 
     # ---- the end -----------------------------------------------------------------------
 
@@ -132,7 +141,10 @@ class Drills:
             elif failover.machine is not None:
                 await failover.machine.end()
             await self._failovers.check_unused(failover)
-            await self._failovers.write(failover, state=state, notes=notes)
+            jobs = failover.record.jobs
+            if failover.record.kind is not Kind.FAILBACK:
+                jobs = begin(failover, Step.CLEANUP)
+            await self._failovers.write(failover, state=state, notes=notes, jobs=jobs)
             hook("failover.ending")
             await self._failovers.remove(failover)
         log.info("failover %s: cleaned up%s", name, f": {notes}" if notes else "")
@@ -146,6 +158,13 @@ class Drills:
                 f"failover {failover.record.name}: its machine {machine.machine.name} runs",
                 hint="stop it first, or leave the record where it is",
             )
+
+
+def _failed(failover: Failover, error: VdiskfsError) -> tuple[Job, ...]:
+    """Return the jobs of a test that could not be begun."""
+    *others, job = failover.record.jobs
+    job = replace(job, error=error.message, hint=error.hint or "", code=error.exit_code)
+    return (*others, job)
 
 
 def may_be_removed(failover: Failover) -> State:

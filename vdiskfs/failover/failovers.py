@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs import native
+from vdiskfs import jobs, native
 from vdiskfs.catalog import Vault
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
@@ -35,6 +36,7 @@ from vdiskfs.failover.record import FailoverRecord, Job, Member
 from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.failover.targets import FindLog, Target
+from vdiskfs.jobs import OF_FAILOVER, JobKind, Jobs, JobState
 from vdiskfs.machines import Attach, parse_machine
 from vdiskfs.point import PointReader
 from vdiskfs.state import StateDirectory, read_record, sync_directory, users_of, write_record
@@ -43,6 +45,9 @@ from vdiskfs.tree import CopyRef, FailoverRef
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
+
+PROOF = "proof-"
+"""How the names begin of copies that are made to prove a point: a proof is a job of its own."""
 
 
 @dataclass(eq=False)
@@ -91,7 +96,7 @@ class Failovers:
     def __init__(
         self, core: native.Core, state: StateDirectory, vault: Vault, find_log: FindLog,
         next_cookie: Callable[[], int], *, shown_in: Path, host: MachinesConfig,
-        nursery: trio.Nursery, events: Events,
+        nursery: trio.Nursery, events: Events, jobs: Jobs,
     ) -> None:  # fmt: skip
         """Know of none yet.
 
@@ -105,12 +110,14 @@ class Failovers:
             host: what machines may use of this host.
             nursery: where machines are judged.
             events: is told what becomes of them.
+            jobs: keeps the jobs of those that are removed.
         """
         self.vault = vault
         self.find_log = find_log
         self.changing = trio.Lock()
         """Held while one is made, or changed."""
         self.events = events
+        self._jobs = jobs
         self._host = host
         self._nursery = nursery
         self._shown_in = shown_in
@@ -324,9 +331,8 @@ class Failovers:
             text = f"{before.state} -> {record.state}"
             self.events.tell("failover.state", record.name, text, disk=_disks(record))
         if record.health is not None and before.health != record.health:
-            self.events.tell(
-                "machine.health", record.name, record.health.detail, disk=_disks(record)
-            )
+            text = f"{_points(record)}: {record.health.detail}"
+            self.events.tell("machine.health", record.name, text, disk=_disks(record))
 
     # ---- machines ----------------------------------------------------------------------
 
@@ -436,10 +442,14 @@ class Failovers:
         if failover.machine is not None:
             await failover.machine.end()
         await self.discard_copies(failover)
+        for job in failover.record.jobs:
+            if not failover.record.name.startswith(PROOF):
+                self._jobs.keep(_over(failover.record, job))
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
         record = failover.record
-        self.events.tell("failover.removed", record.name, "removed", disk=_disks(record))
+        text = f"removed: {record.notes}" if record.notes else "removed"
+        self.events.tell("failover.removed", record.name, text, disk=_disks(record))
 
     def _remove_files(self, failover: Failover) -> None:
         gone = self._root / f".{failover.record.id}.old"
@@ -454,6 +464,29 @@ class Failovers:
 
 def _disks(record: FailoverRecord) -> str:
     return ",".join(one.disk for one in record.members)
+
+
+def _points(record: FailoverRecord) -> str:
+    """Return the points that the copies began with, as DISK@#EPOCH."""
+    return ", ".join(
+        f"{one.disk}@#{one.epoch}" if one.epoch else one.disk for one in record.members
+    )
+
+
+def _over(record: FailoverRecord, job: Job) -> jobs.Job:
+    """Return a job of a failover that is removed now: by its last one, if that leads there."""
+    removes = job is record.jobs[-1] and job.kind in (Step.ROLLBACK, Step.CLEANUP)
+    if job.ended_ns or removes:
+        state = JobState.DONE
+    else:
+        state = JobState.FAILED if job.error else JobState.INTERRUPTED
+    steps = (*job.done, "removed") if removes else job.done
+    error, code = ("", 0) if removes else (job.error or "", job.code)
+    return jobs.Job(
+        job.id, 0, JobKind(str(job.kind)), _disks(record), OF_FAILOVER + record.name, state,
+        job.began_ns, job.ended_ns or time.time_ns(), tuple((step, 0) for step in steps),
+        error=error, hint="" if removes else job.hint, code=code,
+    )  # fmt: skip
 
 
 async def apart(name: str, act: Callable[..., Awaitable[None]], *arguments: object) -> None:

@@ -396,7 +396,15 @@ class Relocations:
         for disk_id, copy in failover.copies.items():
             task = BackgroundHydration(copy, self._limiter)
             failover.hydrations[disk_id] = task
-            self._failovers.start_apart(failover, task.run)
+            self._failovers.start_apart(failover, self._bring, failover, task, copy.member.disk)
+
+    async def _bring(self, failover: Failover, task: BackgroundHydration, disk: str) -> None:
+        try:
+            await task.run()
+        except VdiskfsError as error:
+            text = f"the rest of disk {disk} is not brought: {error}"
+            self._failovers.events.tell("hydration.ended", failover.record.name, text, disk=disk)
+            raise
 
     async def _end(self, failover: Failover) -> None:
         if failover.machine is not None:

@@ -38,6 +38,7 @@ class State(StrEnum):
 class Step(StrEnum):
     """What is asked for."""
 
+    TEST = "test"
     START = "start"
     CHANGE_POINT = "change-point"
     COMMIT = "commit"

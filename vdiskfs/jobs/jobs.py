@@ -43,7 +43,7 @@ class _Live:
 
 
 class Jobs:
-    """All jobs of a mount but those of failovers."""
+    """All jobs of a mount but those of failovers that are still there."""
 
     def __init__(self, state: Path) -> None:
         """Take the state directory."""
@@ -203,6 +203,11 @@ class Jobs:
         job_id = self.begin(kind, disk, disk_id)
         self._put(replace(self._jobs[job_id], began_ns=began_ns))
         self.done(job_id, outcome)
+
+    def keep(self, job: Job) -> None:
+        """Keep a job that is over, and was a failover's; the same one again is the same one."""
+        self._number += 1
+        self._put(replace(job, number=self._number))
 
     async def cancel(self, job_id: str) -> Job:
         """End a job that can be ended; on return that is under way.

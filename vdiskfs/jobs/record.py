@@ -16,6 +16,16 @@ class JobKind(StrEnum):
     RESYNC = "resynchronize"
     PROVE = "prove"
     THIN = "thin"
+    HANDOVER = "handover"
+    TEST = "test"
+    START = "start"
+    CHANGE_POINT = "change-point"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    REPROTECT = "reprotect"
+    FAILBACK = "failback"
+    COMPLETE = "complete"
+    CLEANUP = "cleanup"
 
 
 class JobState(StrEnum):
@@ -44,6 +54,8 @@ class Progress:
         return (self.done, self.total) if self.total else None
 
 
+OF_FAILOVER = "failover:"
+
 RESUMED = (JobKind.PROTECT, JobKind.FINALIZE, JobKind.RESYNC)
 """What goes on after a restart as the same job; the others are cut off by it."""
 
@@ -54,7 +66,9 @@ class Job:
 
     ``number`` grows with each job. ``ended_ns`` is 0 while it runs, and while a failed one is
     tried again; ``steps`` are those that are done, and when. ``error`` says why it failed,
-    ``hint`` what to do, and ``code`` is the exit status that this means.
+    ``hint`` what to do, and ``code`` is the exit status that this means. A job of a failover that
+    was removed has OF_FAILOVER and its name in the place of ``disk_id``; when its steps were done
+    is not known, 0.
     """
 
     id: str
@@ -70,6 +84,12 @@ class Job:
     error: str = ""
     hint: str = ""
     code: int = 0
+
+    @property
+    def failover(self) -> str | None:
+        """The name of the failover that it was of; None: it is a disk's."""
+        found = self.disk_id.startswith(OF_FAILOVER)
+        return self.disk_id.removeprefix(OF_FAILOVER) if found else None
 
     @property
     def is_open(self) -> bool:
@@ -89,12 +109,12 @@ def job_document(
         "id": job.id,
         "kind": str(job.kind),
         "disk": job.disk,
-        "failover": None,
+        "failover": job.failover,
         "state": str(job.state),
         "began": format_time(job.began_ns),
         "ended": format_time(job.ended_ns) if job.ended_ns else None,
         "steps": [name for name, _ in job.steps],
-        "step_times": {name: format_time(at) for name, at in job.steps},
+        "step_times": {name: format_time(at) for name, at in job.steps if at},
         "progress": None
         if progress is None
         else {"done_bytes": progress[0], "total_bytes": progress[1]},
