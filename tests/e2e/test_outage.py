@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -41,6 +41,13 @@ def state(site: MountedSite) -> str:
     return str(site.disk("web01")["state"])
 
 
+def differing(old: bytes, new: bytes) -> int:
+    """Return the bytes of the pages that differ."""
+    return sum(
+        PAGE for at in range(0, len(new), PAGE) if old[at : at + PAGE] != new[at : at + PAGE]
+    )
+
+
 def points_made(site: MountedSite, count: int) -> dict[str, str]:
     """Mount and write a page for each point; return the points' digests."""
     site.mount()
@@ -55,12 +62,13 @@ def points_made(site: MountedSite, count: int) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_outage_is_counted_down_cut_short_and_forgotten(
-    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy
+    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy, tell: Callable[[str], None]
 ) -> None:
     """Writes go on, the lag grows and returns, half of the disk makes a resynchronization."""
     environ = azure_vault.azurite.environ(proxy.port)
     with began(tmp_path, vault=azure_vault.url, environ=environ) as site:
         before = points_made(site, 3)
+        old = site.image("web01").read_bytes()
 
         away = proxy.add(Fault("answer", "*", count=1 << 30, status=503))
         write_at(site.image("web01"), 5 * PAGE, os.urandom(PAGE))
@@ -78,14 +86,26 @@ def test_an_outage_is_counted_down_cut_short_and_forgotten(
         assert site.disk("web01")["points_waiting"] == 1
         log = (site.state / "daemon.log").read_text()
         assert "is to be resynchronized" in log
-        fired = away.fired
+        fired, differs = away.fired, differing(old, site.image("web01").read_bytes())
+        taken, given = proxy.taken_bytes, proxy.given_bytes
         proxy.clear()
         site.wait_shipped("web01")
         assert fired > 10
+        # What differs is sent once; what is compared with is the index, and no data.
+        sent, read = proxy.taken_bytes - taken, proxy.given_bytes - given
+        tell(f"resynchronized: {differs} bytes differed, {sent} sent, {read} read")
+        assert SIZE // 2 < differs <= sent <= 1.05 * differs + SIZE // 100
+        assert read < SIZE // 50
         assert site.disk("web01")["shipped_lag_s"] == 0
         assert_same(site.point("web01"), site.image("web01"))
         after = digests(site.point_images("web01"))
         assert {name: after[name] for name in before} == before
+
+        taken = proxy.taken_bytes
+        site.json("disk", "resync", "web01", "--now")
+        site.wait("it is over", lambda: site.json("disk", "show", "web01")["resync"] is None)
+        site.wait_shipped("web01")
+        assert proxy.taken_bytes - taken < 64 << 10
 
 
 @pytest.mark.azurite

@@ -94,6 +94,8 @@ class FaultProxy:
         self.closing = threading.Event()
         self.seen: list[str] = []
         self.connections = 0
+        self.taken_bytes = self.given_bytes = 0
+        """Bodies that went to the store, and came from it."""
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -108,6 +110,12 @@ class FaultProxy:
         with self._lock:
             self._faults.append(fault)
         return fault
+
+    def count(self, taken: int, given: int) -> None:
+        """Count the bodies of one request."""
+        with self._lock:
+            self.taken_bytes += taken
+            self.given_bytes += given
 
     def clear(self) -> None:
         """Disarm all faults: the outage is over."""
@@ -230,7 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             self.upstream.send(body)
         answer = self.upstream.getresponse()
-        return answer.status, answer.getheaders(), answer.read()
+        data = answer.read()
+        self.proxy.count(len(body), len(data))
+        return answer.status, answer.getheaders(), data
 
     def _forward_half(self, body: bytes) -> None:
         self._start()
