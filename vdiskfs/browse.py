@@ -219,6 +219,7 @@ def point_document(disk: str, point: Point) -> dict[str, object]:
         "time": format_time(point.time_ns),
         "consistency": point.consistency,
         "proof": point.proof,
+        "recovery_s": point.recovery_s,
         "label": point.label or None,
         "held": point.held,
         "size": point.size,

@@ -14,11 +14,13 @@ from vdiskfs.catalog import group_points
 from vdiskfs.catalog.proofs import (
     Proof,
     Proven,
+    Recovery,
     list_proven,
     proof_name,
     read_proofs,
     with_proofs,
     write_proof,
+    write_recovery,
 )
 from vdiskfs.errors import FormatError, NotFoundError
 from vdiskfs.units import NS
@@ -50,6 +52,27 @@ async def test_proofs_are_kept_with_a_point_and_listed_at_once() -> None:
         await write_proof(test.store, disk_id, (1, 3), replace(BAD, outcome="pass", reason=""))
         points = await with_proofs(test.store, disk_id, await test.log.points())
         assert points[2].proof == "checked"
+
+
+async def test_a_recovery_time_is_kept_beside_the_proofs() -> None:
+    async with bench() as test:
+        await test.churn(3)
+        disk_id = test.log.record.id
+        took = Recovery(12.3456, "2026-11-22T00:00:00Z", "shop", "TCP port 80: passed after 12.3 s")
+        await write_recovery(test.store, disk_id, (1, 2), took)
+        await write_proof(test.store, disk_id, (1, 2), GOOD)
+        await write_proof(test.store, disk_id, (1, 3), GOOD)
+        await write_recovery(test.store, disk_id, (1, 3), took)
+        await write_recovery(test.store, disk_id, (1, 3), replace(took, seconds=3.0))
+        await write_recovery(test.store, disk_id, (1, 1), took)
+        for _ in range(2):
+            points = await with_proofs(test.store, disk_id, await test.log.points())
+            assert [one.proof for one in points] == ["stored", "hashed", "hashed"]
+            assert [one.recovery_s for one in points] == [12.346, 12.346, 3.0]
+            for place in ((1, 1), (1, 2), (1, 3)):  # a folder that was copied
+                data, _, etag = test.store.objects[proof_name(disk_id, place)]
+                test.store.objects[proof_name(disk_id, place)] = (data, {}, etag)
+        assert await read_proofs(test.store, disk_id, (1, 1)) == []
 
 
 async def test_latest_proven_is_the_newest_that_passed_more_than_being_stored() -> None:
@@ -86,7 +109,8 @@ async def test_latest_proven_of_a_group_is_proven_of_each(tmp_path: Path) -> Non
     "data",
     [b"", b"[]", b'{"format": 1, "proofs": [1]}',
      b'{"format": 1, "proofs": [{"level": "hashed", "outcome": "maybe", "reason": "", "time": "",'
-     b' "site": "", "read_bytes": 0}]}'],
+     b' "site": "", "read_bytes": 0}]}',
+     b'{"format": 1, "proofs": [], "recovery": {"seconds": "1"}}'],
 )  # fmt: skip
 async def test_a_damaged_proof_says_so(data: bytes) -> None:
     async with bench() as test:

@@ -37,7 +37,7 @@ def test_the_key_survives_an_upgrade_and_a_kill_and_is_in_no_file(tmp_path: Path
         site.run("vault", "init", site.vault)
         image = site.source / "verysecretname.img"
         image.write_bytes(os.urandom(2 * MIB))
-        site.mount()
+        site.mount().wait_shipped("verysecretname")
         disk = site.mountpoint / "disks" / image.name
 
         def write(page: int) -> None:

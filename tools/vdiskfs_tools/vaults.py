@@ -189,7 +189,7 @@ def branches_document(record: DiskRecord) -> dict[str, Any]:
 def point_document(disk: str, point: Point) -> dict[str, Any]:
     """Return a recovery point as ``--json`` prints it."""
     keys = ("epoch", "time", "consistency", "proof", "label", "size")
-    sizes = ("changed_bytes", "stored_bytes", "generation")
+    sizes = ("changed_bytes", "stored_bytes", "generation", "recovery_s")
     facts = {key: getattr(point, key) for key in (*keys, *sizes)}
     return {"disk": disk, **facts, "label": facts["label"] or None, "held": point.held}
 

@@ -22,7 +22,8 @@ class Point:
 
     ``proof`` is the level proven: ``stored`` (the vault has acknowledged it), or more, where
     `catalog.proofs.with_proofs` has looked; LEVEL-failed where that was tried and failed.
-    ``held``: it stays whatever its disk's policy says.
+    ``held``: it stays whatever its disk's policy says. ``recovery_s``: seconds that a machine
+    took on it until it answered, the last time that was measured.
     """
 
     generation: int
@@ -35,6 +36,7 @@ class Point:
     label: str = ""
     proof: str = "stored"
     held: bool = False
+    recovery_s: float | None = None
 
     @property
     def time(self) -> str:

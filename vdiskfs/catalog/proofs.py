@@ -8,7 +8,7 @@ so that a list of points costs one listing. vdiskfs-format(5), "Proofs".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -59,12 +59,29 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """A machine that answered on a copy of a point: ``seconds`` from its start; the recovery time.
+
+    ``time`` is when it answered (ISO 8601, UTC), ``detail`` what it was asked.
+    """
+
+    seconds: float
+    time: str
+    machine: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Proven:
-    """What a listing says of a point: the best level that passed, that failed, that is unsure."""
+    """What a listing says of a point: the best level that passed, that failed, that is unsure.
+
+    ``recovery_s`` is the recovery time that was measured last, in seconds; None: none was.
+    """
 
     passed: str
     failed: str
     unsure: str = ""
+    recovery_s: float | None = None
 
     @property
     def has_failed(self) -> bool:
@@ -84,20 +101,42 @@ async def write_proof(store: Store, disk_id: str, place: Place, proof: Proof) ->
         ConflictError: others change it all the time.
         VaultUnreachableError: the vault does not answer.
     """
+
+    def add(proofs: dict[str, Proof], recovery: Recovery | None) -> Recovery | None:
+        proofs[proof.level] = proof
+        return recovery
+
+    await _change(store, disk_id, place, add)
+
+
+async def write_recovery(store: Store, disk_id: str, place: Place, recovery: Recovery) -> None:
+    """Keep a measured recovery time with its point, in place of the last one.
+
+    Raises:
+        As `write_proof`.
+    """
+    await _change(store, disk_id, place, lambda _, __: recovery)
+
+
+async def _change(
+    store: Store, disk_id: str, place: Place,
+    add: Callable[[dict[str, Proof], Recovery | None], Recovery | None],
+) -> None:  # fmt: skip
     name = proof_name(disk_id, place)
     for _ in range(_TRIES):
         try:
             data, info = await store.read(name, limit=DOCUMENT_LIMIT)
-            proofs, etag = _decode(data, name), info.etag
+            (proofs, recovery), etag = _decode(data, name), info.etag
         except NotFoundError:
-            proofs, etag = {}, None
-        proofs[proof.level] = proof
+            proofs, recovery, etag = {}, None, None
+        recovery = add(proofs, recovery)
         body = encode_document({
             "format": FORMAT, "generation": place[0], "epoch": place[1],
             "proofs": [asdict(proofs[level]) for level in LEVELS if level in proofs],
+            **({"recovery": asdict(recovery)} if recovery is not None else {}),
         })  # fmt: skip
         try:
-            await store.replace(name, body, etag=etag, metadata=_metadata(proofs))
+            await store.replace(name, body, etag=etag, metadata=_metadata(proofs, recovery))
         except (ConflictError, AlreadyExistsError, NotFoundError):
             continue
         hook("proof.written")
@@ -111,13 +150,19 @@ async def read_proofs(store: Store, disk_id: str, place: Place) -> list[Proof]:
     Raises:
         FormatError: the object is damaged.
     """
+    found, _ = await _read(store, disk_id, place)
+    return [found[level] for level in LEVELS if level in found]
+
+
+async def _read(
+    store: Store, disk_id: str, place: Place
+) -> tuple[dict[str, Proof], Recovery | None]:
     name = proof_name(disk_id, place)
     try:
         data, _ = await store.read(name, limit=DOCUMENT_LIMIT)
     except NotFoundError:
-        return []
-    found = _decode(data, name)
-    return [found[level] for level in LEVELS if level in found]
+        return {}, None
+    return _decode(data, name)
 
 
 async def list_proven(store: Store, disk_id: str) -> dict[Place, Proven]:
@@ -129,10 +174,11 @@ async def list_proven(store: Store, disk_id: str) -> dict[Place, Proven]:
         if place is not None:
             metadata = info.metadata
             if not metadata:  # lost, where a folder was copied
-                proofs = await read_proofs(store, disk_id, place)
-                metadata = _metadata({one.level: one for one in proofs})
+                metadata = _metadata(*await _read(store, disk_id, place))
             said = (metadata.get(key, "") for key in _KEYS)
-            found[place] = Proven(*(level if level in LEVELS else "" for level in said))
+            passed, failed, unsure = (level if level in LEVELS else "" for level in said)
+            seconds = _seconds(metadata.get("recovery", ""))
+            found[place] = Proven(passed, failed, unsure, seconds)
     return found
 
 
@@ -170,27 +216,41 @@ def mark_proven(point: Point, proven: Proven | None) -> Point:
     """Return a point with what a listing says of it; None: nothing."""
     if proven is None:
         return point
-    if proven.has_failed:
-        return replace(point, proof=f"{proven.failed}-failed")
-    return replace(point, proof=proven.passed or STORED)
+    proof = f"{proven.failed}-failed" if proven.has_failed else proven.passed or STORED
+    return replace(point, proof=proof, recovery_s=proven.recovery_s)
 
 
-def _metadata(proofs: Mapping[str, Proof]) -> dict[str, str]:
+def _seconds(text: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _metadata(proofs: Mapping[str, Proof], recovery: Recovery | None) -> dict[str, str]:
     def best(outcome: str) -> str:
         found = [level for level in LEVELS if level in proofs and proofs[level].outcome == outcome]
         return found[-1] if found else ""
 
     metadata = {key: best(outcome) for key, outcome in _KEYS.items()}
+    if recovery is not None:
+        metadata["recovery"] = f"{recovery.seconds:.3f}"
     return {key: value for key, value in metadata.items() if value}
 
 
-def _decode(data: bytes, where: str) -> dict[str, Proof]:
+def _decode(data: bytes, where: str) -> tuple[dict[str, Proof], Recovery | None]:
     values = decode_document(data, where=where)
     found: dict[str, Proof] = {}
     for item in take(values, "proofs", list, where=where):
         proof = _proof(item, where)
         found[proof.level] = proof
-    return found
+    said = values.get("recovery")
+    if said is None:
+        return found, None
+    if not isinstance(said, dict) or not isinstance(said.get("seconds"), int | float):
+        raise FormatError("a recovery time is none", where=where)
+    texts = {key: take(said, key, str, where=where) for key in ("time", "machine", "detail")}
+    return found, Recovery(seconds=float(said["seconds"]), **texts)
 
 
 def _proof(item: Any, where: str) -> Proof:

@@ -31,6 +31,7 @@ from vdiskfs.events import Events
 from vdiskfs.failover.background import BackgroundHydration
 from vdiskfs.failover.bootblocks import read_boot, write_boot
 from vdiskfs.failover.copy import WritableCopy, make_files
+from vdiskfs.failover.known import note_recovery
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.record import FailoverRecord, Job, Member
 from vdiskfs.failover.states import Kind, State, Step
@@ -392,6 +393,8 @@ class Failovers:
         log.info("failover %s: machine %s %s: %s", failover.record.name, machine.machine.name,
                  said, health.detail)  # fmt: skip
         await self.write(failover, health=health)
+        if health.healthy:
+            await note_recovery(self.vault, failover.record, machine.machine.name, health)
 
     async def _fetch_first(self, failover: Failover, copy: WritableCopy) -> None:
         runs = await read_boot(self.vault.store, copy.member.disk_id)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from vdiskfs.catalog import DiskRecord, Owner
+from vdiskfs.catalog import DiskRecord, Owner, Vault
 from vdiskfs.catalog.moves import Fork
+from vdiskfs.catalog.proofs import Recovery, write_recovery
 from vdiskfs.catalog.records import Moved
 from vdiskfs.catalog.vault import now_text
 from vdiskfs.disk import DiskFile, Site
-from vdiskfs.failover.record import FailoverRecord, Member
+from vdiskfs.errors import VdiskfsError
+from vdiskfs.failover.record import FailoverRecord, Health, Member
 from vdiskfs.failover.states import State
 from vdiskfs.image import make_track
 from vdiskfs.ownernote import read_note, write_note
 from vdiskfs.state import DiskPaths, FileStamp
 from vdiskfs.state import DiskRecord as LocalRecord
+
+log = logging.getLogger(__name__)
 
 
 def fork_of(
@@ -43,6 +48,17 @@ def fork_of(
 def is_taken(disk: DiskRecord, member: Member) -> bool:
     """Say whether this failover, or failback, has a member already, by an earlier run perhaps."""
     return disk.moved is not None and member.token != "" and disk.moved.token == member.token
+
+
+async def note_recovery(vault: Vault, record: FailoverRecord, machine: str, health: Health) -> None:
+    """Keep with the points how long a machine took on them until it answered."""
+    recovery = Recovery(health.seconds, now_text(), machine, health.detail)
+    for member in record.members:
+        place = (member.generation, member.epoch)
+        try:
+            await write_recovery(vault.store, member.disk_id, place, recovery)
+        except VdiskfsError as error:
+            log.warning("%s: the recovery time of its point is not kept: %s", record.name, error)
 
 
 def prepare_disk(
