@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -179,7 +180,8 @@ class Walk:
             plan = self._look()
             self._walk(plan)
         except (AssertionError, CommandError, OSError, TimeoutError) as error:
-            self.report.problems.append(f"{type(error).__name__}: {error}")
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            self.report.problems.append(f"{type(error).__name__}: {error}, at {where.line}")
         return self.report
 
     def _look(self) -> list[str]:

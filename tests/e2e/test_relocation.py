@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.gauges import write_at
 from tests.e2e.mounted import CommandError, MountedSite
 from tests.vaults import disk_records
+from vdiskfs.stopping import STOPPED
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -293,6 +294,8 @@ def test_the_host_stops_its_machine_when_it_is_asked_or_displaced(tmp_path: Path
             # It has its machine again, once; also where its daemon was another one meanwhile.
             returned = f"returned {DISK} {live}\n"
             home.wait("it is started", lambda: told.read_text().endswith(returned))
+        # Killed before that is noted, it would be started once more.
+        home.wait("it is noted", lambda: not [*(home.state / "disks").glob(f"*/{STOPPED}")])
         home.kill_daemon()
         home.wait("it goes on", lambda: home.disk(DISK)["state"] == "Protected")
         sites.start()
