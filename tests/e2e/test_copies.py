@@ -86,7 +86,9 @@ def test_a_copy_is_the_point_and_what_is_written_to_it_stays_there(tmp_path: Pat
         assert copy.read_bytes() == model
         site.json("failover", "cleanup", "t1", "--notes", "fine")
         assert failovers(site) == [other.parent.name]
+        assert other.exists()
         site.json("failover", "cleanup", other.parent.name)
+        assert not other.parent.exists(), "gone at once, whatever the kernel remembers"
         assert not list((site.state / "failovers").iterdir())
 
 

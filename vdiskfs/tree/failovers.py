@@ -94,7 +94,8 @@ class FailoversDirectory(Node):
         )
 
     def _found(self, one: FailoverRef) -> Found:
-        return self._shared.directory(one.id), self._shared.owner.directory(one.time_ns)
+        node = self._shared.directory(one.id)
+        return node, node.attributes(one)
 
 
 class FailoverDirectory(_Node):
@@ -113,8 +114,11 @@ class FailoverDirectory(_Node):
 
     async def getattr(self) -> Attributes:
         """Return the attributes: the time it was begun."""
-        ref = self.shared.find(self.failover_id)
-        return self.shared.owner.directory(ref.time_ns)
+        return self.attributes(self.shared.find(self.failover_id))
+
+    def attributes(self, ref: FailoverRef) -> Attributes:
+        """Return them; the name is looked up each time: it is gone as soon as the failover is."""
+        return replace(self.shared.owner.directory(ref.time_ns), entry_timeout_s=0)
 
     async def child(self, name: bytes) -> Node:
         """Return the copy of the name."""
