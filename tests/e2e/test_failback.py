@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,52 @@ def test_what_home_wrote_on_its_own_is_kept_as_a_branch_and_undone_by_the_failba
         home.point(f"{DISK}@{one['name']}").with_name(f"{DISK}.img").read_bytes() == lost
         for one in branches
     )
+
+
+def insisted(site: MountedSite, *words: str) -> int:
+    """Give a command that is killed, later each time, until it ends by itself; count the kills."""
+    for kills in range(100):
+        command = site.begin("-m", site.mountpoint, *words)
+        try:
+            # An earlier one has done it, or has it done; 3: what it is about is gone.
+            assert command.wait(0.15 + 0.15 * kills) in (0, 3, 4)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.wait()
+        else:
+            return kills
+    raise AssertionError(f"it never ends: {words}")
+
+
+def test_a_command_that_is_killed_at_any_moment_is_given_again_and_nothing_is_done_twice(
+    sites: Sites, tell: Callable[[str], None]
+) -> None:
+    home, away, kills = sites.home, sites.away, 0
+    write_at(home.image(DISK), 0, b"home")
+
+    def states(site: MountedSite) -> list[str]:
+        return [row["state"] for row in site.json("failover", "list")["failovers"]]
+
+    for site, state, words in (
+        (away, "FailedOver", ("failover", "start", DISK, "--name", "f1")),
+        (away, "Committed", ("failover", "commit", "f1")),
+        (away, "FailbackReady", ("reprotect", DISK)),
+        (home, "FailingBack", ("failback", "start", DISK)),
+        (home, "FailbackUncommitted", ("failback", "complete", DISK)),
+        (home, "FailedBack", ("failback", "commit", DISK)),
+        (away, "", ("failover", "cleanup", "f1")),
+    ):
+        kills += insisted(site, *words)
+        wanted = [state] if state else []
+        site.wait(f"{words} is done", lambda s=site, w=wanted: states(s) == w)  # type: ignore[misc]
+        if state == "FailedOver":
+            write_at(sites.copy, 4096, b"away")
+            content = sites.copy.read_bytes()
+    follows(sites, content)
+    record = vault_record(sites)
+    assert (len(record["parents"]), record["branches"], record["moved"]) == (3, {}, None)
+    tell(f"killed commands of a failover and a failback: {kills}")
+    assert kills >= 7
 
 
 @pytest.mark.parametrize("extra", ["--mode=full-download", "--create-vm"])
