@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,16 @@ def test_a_failback_is_not_completed_before_its_disk_was_moved(tmp_path: Path) -
         follows(sites, content)
 
 
+def begin_group(home: MountedSite, names: Sequence[str]) -> None:
+    """Mount disks of random bytes, and make a group of them."""
+    for name in names:
+        home.add_image(name, MIB, os.urandom(MIB))
+    home.init().mount()
+    for name in names:
+        home.wait_shipped(name)
+    home.json("group", "create", "shop", *names)
+
+
 def test_a_failback_goes_on_when_another_site_took_one_of_its_disks_in_its_middle(
     tmp_path: Path,
 ) -> None:
@@ -252,12 +262,7 @@ def test_a_failback_goes_on_when_another_site_took_one_of_its_disks_in_its_middl
     names = ("db01", "log01")
     home.environ["VDISKFS_CRASH"] = "failover.taken:1"
     with home, away:
-        for name in names:
-            home.add_image(name, MIB, os.urandom(MIB))
-        home.init().mount()
-        for name in names:
-            home.wait_shipped(name)
-        home.json("group", "create", "shop", *names)
+        begin_group(home, names)
         away.mount(recovery=True)
         found = away.json("failover", "start", "shop")
         away.json("failover", "commit", found["name"])
@@ -332,12 +337,7 @@ def test_a_group_goes_away_and_comes_home_at_one_instant(tmp_path: Path) -> None
     home, away = sites.home, sites.away
     names = ("db01", "log01")
     with home, away:
-        for name in names:
-            home.add_image(name, MIB, os.urandom(MIB))
-        home.init().mount()
-        for name in names:
-            home.wait_shipped(name)
-        home.json("group", "create", "shop", *names)
+        begin_group(home, names)
         for number in range(5):
             for name in names:
                 write_at(home.image(name), 0, f"{number}".encode())
