@@ -77,8 +77,11 @@ def _spare(path: Path) -> Path:
 
 def keep_room(path: Path, size: int) -> None:
     """Have room for a record that may have to be written first on a full disk, if there is any."""
+    spare = _spare(path)
     try:
-        fd = os.open(_spare(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if spare.exists() and spare.stat().st_blocks * 512 >= size:
+            return  # since an earlier start
+        fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             os.posix_fallocate(fd, 0, size)
             os.fsync(fd)
