@@ -44,6 +44,7 @@ from vdiskfs.failover.choose import file_of, path_of
 from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
 from vdiskfs.failover.homecoming import Homecomings
+from vdiskfs.failover.homeimage import HomeImages
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import OwnMachines, note_kept
 from vdiskfs.failover.record import Job, check_name
@@ -296,11 +297,15 @@ async def test_an_image_is_shipped_and_synced_before_it_counts_as_parked(tmp_pat
         assert not paths.parked.exists()
         done.append("synced")
 
+    disk = SimpleNamespace(
+        disk_id=member.disk_id, image=SimpleNamespace(sync_internal=sync)
+    )  # fmt: skip
+    images = HomeImages(
+        cast("Any", SimpleNamespace(state=SimpleNamespace(disk=lambda _: paths))),
+        cast("Any", SimpleNamespace(disks=lambda: [disk], adopted=(), park=park)),
+    )
     fake = SimpleNamespace(
-        _ship_own=ship, _notes=lambda *_: tmp_path / "notes",
-        _here=lambda _: SimpleNamespace(image=SimpleNamespace(sync_internal=sync)),
-        _site=SimpleNamespace(state=SimpleNamespace(disk=lambda _: paths)),
-        _protection=SimpleNamespace(park=park),
+        _ship_own=ship, _notes=lambda *_: tmp_path / "notes", _images=images
     )  # fmt: skip
     await Homecomings._park(cast("Any", fake), cast("Any", failover))
     assert done == ["shipped", "synced", "parked"]

@@ -17,7 +17,7 @@ from tests.test_failover import RECORD
 from vdiskfs.config import MachinesConfig
 from vdiskfs.errors import StateError
 from vdiskfs.failover import Failover, FailoverRecord, Kind, State, Step
-from vdiskfs.failover import homecoming as module
+from vdiskfs.failover import bringing as module
 from vdiskfs.failover.drills import may_be_removed
 from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.jobs import begin
@@ -79,13 +79,13 @@ async def test_what_follows_the_other_site_writes_nothing_any_more_when_it_was_e
         await trio.to_thread.run_sync(write)
 
     async with homecomings(BEGUN) as (own, failover):
-        monkeypatch.setattr(own, "_move", move)
-        own._follow(failover)
+        monkeypatch.setattr(own._bringing, "move", move)
+        own._bringing.follow(failover)
         await writing.wait()
         # Who asked for it has gone meanwhile, and asks again.
         with trio.move_on_after(0):
-            await own._stop_following(failover)
-        await own._stop_following(failover)
+            await own._bringing.stop(failover)
+        await own._bringing.stop(failover)
         assert done == ["written"]
 
 
@@ -114,11 +114,11 @@ async def test_what_follows_the_other_site_never_leads_an_image_back() -> None:
     disk = SimpleNamespace(moved=None)
     vault = SimpleNamespace(disk=lambda _: answer(disk), log=lambda _: Points())
     async with homecomings(BEGUN) as (own, failover):
-        own._site = cast("Any", SimpleNamespace(vault=vault))
-        own._mover = cast("Any", lambda *_: mover)  # type: ignore[method-assign]
+        own._bringing._site = cast("Any", SimpleNamespace(vault=vault))
+        own._bringing.mover = cast("Any", lambda *_: mover)  # type: ignore[method-assign]
         async with trio.open_nursery() as both:
             for _ in range(2):
-                both.start_soon(own._move, failover)
+                both.start_soon(own._bringing.move, failover)
         assert moved == [5, 6]
 
 
@@ -163,7 +163,7 @@ async def test_no_job_takes_the_place_of_one_that_runs(monkeypatch: pytest.Monke
         await trio.sleep_forever()
 
     async with homecomings(BEGUN) as (own, failover):
-        monkeypatch.setattr(own, "_steps", lambda _: [("shipped", act)])
+        monkeypatch.setattr(own, "_steps", lambda *_: [("shipped", act)])
         await own._go(failover, Step.FAILBACK)
         await going.wait()
         before = failover.record

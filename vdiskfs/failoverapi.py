@@ -49,7 +49,7 @@ class Failovers(Protocol):
     ) -> Document:
         """Begin a failback."""
 
-    async def complete(self, disk: str, *, dry_run: bool) -> Document:
+    async def complete(self, disk: str, *, dry_run: bool, unasked: str) -> Document:
         """Complete a failback."""
 
     async def commit_failback(self, disk: str, *, dry_run: bool) -> Document:
@@ -115,7 +115,10 @@ def failover_routes(asked: Callable[[], Failovers]) -> list[Route]:  # noqa: C90
 
     async def complete(request: Request) -> Document:
         body = await read_body(request)
-        return await asked().complete(request.path_params["name"], dry_run=_dry(body))
+        unasked = read_text(body, "unasked", 256)
+        return await asked().complete(
+            request.path_params["name"], dry_run=_dry(body), unasked=unasked
+        )
 
     async def commit_failback(request: Request) -> Document:
         body = await read_body(request)

@@ -102,10 +102,10 @@ class FailoverControl:
         )
         return await self._told(record, dry_run=dry_run)
 
-    async def complete(self, disk: str, *, dry_run: bool) -> Document:
+    async def complete(self, disk: str, *, dry_run: bool, unasked: str) -> Document:
         """Complete a failback; on return that is under way."""
-        return await self._told(await self._homecomings.complete(disk, dry_run=dry_run),
-                                dry_run=dry_run)  # fmt: skip
+        record = await self._homecomings.complete(disk, dry_run=dry_run, unasked=unasked)
+        return await self._told(record, dry_run=dry_run)
 
     async def commit_failback(self, disk: str, *, dry_run: bool) -> Document:
         """Make a failback final."""
@@ -114,6 +114,9 @@ class FailoverControl:
 
     async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> Document:
         """Throw a failover away."""
+        if self._failovers.find(name).record.kind is Kind.FAILBACK:
+            record = await self._homecomings.cleanup(name, notes, dry_run=dry_run)
+            return _dry(record) if dry_run else record_document(record)
         if dry_run:
             return _dry(await self._drills.plan_cleanup(name))
         return record_document(await self._drills.cleanup(name, notes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.e2e.loopdev import attached, mounted
 from tests.e2e.mounted import PROGRAM, CommandError, MountedSite
@@ -139,6 +141,26 @@ def test_a_proof_under_way_holds_nothing_up_and_leaves_nothing(tmp_path: Path, h
             assert not loops(tmp_path)
             site.mount()
             assert site.json("failover", "list")["failovers"] == []
+
+
+async def test_a_check_that_is_ended_while_its_device_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, tool, made = tmp_path / "copy.img", tmp_path / "losetup", tmp_path / "made"
+    subprocess.run(["mkfs.ext4", "-q", image, "64M"], check=True)
+    tool.write_text(
+        f'#!/bin/sh\n{shutil.which("losetup")} "$@" || exit\n'
+        f'case "$*" in *--show*) echo > {made}; exec sleep 60 ;; esac\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(check_image, image)
+        while not made.exists():  # noqa: ASYNC110 (another process makes it)
+            await trio.sleep(0.01)
+        assert loops(tmp_path)
+        nursery.cancel_scope.cancel()
+    assert not loops(tmp_path)
 
 
 def loops(directory: Path) -> str:

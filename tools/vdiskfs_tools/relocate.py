@@ -22,7 +22,7 @@ failover_argument = click.argument("name", metavar="NAME", shell_complete=comple
 
 
 @failover.command("start")
-@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@click.argument("disk", metavar="DISK|GROUP", shell_complete=complete_disks)
 @click.option("--planned", is_flag=True, help="Stop it at the other site first: nothing is lost.")
 @click.option("--unplanned", is_flag=True, help="From a point, whatever the other site does.")
 @click.option("--point", metavar="POINT", help="Of an unplanned one: latest (if none), a time, ...")
@@ -143,7 +143,7 @@ def rollback(call: Call, *, name: str, no_wait: bool, dry_run: bool) -> None:
 
 
 @click.command("reprotect", cls=Command)
-@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@click.argument("disk", metavar="DISK|GROUP", shell_complete=complete_disks)
 @no_wait_option
 @dry_run_option
 @click.pass_obj
@@ -170,7 +170,7 @@ def failback() -> None:
 
 
 @failback.command("start")
-@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@click.argument("disk", metavar="DISK|GROUP", shell_complete=complete_disks)
 @click.option(
     "--mode", type=click.Choice(["minimize-downtime", "full-download"]),
     default="minimize-downtime",
@@ -207,17 +207,32 @@ def start_failback(
 
 
 @failback.command("complete")
-@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@click.argument("disk", metavar="DISK|GROUP", shell_complete=complete_disks)
+@click.option(
+    "--unplanned", is_flag=True,
+    help="Take it without asking the other site, which is gone, or is not to be waited for.",
+)  # fmt: skip
+@click.option("--point", metavar="POINT", help="Of an unplanned one: latest (if none), a time, ...")
 @no_wait_option
 @dry_run_option
 @click.pass_obj
-def complete_failback(call: Call, *, disk: str, no_wait: bool, dry_run: bool) -> None:
+def complete_failback(
+    call: Call, *, disk: str, unplanned: bool, point: str | None, no_wait: bool, dry_run: bool
+) -> None:
     """Stop the machine at the other site, move the last delta, and start it here.
+
+    Unplanned, as a failover is: from a recovery point, also after the other site was asked in
+    vain; what it has not shipped becomes a branch there.
 
     Example:
         vdiskfs failback complete web01
+        vdiskfs failback complete web01 --unplanned
     """
-    document = _failback(call, disk, "complete", {"dry_run": dry_run}, no_wait=no_wait)
+    if point is not None and not unplanned:
+        raise UsageError("--point is of an unplanned failback: add --unplanned")
+    unasked = str(parse_point(f"disk@{point or 'latest'}").point) if unplanned else ""
+    body = {"dry_run": dry_run, "unasked": unasked}
+    document = _failback(call, disk, "complete", body, no_wait=no_wait)
     if not call.out.document(document):
         call.out.say(f"{disk}: would be completed" if dry_run else f"{disk}: {document['state']}; "
                      f"then: vdiskfs failback commit {disk}")  # fmt: skip
@@ -225,7 +240,7 @@ def complete_failback(call: Call, *, disk: str, no_wait: bool, dry_run: bool) ->
 
 
 @failback.command("commit")
-@click.argument("disk", metavar="DISK", shell_complete=complete_disks)
+@click.argument("disk", metavar="DISK|GROUP", shell_complete=complete_disks)
 @dry_run_option
 @click.pass_obj
 def commit_failback(call: Call, *, disk: str, dry_run: bool) -> None:

@@ -20,6 +20,7 @@ from vdiskfs.errors import StateError, VaultUnreachableError
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.known import is_taken
 from vdiskfs.failover.record import Member
+from vdiskfs.failover.states import Kind, Step
 from vdiskfs.liveness import age_s
 
 log = logging.getLogger(__name__)
@@ -98,20 +99,27 @@ class Asking:
                 await withdraw(self._site.vault, member.disk_id, failover.record.id)
                 raise StateError(
                     f"disk {member.disk}: site {record.site} does not let it go: {asked.said}",
-                    hint="mend that, and give the same command again; "
-                    f"or: vdiskfs failover rollback {failover.record.name}",
+                    hint="mend that, and give the same command again; or: vdiskfs failover "
+                    f"{self._way_back(failover)} {failover.record.name}",
                 )
             if asked.step == RELEASED:
                 return
-            failover.says = await self._what_for(member, record, asked)
+            failover.says = await self._what_for(failover, member, record, asked)
             await trio.sleep(LOOK_S)
 
-    async def _what_for(self, member: Member, record: DiskRecord, asked: Handover) -> str:
+    def _way_back(self, failover: Failover) -> Step:
+        return Step.CLEANUP if failover.record.kind is Kind.FAILBACK else Step.ROLLBACK
+
+    async def _what_for(
+        self, failover: Failover, member: Member, record: DiskRecord, asked: Handover
+    ) -> str:
         said = asked.said or "has not answered yet"
         text = f"disk {member.disk}: site {record.site}: {said}"
         if record.owner is not None and not asked.said:
             sign = await self._site.liveness.last_sign(record.owner)
             if sign is None or age_s(sign) > SILENT_S:
-                text += "; it has given no sign of life for long: if it is gone, roll back, and " \
-                        "fail over unplanned"  # fmt: skip
+                text += "; it has given no sign of life for long: if it is gone, "
+                text += (f"vdiskfs failback complete {member.disk} --unplanned"
+                         if failover.record.kind is Kind.FAILBACK
+                         else "roll back, and fail over unplanned")  # fmt: skip
         return text

@@ -12,7 +12,7 @@ from dataclasses import replace
 import trio
 
 from vdiskfs.crash import hook
-from vdiskfs.errors import BusyError, StateError, VdiskfsError
+from vdiskfs.errors import StateError, VdiskfsError
 from vdiskfs.failover.choose import choose, close, new_record
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.jobs import begin, check_no_job
@@ -136,28 +136,15 @@ class Drills:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             state = may_be_removed(failover)
-            if failover.record.kind is Kind.FAILBACK:
-                await self._check_down(failover)
-            elif failover.machine is not None:
+            if failover.machine is not None:
                 await failover.machine.end()
             await self._failovers.check_unused(failover)
-            jobs = failover.record.jobs
-            if failover.record.kind is not Kind.FAILBACK:
-                jobs = begin(failover, Step.CLEANUP)
+            jobs = begin(failover, Step.CLEANUP)
             await self._failovers.write(failover, state=state, notes=notes, jobs=jobs)
             hook("failover.ending")
             await self._failovers.remove(failover)
         log.info("failover %s: cleaned up%s", name, f": {notes}" if notes else "")
         return failover.record
-
-    async def _check_down(self, failover: Failover) -> None:
-        """Check that what runs in production is not ended by tidying up."""
-        machine = failover.machine
-        if machine is not None and await machine.state() != "down":
-            raise BusyError(
-                f"failover {failover.record.name}: its machine {machine.machine.name} runs",
-                hint="stop it first, or leave the record where it is",
-            )
 
 
 def _failed(failover: Failover, error: VdiskfsError) -> tuple[Job, ...]:

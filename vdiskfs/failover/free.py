@@ -33,6 +33,12 @@ async def check_free(site: Site, protection: Protection, disk: str) -> DiskRecor
             f"disk {disk}: has its home at this site, and was failed over from it",
             hint=f"vdiskfs failback start {disk}",
         )
+    if protection.parked(record.id) is not None:
+        raise StateError(
+            f"disk {disk}: its image at this site is on its way home",
+            hint=f"vdiskfs failback start {disk}, then: vdiskfs failback complete {disk}, with "
+            "--unplanned if the other site is gone",
+        )
     moved = record.moved
     if moved is not None and moved.state != State.FAILBACK_READY:
         raise StateError(

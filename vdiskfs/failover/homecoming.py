@@ -10,47 +10,39 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import defaultdict
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import trio
 
 from vdiskfs.catalog import DiskLog, DiskRecord
-from vdiskfs.catalog.moves import Fork, is_forked, note_move
+from vdiskfs.catalog.moves import Fork, is_forked, note_move, withdraw
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import (
-    NotFoundError,
-    StateError,
-    VdiskfsError,
-)
+from vdiskfs.errors import BusyError, StateError
 from vdiskfs.failover.asking import Asking
-from vdiskfs.failover.choose import new_record, path_of
+from vdiskfs.failover.bringing import Bringing
+from vdiskfs.failover.choose import choose, close, new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
-from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended
+from vdiskfs.failover.homeimage import HomeImages
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended, check_no_job
 from vdiskfs.failover.known import fork_of, is_taken, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
-from vdiskfs.homeward import HomeMover, MoveProgress, prepare_home
+from vdiskfs.failover.targets import Target
+from vdiskfs.homeward import MoveProgress
 from vdiskfs.machines import Mapped
 from vdiskfs.ownernote import Start
 from vdiskfs.protection import Protection
 from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.state import DiskRecord as LocalRecord
-from vdiskfs.state import FileStamp, LastEnd, sync_directory
+from vdiskfs.state import FileStamp, LastEnd
 from vdiskfs.tree import SourceFile
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
-KEEP_UP_S = 10.0
-"""Seconds between two looks whether the other site has newer points, until it is completed."""
-
-PARTIAL = ".vdiskfs-partial"
-"""Ends the name of an image that is being made anew: no pattern of disks has it."""
 
 
 class Homecomings:
@@ -68,10 +60,10 @@ class Homecomings:
         self._networks = Mapped(host.networks)
         self._runner = Runner(failovers, nursery)
         self._asking = Asking(failovers, site)
-        self._limiter = limiter
-        self._coming: dict[str, HomeMover] = {}
-        self._following: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
-        self._moving: dict[str, trio.Lock] = defaultdict(trio.Lock)
+        self._images = HomeImages(site, protection)
+        self._bringing = Bringing(
+            failovers, site, self._images, nursery, limiter=limiter, notes=self._notes
+        )
 
     def resume(self) -> None:
         """Go on with what an earlier run was cut off in; the source is known by now."""
@@ -79,22 +71,20 @@ class Homecomings:
             job = failover.job
             if failover.record.kind is not Kind.FAILBACK:
                 continue
-            if job is not None and not job.ended_ns:
-                self._runner.start(failover, self._steps(job.kind))
+            if failover.record.state is State.REMOVING:
+                self._failovers.start_apart(failover, self._remove, failover)
+            elif job is not None and not job.ended_ns:
+                self._runner.start(failover, self._steps(failover, job.kind))
             elif job is None:
                 self._failovers.start_apart(failover, self._go, failover, Step.FAILBACK)
             elif failover.record.state is State.FAILING_BACK:
-                self._follow(failover)
+                self._bringing.follow(failover)
             if failover.has_done("machine"):
                 self._failovers.judge_again(failover)
 
     def progress(self, failover: Failover) -> dict[str, MoveProgress]:
         """Return how far the moving of each disk is, by the disk's name."""
-        return {
-            member.disk: self._coming[key].progress
-            for member in failover.record.members
-            if (key := f"{failover.record.id}/{member.disk_id}") in self._coming
-        }
+        return self._bringing.progress(failover)
 
     # ---- what the user asks ----------------------------------------------------------------
 
@@ -130,8 +120,14 @@ class Homecomings:
             await self._go(failover, Step.FAILBACK)
         return failover.record
 
-    async def complete(self, disk: str, *, dry_run: bool) -> FailoverRecord:
+    async def complete(self, disk: str, *, dry_run: bool, unasked: str = "") -> FailoverRecord:
         """Stop the machine at the other site, move the last delta, and start it here.
+
+        Args:
+            disk: its name, a group's, or the failback's.
+            dry_run: change nothing.
+            unasked: a point. The disks are taken at it whatever the other site does, which is
+                not asked: it is gone, perhaps. Also where it was asked before, in vain.
 
         Raises:
             StateError: no failback of the disk has been begun here, or not all of its disks were
@@ -149,12 +145,17 @@ class Homecomings:
                 return failover.record
             if not goes_on and failover.record.state is not state:
                 jobs = begin(failover, Step.COMPLETE)
-                await self._failovers.write(failover, state=state, jobs=jobs)
+                await self._failovers.write(failover, state=state, jobs=jobs, unasked=unasked)
                 hook("failback.completing")
+            elif unasked and not failover.record.unasked:
+                await self._runner.stop(failover)
+                *others, job = failover.record.jobs
+                jobs = (*others, replace(job, done=()))
+                await self._failovers.write(failover, jobs=jobs, unasked=unasked)
             elif failover.running is None and await self._is_overtaken(failover):
                 *others, job = failover.record.jobs
                 await self._failovers.write(failover, jobs=(*others, replace(job, done=())))
-            await self._stop_following(failover)
+            await self._bringing.stop(failover)
             await self._go(failover, Step.COMPLETE)
         return failover.record
 
@@ -185,6 +186,65 @@ class Homecomings:
             hook("failback.committed")
             log.info("failback %s: committed", failover.record.name)
         return failover.record
+
+    async def cleanup(self, name: str, notes: str, *, dry_run: bool) -> FailoverRecord:
+        """Remove what is left of a failback that is committed, or call off one under way.
+
+        Called off: the other site keeps the disk. An image that was known here stays closed to
+        programs, and what was brought to it is there for the next failback.
+
+        Raises:
+            StateError: a disk of it is home already, and it is not committed.
+            BusyError: its machine runs.
+            VaultUnreachableError: the other site cannot be told any more that it keeps the disk.
+        """
+        async with self._failovers.changing:
+            failover = self._failovers.find(name)
+            record = failover.record
+            state = after(name, record.state, Step.CLEANUP)
+            if record.state is State.FAILED_BACK:
+                await _check_down(failover)
+            if dry_run:
+                return record
+            if record.state is State.REMOVING:
+                check_no_job(failover)
+            elif record.state is not State.FAILED_BACK:
+                await self._let_be(failover)
+            await self._failovers.write(failover, state=state, notes=notes)
+            hook("failover.ending")
+            await self._remove(failover)
+        log.info("failback %s: cleaned up%s", name, f": {notes}" if notes else "")
+        return failover.record
+
+    async def _let_be(self, failover: Failover) -> None:
+        """End the work on the images, and ask for no disk any more."""
+        await self._runner.stop(failover)
+        await self._bringing.stop(failover)
+        if failover.record.state is not State.COMPLETING:
+            return
+        try:
+            # Invariant: what a request that is cut off may still do to a disk, it does against
+            # the record as it was before this.
+            for member in failover.record.members:
+                await withdraw(self._site.vault, member.disk_id, failover.record.id)
+            for member in failover.record.members:
+                if self._images.is_named(member) or await self._is_home(member):
+                    raise StateError(
+                        f"failover {failover.record.name}: disk {member.disk} is home already",
+                        hint=f"vdiskfs failback complete {member.disk}",
+                    )
+        except BaseException:
+            if failover.job is not None and not failover.job.error:
+                self._runner.start(failover, self._steps(failover, Step.COMPLETE))
+            raise
+
+    async def _remove(self, failover: Failover) -> None:
+        for member in failover.record.members:
+            self._bringing.forget(failover, member)
+            if not failover.has_done("over"):
+                notes = self._notes(failover, member)
+                await trio.to_thread.run_sync(self._images.leave, notes, member)
+        await self._failovers.remove(failover)
 
     def of_disk(self, disk: str) -> Failover:
         """Return the failback of a disk, or of this name.
@@ -222,47 +282,40 @@ class Homecomings:
                 f"disk {disk}: is not replicated from site {moved.site}, state {moved.state}",
                 hint=f"there: vdiskfs reprotect {disk}",
             )
-        here = self._here(record.id)
-        if here is None and not create:
+        path = self._images.known(record.id)
+        if path is None and not create:
             raise StateError(
                 f"disk {disk}: no image of it is known here",
                 hint="to make one anew: vdiskfs failback start --create-vm",
             )
-        path = here.file.path if here is not None else path_of(record)
-        if here is None:
-            self._check_free(path)
-        whole = full or here is None
-        return Member(disk, record.id, path, 0, 0, 0, 0, current=record.generation, full=whole)
-
-    def _here(self, disk_id: str) -> ProtectedDisk | None:
-        own = [one for one in self._protection.disks() if one not in self._protection.adopted]
-        return next((one for one in own if one.disk_id == disk_id), None)
-
-    def _check_free(self, path: str) -> None:
-        try:
-            self._protection.files.find(path).drop()
-        except NotFoundError:
-            return
-        raise StateError(f"{path}: is in the way in the source", hint="move it aside first")
+        full = full or path is None
+        if path is None:
+            path = path_of(record)
+            self._images.check_free(path)
+        return Member(disk, record.id, path, 0, 0, 0, 0, current=record.generation, full=full)
 
     # ---- steps -----------------------------------------------------------------------------
 
     async def _go(self, failover: Failover, kind: Step) -> None:
-        await self._runner.go_on(failover, kind, self._steps(kind))
+        await self._runner.go_on(failover, kind, self._steps(failover, kind))
 
-    def _steps(self, kind: Step) -> Steps:
+    def _steps(self, failover: Failover, kind: Step) -> Steps:
         if kind is Step.FAILBACK:
             return [("shipped", self._ship_own), ("parked", self._park),
-                    ("moved", self._move), ("following", self._begin_following)]  # fmt: skip
+                    ("moved", self._bringing.move),
+                    ("following", self._begin_following)]  # fmt: skip
+        if failover.record.unasked:
+            return [("chosen", self._choose), ("home", self._take),
+                    ("machine", self._start_machine), ("over", self._over)]  # fmt: skip
         return [("asked", self._asking.ask), ("released", self._released),
-                ("moved", self._move), ("home", self._take),
+                ("moved", self._bringing.move), ("home", self._take),
                 ("machine", self._start_machine), ("over", self._over)]  # fmt: skip
 
     async def _ship_own(self, failover: Failover) -> None:
         """Have all that was written here in the vault, and note the point that the image is."""
         members = []
         for member in failover.record.members:
-            disk = self._here(member.disk_id)
+            disk = self._images.protected(member.disk_id)
             if disk is None:
                 members.append(member)
                 continue
@@ -298,112 +351,14 @@ class Homecomings:
         # Again: since it was done the host may have died, with what no image had durably.
         await self._ship_own(failover)
         for member in failover.record.members:
-            notes = self._notes(failover, member)
-            known = not member.full and member.epoch > 0
-            place = (member.generation, member.epoch) if known else None
-            disk = self._here(member.disk_id)
-            if disk is not None or not (notes / "home.json").exists():
-                await trio.to_thread.run_sync(prepare_home, notes, member.disk_id, place)
-            if disk is not None:
-                # Nobody writes to it any more; what is parked is believed.
-                await trio.to_thread.run_sync(disk.image.sync_internal)
-                paths = self._site.state.disk(member.disk_id)
-                paths.parked.touch(mode=0o600)
-                await trio.to_thread.run_sync(sync_directory, paths.directory)
-                hook("failback.parked")
-                await self._protection.park(disk)
-            elif self._protection.parked(member.disk_id) is None and member.epoch:
-                raise StateError(f"disk {member.disk}: is not known here yet")
-            elif self._protection.parked(member.disk_id) is None:
-                await trio.to_thread.run_sync(self._make_partial, member)
-
-    def _make_partial(self, member: Member) -> None:
-        path = self._partial(member)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            path.chmod(0o600)
-        sync_directory(path.parent)
-
-    def _partial(self, member: Member) -> Path:
-        root = Path(f"/proc/self/fd/{self._protection.files.descriptor}")
-        return root / f"{member.file}{PARTIAL}"
+            await self._images.park(self._notes(failover, member), member)
 
     def _notes(self, failover: Failover, member: Member) -> Path:
         return failover.directory / member.disk_id
 
-    def _mover(self, failover: Failover, member: Member) -> HomeMover:
-        key = f"{failover.record.id}/{member.disk_id}"
-        if key not in self._coming:
-            file = self._protection.parked(member.disk_id)
-            path = Path(file.proc_path) if file is not None else self._partial(member)
-            mover = HomeMover(
-                path, self._notes(failover, member), partial(self._log, member.disk_id),
-                limiter=self._limiter, is_away=self._failovers.is_away, verify=True,
-            )  # fmt: skip
-            self._coming[key] = mover
-        return self._coming[key]
-
-    async def _log(self, disk_id: str, generation: int) -> DiskLog:
-        record = await self._site.vault.disk(disk_id)
-        return self._site.vault.log(record, generation)
-
-    async def _move(self, failover: Failover) -> None:
-        """Bring each image to the newest point of the other site."""
-        # What follows it does not lead an image back that has come further meanwhile.
-        async with self._moving[failover.record.id]:
-            for member in failover.record.members:
-                await self._move_one(failover, member)
-
-    async def _move_one(self, failover: Failover, member: Member) -> None:
-        record = await self._site.vault.disk(member.disk_id)
-        if is_taken(record, member):
-            return
-        points = self._site.vault.log(record)
-        tip = await points.tip()
-        point = await points.find(tip.epoch)
-        failover.says = f"disk {member.disk}: is brought to epoch {tip.epoch}"
-        mover = self._mover(failover, member)
-        await mover.move((point.generation, tip.epoch))
-        log.info("disk %s: is at epoch %d of the other site; %d bytes fetched", member.disk,
-                 tip.epoch, mover.progress.fetched_bytes)  # fmt: skip
-
     async def _begin_following(self, failover: Failover) -> None:
-        self._follow(failover)
+        self._bringing.follow(failover)
         await trio.lowlevel.checkpoint()
-
-    def _follow(self, failover: Failover) -> None:
-        if failover.record.id not in self._following:
-            scope, ended = trio.CancelScope(), trio.Event()
-            self._following[failover.record.id] = scope, ended
-            self._nursery.start_soon(self._keep_up, failover, scope, ended)
-
-    async def _keep_up(
-        self, failover: Failover, scope: trio.CancelScope, ended: trio.Event
-    ) -> None:
-        """Move what is new at the other site, until the failback is completed."""
-        try:
-            with scope:
-                while failover.record.state is State.FAILING_BACK:
-                    await trio.sleep(KEEP_UP_S)
-                    await self._follow_once(failover)
-        finally:
-            ended.set()
-
-    async def _follow_once(self, failover: Failover) -> None:
-        try:
-            await self._move(failover)
-        except (VdiskfsError, OSError) as error:
-            log.warning("failback %s: %s", failover.record.name, error)
-        finally:
-            failover.says = None
-
-    async def _stop_following(self, failover: Failover) -> None:
-        """End that, and wait until none of its threads writes any more."""
-        if failover.record.id in self._following:
-            scope, ended = self._following[failover.record.id]
-            scope.cancel()
-            await ended.wait()
-            del self._following[failover.record.id]
 
     async def _released(self, failover: Failover) -> None:
         """Wait until the other site has let go; `_move` finds its last point."""
@@ -414,6 +369,33 @@ class Homecomings:
         ]
         await self._failovers.write(failover, members=tuple(members))
 
+    async def _choose(self, failover: Failover) -> None:
+        """Note the point that is taken without asking: one instant of all disks of it."""
+        vault, chosen = self._site.vault, dict[str, Member]()
+        records = {one.disk: await vault.disk(one.disk_id) for one in failover.record.members}
+
+        async def find(name: str) -> DiskLog:
+            points = vault.log(records[name])
+            await points.refresh()
+            return points
+
+        left = [one.disk for one in failover.record.members
+                if not is_taken(records[one.disk], one)]  # fmt: skip
+        whole, text = len(left) == len(records), failover.record.unasked
+        targets = [Target((name,), None, None) for name in left]
+        for target in [failover.target] if whole else targets:
+            spec = int(text) if text.isdigit() else text
+            found, readers = await choose(vault, find, target, spec)
+            await close(readers)
+            chosen.update({one.disk_id: one for one in found})
+        members = [
+            replace(one, file=before.file, full=before.full, token=secrets.token_hex(16))
+            if (one := chosen.get(before.disk_id)) is not None
+            else before
+            for before in failover.record.members
+        ]
+        await self._failovers.write(failover, members=tuple(members))
+
     async def _is_home(self, member: Member) -> bool:
         return is_taken(await self._site.vault.disk(member.disk_id), member)
 
@@ -421,11 +403,11 @@ class Homecomings:
         """The images are the last points: the disks are this site's from here on."""
         for member in failover.record.members:
             record = await self._site.vault.disk(member.disk_id)
-            if self._here(member.disk_id) is None:
+            if self._images.protected(member.disk_id) is None:
                 await self._take_one(failover, member, record)
 
     async def _take_one(self, failover: Failover, member: Member, record: DiskRecord) -> None:
-        mover, last = self._mover(failover, member), (member.generation, member.epoch)
+        mover, last = self._bringing.mover(failover, member), (member.generation, member.epoch)
         fork = self._fork(failover, member, record)
         if mover.at != last and not is_forked(record, fork):
             # Noted as moved, by an older version perhaps: nobody has written to it.
@@ -433,9 +415,7 @@ class Homecomings:
             await mover.move(last)
         if mover.at != last:
             raise StateError(f"disk {member.disk}: its image is not the last point yet")
-        file = self._protection.parked(member.disk_id)
-        if file is None:
-            file = await trio.to_thread.run_sync(self._named, member)
+        file = await self._images.hold(member)
         if is_forked(record, fork):
             # An earlier run was cut off when programs could write already.
             local, how = await trio.to_thread.run_sync(self._taken, member, file)
@@ -444,7 +424,7 @@ class Homecomings:
             how = Start(LastEnd.CLEAN, sure=True)
         await self._protection.unpark(file, local, replace(how, fork=fork))
         self._site.state.disk(member.disk_id).parked.unlink(missing_ok=True)
-        self._coming.pop(f"{failover.record.id}/{member.disk_id}", None)
+        self._bringing.forget(failover, member)
 
     def _fork(self, failover: Failover, member: Member, record: DiskRecord) -> Fork:
         state = State.FAILBACK_UNCOMMITTED
@@ -457,16 +437,6 @@ class Homecomings:
         if record.end == FileStamp.of(file.identity()):
             return record, Start(LastEnd.CLEAN, sure=True)
         return record, Start(state.end_of_disk(record))
-
-    def _named(self, member: Member) -> SourceFile:
-        """Give an image that was made anew its name, and return its file, held."""
-        part = self._partial(member)
-        if part.exists():
-            self._check_free(member.file)
-            part.rename(part.with_name(part.name.removesuffix(PARTIAL)))
-            sync_directory(part.parent)
-            hook("failback.named")
-        return self._protection.files.find(member.file)
 
     def _prepare(self, member: Member, file: SourceFile) -> LocalRecord:
         # It is parked from its first moment on.
@@ -482,3 +452,13 @@ class Homecomings:
     async def _over(self, failover: Failover) -> None:
         await self._failovers.write(failover, state=State.FAILBACK_UNCOMMITTED)
         hook("failback.over")
+
+
+async def _check_down(failover: Failover) -> None:
+    """Check that what runs in production is not ended by tidying up."""
+    machine = failover.machine
+    if machine is not None and await machine.state() != "down":
+        raise BusyError(
+            f"failover {failover.record.name}: its machine {machine.machine.name} runs",
+            hint="stop it first, or leave the record where it is",
+        )

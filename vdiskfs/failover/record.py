@@ -79,7 +79,8 @@ class FailoverRecord:
     on it, None: none was started. ``health`` is None while that is being judged. ``jobs`` are
     the newest that were asked for, the last one is the newest. ``rollback_ns``: when it is rolled
     back by itself unless it is committed; 0: never. ``group`` is the consistency group that was
-    named; None: a disk was.
+    named; None: a disk was. ``unasked`` is the point at which a failback takes its disks without
+    asking the site that has them; empty: it asks.
     """
 
     id: str
@@ -94,6 +95,7 @@ class FailoverRecord:
     jobs: tuple[Job, ...] = ()
     rollback_ns: int = 0
     group: str | None = None
+    unasked: str = ""
 
     def to_body(self) -> dict[str, Any]:
         """Return what `from_body` reads."""
@@ -123,6 +125,7 @@ class FailoverRecord:
                 str(body["notes"]), body["machine"],
                 None if health is None else Health(**health), tuple(jobs),
                 int(body.get("rollback_ns", 0)), body.get("group"),
+                str(body.get("unasked", "")),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where}: not the record of a failover: {error!r}") from None

@@ -72,6 +72,9 @@ TABLE: dict[tuple[State, Step], State] = {
     (State.FAILING_BACK, Step.FAILBACK): State.FAILING_BACK,
     (State.FAILING_BACK, Step.COMPLETE): State.COMPLETING,
     (State.COMPLETING, Step.COMPLETE): State.COMPLETING,
+    # Called off, as long as no disk is home.
+    (State.FAILING_BACK, Step.CLEANUP): State.REMOVING,
+    (State.COMPLETING, Step.CLEANUP): State.REMOVING,
     (State.FAILBACK_UNCOMMITTED, Step.COMMIT): State.FAILED_BACK,
     (State.FAILED_BACK, Step.CLEANUP): State.REMOVING,
 }

@@ -8,6 +8,16 @@ moves   Place, Progress
 
 from vdiskfs.homeward.mover import HomeMover
 from vdiskfs.homeward.moves import MoveProgress, Place
-from vdiskfs.homeward.note import HomeNote, prepare_home, read_home
+from vdiskfs.homeward.note import (
+    HomeNote,
+    has_home,
+    move_home,
+    prepare_home,
+    read_home,
+    remove_home,
+)
 
-__all__ = ["HomeMover", "HomeNote", "MoveProgress", "Place", "prepare_home", "read_home"]
+__all__ = [
+    "HomeMover", "HomeNote", "MoveProgress", "Place", "has_home", "move_home", "prepare_home",
+    "read_home", "remove_home",
+]  # fmt: skip

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vdiskfs.errors import DamagedError
+from vdiskfs.errors import DamagedError, LocalError
 from vdiskfs.homeward.moves import Place
-from vdiskfs.state import read_record, sync_directory, write_record
+from vdiskfs.state import read_record, remove_file, sync_directory, write_record
 
 _FORMAT = 1
 _NAME = "home.json"
@@ -95,3 +95,31 @@ def write_home(directory: Path, note: HomeNote) -> None:
         "known": note.known,
     }  # fmt: skip
     write_record(directory / _NAME, body)
+
+
+def has_home(directory: Path) -> bool:
+    """Say whether there is a note in a directory."""
+    return (directory / _NAME).exists()
+
+
+def move_home(source: Path, target: Path) -> None:
+    """Move the note to another directory, which is made if need be. Durable on return.
+
+    Raises:
+        LocalError: the disk refused; the note is in one of the two.
+    """
+    try:
+        if not target.is_dir():
+            target.mkdir(mode=0o700)
+            sync_directory(target.parent)
+        (source / _NAME).rename(target / _NAME)
+        sync_directory(target)
+        sync_directory(source)
+    except OSError as error:
+        raise LocalError(f"{target / _NAME}: {error.strerror}") from error
+
+
+def remove_home(directory: Path) -> None:
+    """Remove the note, if there is one. Durable on return."""
+    if has_home(directory):
+        remove_file(directory / _NAME)

@@ -173,7 +173,12 @@ _CHECKS = {
 @asynccontextmanager
 async def _loop_device(image: Path, area: _Area) -> AsyncIterator[str]:
     words = ("losetup", "--find", "--show", "--offset", area.offset, "--sizelimit", area.size)
-    done = await _run(*words, image)
+    try:
+        done = await _run(*words, image)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await let_go(image)  # it may have been killed when the device was there already
+        raise
     if done.returncode != 0:
         raise LocalError(
             f"{image}: no loop device: {_last(done)}", hint="be root; is /dev/loop-control there?"
