@@ -114,7 +114,16 @@ def test_a_disk_comes_home_although_the_other_site_is_gone(sites: Sites, asked: 
     found = home.json("failback", "complete", DISK, "--unplanned", *point)
     assert found["state"] == "FailbackUncommitted"
     home.json("failback", "commit", DISK)
+    jobs = [row for row in home.json("job", "list")["jobs"] if row["failover"]]
+    assert [(row["kind"], row["state"]) for row in jobs[-2:]] == [
+        ("complete", "done"), ("commit", "done"),
+    ]  # fmt: skip
+    assert jobs[-2]["steps"] == ["chosen", "home", "machine", "over"]
     follows(sites, content if asked else older)
+    home.json("failover", "cleanup", found["name"])
+    home.umount()
+    home.mount()
+    home.wait("it goes on", lambda: home.disk(DISK)["state"] == "Protected")
     away.umount()
     away.mount(recovery=True)
     away.wait("it is displaced", lambda: refuses_writes(copy))

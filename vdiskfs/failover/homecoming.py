@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,7 +183,9 @@ class Homecomings:
                 return failover.record
             for member in failover.record.members:
                 await note_move(self._site.vault, member.disk_id, failover.record.id, None)
-            await self._failovers.write(failover, state=state)
+            jobs = begin(failover, Step.COMMIT)
+            done = replace(jobs[-1], done=("told",), ended_ns=time.time_ns())
+            await self._failovers.write(failover, state=state, jobs=(*jobs[:-1], done))
             hook("failback.committed")
             log.info("failback %s: committed", failover.record.name)
         return failover.record
@@ -241,7 +244,7 @@ class Homecomings:
     async def _remove(self, failover: Failover) -> None:
         for member in failover.record.members:
             self._bringing.forget(failover, member)
-            if not failover.has_done("over"):
+            if not any("over" in job.done for job in failover.record.jobs):
                 notes = self._notes(failover, member)
                 await trio.to_thread.run_sync(self._images.leave, notes, member)
         await self._failovers.remove(failover)
