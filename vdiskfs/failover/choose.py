@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import trio
@@ -77,6 +77,21 @@ async def choose(
         await close(readers)
         raise
     return tuple(members), readers
+
+
+def logs_of(
+    vault: Vault, records: Sequence[DiskRecord],
+    line: Callable[[DiskRecord], int] = lambda record: record.generation,
+) -> FindLog:  # fmt: skip
+    """Return what gives the points of disks, by name, each in the line that is meant."""
+    by_name = {one.name: one for one in records}
+
+    async def find(name: str) -> DiskLog:
+        points = vault.log(by_name[name], line(by_name[name]))
+        await points.refresh()
+        return points
+
+    return find
 
 
 async def close(readers: Mapping[str, PointReader]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs.catalog import DiskLog, DiskRecord
+from vdiskfs.catalog import DiskRecord
 from vdiskfs.catalog.moves import Fork, is_forked, note_move, withdraw
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
@@ -24,7 +24,7 @@ from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import BusyError, StateError
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.bringing import Bringing
-from vdiskfs.failover.choose import choose, close, new_record, path_of
+from vdiskfs.failover.choose import choose, close, logs_of, new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.homeimage import HomeImages
 from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended, check_no_job
@@ -376,12 +376,7 @@ class Homecomings:
         """Note the point that is taken without asking: one instant of all disks of it."""
         vault, chosen = self._site.vault, dict[str, Member]()
         records = {one.disk: await vault.disk(one.disk_id) for one in failover.record.members}
-
-        async def find(name: str) -> DiskLog:
-            points = vault.log(records[name])
-            await points.refresh()
-            return points
-
+        find = logs_of(vault, list(records.values()))
         left = [one.disk for one in failover.record.members
                 if not is_taken(records[one.disk], one)]  # fmt: skip
         whole, text = len(left) == len(records), failover.record.unasked

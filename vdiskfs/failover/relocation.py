@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import trio
 
-from vdiskfs.catalog import DiskLog, DiskRecord
+from vdiskfs.catalog import DiskRecord
 from vdiskfs.catalog.moves import Fork, give_back, note_move, withdraw
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
@@ -26,6 +25,7 @@ from vdiskfs.failover.background import BackgroundHydration
 from vdiskfs.failover.choose import (
     choose,
     close,
+    logs_of,
     new_record,
     unknown_members,
     with_tokens,
@@ -38,7 +38,6 @@ from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after, allowed
 from vdiskfs.failover.taken import TakenDisk
-from vdiskfs.failover.targets import FindLog
 from vdiskfs.machines import Mapped
 from vdiskfs.protection import Protection
 from vdiskfs.ratelimit import RateLimiter
@@ -211,21 +210,10 @@ class Relocations:
         if kind is Kind.PLANNED:
             members = unknown_members(found)
         else:
-            find_log = self._find_log(found, lambda record: record.generation)
+            find_log = logs_of(self._site.vault, found)
             members, readers = await choose(self._site.vault, find_log, target, spec)
             await close(readers)
         return replace(record, members=with_tokens(members, found))
-
-    def _find_log(self, found: Sequence[DiskRecord], line: Callable[[DiskRecord], int]) -> FindLog:
-        """Return what gives the points of disks, by name, each in the line that is meant."""
-        by_name = {one.name: one for one in found}
-
-        async def find(name: str) -> DiskLog:
-            points = self._site.vault.log(by_name[name], line(by_name[name]))
-            await points.refresh()
-            return points
-
-        return find
 
     # ---- what may follow -----------------------------------------------------------------
 
@@ -247,7 +235,10 @@ class Relocations:
             check_no_job(failover)
             records = [await self._site.vault.disk(one.disk_id) for one in failover.record.members]
             members, readers = await choose(
-                self._site.vault, self._find_log(records, _line_at_source), failover.target, spec
+                self._site.vault,
+                logs_of(self._site.vault, records, _line_at_source),
+                failover.target,
+                spec,
             )
             await close(readers)
             members = with_tokens(members, records)
