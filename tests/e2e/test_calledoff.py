@@ -74,6 +74,23 @@ def test_a_failback_is_called_off_and_the_next_one_goes_on_where_it_was(sites: S
     follows(sites, content)
 
 
+def test_a_machine_that_writes_on_its_branch_does_so_again(tmp_path: Path) -> None:
+    """What it wrote cannot be shipped: nothing of the image was moved."""
+    sites = Sites(tmp_path, 'when_displaced = "keep"\n')
+    home, away = sites.home, sites.away
+    with home, away:
+        sites.begin()
+        away.json("failover", "commit", sites.start("--unplanned")["name"])
+        away.json("reprotect", DISK)
+        home.wait("home is displaced", lambda: home.disk(DISK)["state"] == "Displaced")
+        write_at(home.image(DISK), 0, b"in the branch")
+        home.json("disk", "pause", DISK)
+        assert "its replication is paused" in refused(home, "failback", "start", DISK)
+        assert refuses_writes(home.image(DISK))
+        home.json("failover", "cleanup", shown(home)["name"])
+        write_at(home.image(DISK), 4096, b"in the branch, too")
+
+
 def test_a_failback_of_an_image_that_is_made_anew_is_called_off_without_a_trace(
     sites: Sites,
 ) -> None:

@@ -247,6 +247,7 @@ class Homecomings:
             if not any("over" in job.done for job in failover.record.jobs):
                 notes = self._notes(failover, member)
                 await trio.to_thread.run_sync(self._images.leave, notes, member)
+                self._images.let_write(member.disk_id)
         await self._failovers.remove(failover)
 
     def of_disk(self, disk: str) -> Failover:

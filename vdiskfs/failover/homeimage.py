@@ -94,6 +94,12 @@ class HomeImages:
             move_home(notes, self._site.state.disk(member.disk_id).directory)
             hook("failback.left")
 
+    def let_write(self, disk_id: str) -> None:
+        """Take writes again to an image that is not parked, where a displaced disk takes them."""
+        disk = self.protected(disk_id)
+        if disk is not None and self._site.when_displaced == "keep" and not disk.line.handed:
+            disk.refuse_writes(False)
+
     def is_named(self, member: Member) -> bool:
         """Say whether an image that is made anew is complete, and has its name."""
         unknown = self._protection.parked(member.disk_id) is None
