@@ -12,6 +12,7 @@ from click.testing import Result
 from tests.delta.model import DiskModel
 from tests.vaults import given
 from vdiskfs.catalog import Branch, Vault
+from vdiskfs.catalog.leases import Lease
 from vdiskfs.catalog.owners import add_branch
 from vdiskfs.store import open_store
 
@@ -82,6 +83,27 @@ def test_a_vault_is_shown(history: Any, run: Run, run_json: Callable[..., Any]) 
         *("name", "id", "size", "site", "file", "generation", "created", "retired"),
     }
     assert (disk["name"], disk["site"], disk["file"]) == ("web01", "here", "web01.img")
+
+
+def test_a_vault_says_which_points_commands_hold(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    info = run_json("vault", "info", "--vault", history.url)
+    [disk] = info["disks"]
+    assert info["leases"] == []
+    lease = Lease(((disk["id"], 1, 7), ("f" * 32, 2, 9)), "point restore", "db-host", 4711, "then")
+    directory = Path(history.url.removeprefix("file://")) / "leases"
+    directory.mkdir()
+    (directory / f"{'a' * 32}.json").write_bytes(lease.encode())
+    (directory / f"{'b' * 32}.json").write_bytes(b"damaged")
+    [found] = run_json("vault", "info", "--vault", history.url)["leases"]
+    points = [{"disk": "web01", "generation": 1, "epoch": 7},
+              {"disk": "f" * 32, "generation": 2, "epoch": 9}]  # fmt: skip
+    assert found == {"what": "point restore", "host": "db-host", "pid": 4711, "since": "then",
+                     "doubted": False, "points": points}  # fmt: skip
+    shown = run("vault", "info", "--vault", history.url).stdout
+    assert "point restore" in shown
+    assert f"web01@#7 {'f' * 32}@#9" in shown
 
 
 def test_disks_are_listed_from_the_vault(

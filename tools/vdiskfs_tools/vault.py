@@ -88,7 +88,7 @@ vault.add_command(repair)
 )  # fmt: skip
 @click.pass_obj
 def info(call: Call, *, probe: bool) -> None:
-    """Show a vault: its disks and its sites.
+    """Show a vault: its disks, its sites, and which points commands hold open now.
 
     Example:
         vdiskfs vault info --vault file:///srv/vault
@@ -125,6 +125,16 @@ def info(call: Call, *, probe: bool) -> None:
                 for site in sites
             ],
         )
+    if document["leases"]:
+        call.out.line()
+        call.out.table(
+            ("READ BY", "HOST", ">PID", "SINCE", "POINTS"),
+            [
+                [lease["what"], lease["host"], lease["pid"], lease["since"],
+                 " ".join(f"{one['disk']}@#{one['epoch']}" for one in lease["points"])]
+                for lease in document["leases"]
+            ],
+        )  # fmt: skip
 
 
 @vault.command("check")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from vdiskfs.catalog import (
 )
 from vdiskfs.catalog.anchor import check_unclaimed
 from vdiskfs.catalog.enforced import probe_enforced
+from vdiskfs.catalog.leases import Lease, list_leases
 from vdiskfs.catalog.report import problem_document
 from vdiskfs.catalog.vaultfile import read_vault_file
 from vdiskfs.config import load_config, vault_environ
@@ -147,13 +148,26 @@ async def probed_document(vault: Vault) -> dict[str, Any]:
 
 async def vault_document(vault: Vault) -> dict[str, Any]:
     """Return a vault as ``vault info --json`` prints it."""
+    disks = await vault.disks()
+    names = {record.id: record.name for record in disks}
     return {
         "vault_id": vault.vault_id,
         "created": vault.created,
         "encryption": SCHEME_NONE if vault.key is None else SCHEME_AES_256_GCM,
-        "disks": [disk_document(record) for record in await vault.disks()],
+        "disks": [disk_document(record) for record in disks],
         "sites": [asdict(record) for record in await vault.sites()],
+        "leases": [lease_document(lease, names) for lease in await list_leases(vault)],
     }
+
+
+def lease_document(lease: Lease, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a lease as ``vault info --json`` prints it; ``names`` are those of disks, by id."""
+    keys = ("what", "host", "pid", "since", "doubted")
+    points = [
+        {"disk": names.get(disk_id, disk_id), "generation": generation, "epoch": epoch}
+        for disk_id, generation, epoch in lease.uses
+    ]
+    return {**{key: getattr(lease, key) for key in keys}, "points": points}
 
 
 async def found_point(vault: Vault, wanted: PointName) -> tuple[DiskLog, Point, str]:

@@ -197,6 +197,16 @@ async def open_points(
     return found
 
 
+async def list_leases(vault: Vault) -> list[Lease]:
+    """Return the leases that there are, the oldest first; those that are damaged are left out."""
+    found = []
+    for listed in [info async for info in vault.store.list(PREFIX)]:
+        with contextlib.suppress(NotFoundError, DamagedError):
+            data, _ = await vault.store.read(listed.name, limit=DOCUMENT_LIMIT)
+            found.append(decode_lease(data, where=listed.name))
+    return sorted(found, key=lambda lease: lease.since)
+
+
 async def _leases(store: Store, now_ns: int, *, tidy: bool) -> list[Use]:
     found: list[Use] = []
     for listed in [info async for info in store.list(PREFIX)]:
