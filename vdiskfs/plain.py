@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -45,9 +47,13 @@ from vdiskfs.state import DiskRecord, StateDirectory
 from vdiskfs.takeover import Kept, serve_node, take_over
 from vdiskfs.tree import Handover, Namespace, Nodes
 from vdiskfs.untracked import UntrackedImages
-from vdiskfs.watchapi import Watching
+
+if TYPE_CHECKING:
+    from vdiskfs.watching import Watching
 
 log = logging.getLogger(__name__)
+
+PLAIN_EVENT = "mount.plain"
 
 Document = Mapping[str, object]
 
@@ -98,6 +104,7 @@ class PlainMount:
         log.error("%s: served plainly: disks are neither tracked nor replicated, and will be "
                   "compared; %s", settings.mountpoint, self._reason)  # fmt: skip
         flags = CoreFlags.ALLOW_MMAP if options.allow_mmap else CoreFlags.NONE
+        watching = _watching(settings)
         core = native.Core(kept.connection, options.workers, flags)
         core.resume(kept.init)
         images = UntrackedImages(core, itertools.count(1).__next__)
@@ -112,8 +119,9 @@ class PlainMount:
             nursery.start_soon(_watch_core, core, namespace.nodes, nursery)
             self._serving.begin(core, namespace, nursery)
             nursery.start_soon(
-                self._serving.serve_control, state.control, PlainControl(self, disks, core)
-            )
+                self._serving.serve_control, state.control,
+                PlainControl(self, disks, core, watching),
+            )  # fmt: skip
             await self._serving.announce(state)
             if self._store is not None:
                 self._store.ready(f"{settings.mountpoint} is served plainly")
@@ -121,6 +129,9 @@ class PlainMount:
             nursery.start_soon(self._try_again)
             thaw = partial(undo_all, state.path / "quiesce", partial(log.warning, "disk %s: %s"))
             nursery.start_soon(keep_running, "thawing", thaw)
+            if watching is not None:
+                self._tell(watching, disks.records)
+                nursery.start_soon(keep_running, "telling of events", watching.tell_only)
             await self._serving.ended.wait()
             await self._serving.wait_answered()
             nursery.cancel_scope.cancel()
@@ -135,6 +146,13 @@ class PlainMount:
             core.close()
         # No clean end is noted: the next start compares all anyhow.
         state.close()
+
+    def _tell(self, watching: Watching, records: Sequence[DiskRecord]) -> None:
+        names = ",".join(sorted(one.name for one in records))
+        again = f"a daemon is tried again in {math.ceil(self.again_s)} s"
+        watching.events.tell(
+            PLAIN_EVENT, self._settings.mountpoint, f"{self._reason}; {again}", disk=names
+        )
 
     async def _try_again(self) -> None:
         """Hand over to a daemon after a time."""
@@ -164,8 +182,11 @@ class PlainMount:
 class PlainControl:
     """What the control socket offers meanwhile: `api.Control`."""
 
-    def __init__(self, mount: PlainMount, disks: PlainDisks, core: native.Core) -> None:
+    def __init__(
+        self, mount: PlainMount, disks: PlainDisks, core: native.Core, watching: Watching | None
+    ) -> None:
         self._mount = mount
+        self._watching = watching
         self._disks = disks
         self._core = core
 
@@ -247,8 +268,10 @@ class PlainControl:
 
     @property
     def watching(self) -> Watching:
-        """Cannot be asked now."""
-        raise _refused()
+        """What has happened; there are no metrics."""
+        if self._watching is None:
+            raise _refused()
+        return self._watching
 
     async def groups(self) -> Document:
         """Refuse."""
@@ -263,6 +286,19 @@ class PlainControl:
     ) -> Document:
         """Refuse."""
         raise _refused()
+
+
+def _watching(settings: MountSettings) -> Watching | None:
+    """Return who is told of it; None: that cannot be had, as what daemons die of may be there."""
+    try:
+        from vdiskfs.watching import Watching  # noqa: PLC0415 (what is imported may be the fault)
+
+        watching = Watching(settings)
+        watching.check(strict=False)
+    except Exception:
+        log.exception("nobody is told that the mount is served plainly")
+        return None
+    return watching
 
 
 def _refused() -> StateError:

@@ -24,6 +24,9 @@ LOOK_S = 1.0
 ABSENT_S = 600.0
 """A disk that is not here for so long is not protected here any more: its conditions end."""
 
+PLAIN = "mount.plain"
+"""The condition of a mount that no daemon serves: a daemon that watches it is its end."""
+
 _NOT_LATE = (State.ENABLING, State.INITIAL_REPLICATION)
 
 
@@ -60,6 +63,10 @@ class Watch:
     async def run(self) -> None:
         """Look until cancelled."""
         for event in await trio.to_thread.run_sync(self._events.open_conditions):
+            if event.code == PLAIN:
+                text = "a daemon serves the mount: its disks are compared, then replicated"
+                self._events.end(PLAIN, event.subject, text, disk=event.disk)
+                continue
             self._told[event.subject, event.code] = _Told(trio.current_time(), event.text)
         while True:
             self.look()

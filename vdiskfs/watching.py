@@ -71,6 +71,12 @@ class Watching:
 
             nursery.start_soon(keep_running, "the metrics' port", listen)
 
+    async def tell_only(self) -> None:
+        """Keep events, and tell of them, until cancelled; no disk is watched."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.events.run)
+            nursery.start_soon(self.sinks.run)
+
     def thresholds(self, disk: ProtectedDisk) -> RpoThresholds:
         """Return what the shipped lag of a disk may be: as its policy says, or the mount."""
         found = self._settings.options.watch.thresholds

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gauges import assert_same, overwrite_pages
+from tests.e2e.listeners import web_server
 from tests.e2e.mounted import CommandError, MountedSite
 from tests.e2e.oracle import Oracle
 from tests.e2e.workload import Mix, Workload
@@ -349,3 +350,19 @@ def test_a_mount_that_is_ended_while_a_successor_starts(tmp_path: Path, deaths: 
         os.kill(site.pid, signal.SIGKILL)
         site.wait("the keeper has ended", lambda: not is_alive(site.keeper))
         site.pid = 0
+
+
+def test_everybody_is_told_that_nothing_is_protected_and_when_it_is_again(tmp_path: Path) -> None:
+    with web_server() as web:
+        hook = f'[watch]\njournal_socket = ""\n[webhook]\nurl = "http://127.0.0.1:{web.port}/"\n'
+        with MountedSite(tmp_path, options=FAST + hook, environ=THREE) as site:
+            site.add_image("web01", MIB, os.urandom(MIB))
+            site.init().mount().wait_shipped("web01")
+            kill_until_plain(site)
+            site.wait("it is told", lambda: "mount.plain" in web.codes())
+            [told] = [one for one in web.events() if one["code"] == "mount.plain"]
+            assert (told["level"], told["disk"]) == ("error", "web01")
+            assert "3 times within 60 s" in told["text"]
+            assert site.json("event", "list")["events"][-1]["code"] == "mount.plain"
+            site.json("upgrade")
+            site.wait("it is over", lambda: "mount.plain.over" in web.codes())

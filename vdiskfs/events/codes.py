@@ -73,6 +73,8 @@ _CONDITIONS = (
     ("disk.resync", _W, "a disk is to be resynchronized", "vdiskfs disk resync --now, or wait"),
     ("finalize.failed", _E, "a disk's first replication has ended, but what came of it is not "
      "proven to be of use", f"see the text; {_RETRY}"),
+    ("mount.plain", _E, "daemons died again and again: the mount is served, and nothing is tracked "
+     "or replicated", "see daemon.log for what they died of; then vdiskfs upgrade"),
     ("disk.displaced", _E, "another site has taken a disk over",
      "vdiskfs disk branches; see vdiskfs-internals(7)"),
 )  # fmt: skip
