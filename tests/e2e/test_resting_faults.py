@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +21,7 @@ from tests.e2e.resting import SIZES, Writers, on_disk, unclean
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 LIMIT_S = 2.0
+HOLDER = (sys.executable, "-m", "vdiskfs.quiesce.holder")
 COMMAND = ("point", "create", "web01", "--consistency", "application", "--wait")
 
 
@@ -281,3 +286,31 @@ def holders(site: MountedSite) -> list[int]:
                 ):
                     found.append(int(path.name))
     return found
+
+
+def test_what_nobody_tells_to_thaw_is_thawed_at_the_limit(tmp_path: Path) -> None:
+    """The daemon lives, and its seal takes for ever."""
+    note, limit_s = tmp_path / "1.json", 0.5
+    with FakeAgent() as agent, contextlib.ExitStack() as stack:
+        target = {"kind": "agent", "path": str(agent.path)}
+        note.write_text(json.dumps(
+            {"format": 1, "limit_s": limit_s, "label": "", "targets": [target], "disks": []}
+        ))  # fmt: skip
+        ours, theirs = (stack.enter_context(one) for one in socket.socketpair())
+        holder = subprocess.Popen([*HOLDER, str(note)], stdin=theirs.fileno())
+        stack.callback(holder.wait)
+        stack.callback(holder.kill)
+        said = stack.enter_context(ours.makefile("r"))
+        assert json.loads(said.readline())["step"] == "ready"
+        ours.sendall(b'{"do": "freeze"}\n')
+        assert json.loads(said.readline())["step"] == "frozen"
+        assert agent.frozen
+        begin = time.monotonic()
+        agent.wait_thawed()
+        assert time.monotonic() - begin >= limit_s / 2
+        verdict = json.loads(said.readline())
+        assert (verdict["held"], verdict["why"]) == (
+            False, "thawed after 0.5 s: it was not sealed by then",
+        )  # fmt: skip
+        assert holder.wait(60) == 0
+        assert not note.exists()
