@@ -45,6 +45,10 @@ def call_off(sites: Sites) -> None:
     home.wait_successor(dead, set())
     home.wait("it is called off", lambda: not home.json("failover", "list")["failovers"])
     assert not list(home.state.glob("failovers/*/*"))
+    jobs = [row for row in home.json("job", "list")["jobs"] if row["failover"]]
+    assert [(row["kind"], row["state"]) for row in jobs[-2:]] == [
+        ("complete", "interrupted"), ("cleanup", "done"),
+    ]  # fmt: skip
 
 
 def test_a_failback_is_called_off_and_the_next_one_goes_on_where_it_was(sites: Sites) -> None:

@@ -27,7 +27,7 @@ from vdiskfs.failover.bringing import Bringing
 from vdiskfs.failover.choose import choose, close, logs_of, new_record, path_of
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.homeimage import HomeImages
-from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended, check_no_job
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended
 from vdiskfs.failover.known import fork_of, is_taken, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -209,11 +209,10 @@ class Homecomings:
                 await _check_down(failover)
             if dry_run:
                 return record
-            if record.state is State.REMOVING:
-                check_no_job(failover)
-            elif record.state is not State.FAILED_BACK:
+            if record.state not in (State.REMOVING, State.FAILED_BACK):
                 await self._let_be(failover)
-            await self._failovers.write(failover, state=state, notes=notes)
+            jobs = begin(failover, Step.CLEANUP)
+            await self._failovers.write(failover, state=state, notes=notes, jobs=jobs)
             hook("failover.ending")
             await self._remove(failover)
         log.info("failback %s: cleaned up%s", name, f": {notes}" if notes else "")
