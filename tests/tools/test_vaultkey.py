@@ -10,6 +10,8 @@ import pytest
 from click.testing import Result
 
 from vdiskfs.crypto import slots
+from vdiskfs.errors import VaultUnreachableError
+from vdiskfs_tools import keys
 
 Run = Callable[..., Result]
 Json = Callable[..., Any]
@@ -119,3 +121,99 @@ def test_a_key_of_file_and_passphrase_needs_both(
     assert run("vault", "info", "--vault", url).exit_code == 7
     monkeypatch.delenv("VDISKFS_PASSPHRASE_FILE")
     assert run("vault", "info", "--vault", url, "--key-file", key).exit_code == 7
+
+
+def words(path: Path, text: str) -> str:
+    path.touch(0o600)
+    path.write_text(text + "\n")
+    return str(path)
+
+
+def test_the_key_that_goes_is_of_the_new_ones_kind_and_never_guessed(
+    run: Run, run_json: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key file of the configuration opens the vault too: it stays."""
+    url, file = f"file://{tmp_path}/v", str(tmp_path / "key")
+    first, second = words(tmp_path / "p1", "one"), words(tmp_path / "p2", "two")
+    run("vault", "init", url, "--key-file", file)
+    monkeypatch.setenv("VDISKFS_KEY_FILE", file)
+    run("vault", "key", "add", "--vault", url, "--new-passphrase-file", first)
+    change = ("vault", "key", "change", "--vault", url, "--new-passphrase-file", second)
+
+    def keys() -> dict[str, str]:
+        return {key["kind"]: key["id"] for key in run_json("vault", "key", "list", "--vault", url)["keys"]}  # fmt: skip
+
+    before = keys()
+    refused = run(*change)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert f"{before['key-file']} (key-file)" in refused.stderr
+    assert "vault key change KEY" in refused.stderr
+    assert keys() == before
+    monkeypatch.setenv("VDISKFS_PASSPHRASE_FILE", first)
+    assert run_json(*change)["replaced"]["id"] == before["passphrase"]
+    assert keys()["key-file"] == before["key-file"]
+    monkeypatch.delenv("VDISKFS_KEY_FILE")
+    assert run("vault", "info", "--vault", url).exit_code == 7
+    monkeypatch.setenv("VDISKFS_PASSPHRASE_FILE", second)
+    assert run("vault", "info", "--vault", url).exit_code == 0
+    # Two of one kind: only a name tells them apart.
+    run("vault", "key", "add", "--vault", url, "--new-passphrase-file", second)
+    refused = run("vault", "key", "change", "--vault", url, "--new-passphrase-file", first)
+    assert refused.exit_code == 2
+    assert refused.stderr.count("(passphrase)") == 2
+    gone = keys()["passphrase"]
+    named = run_json(*change[:3], gone, *change[3:5], "--new-key-file", str(tmp_path / "new"))
+    assert (named["replaced"]["id"], named["key"]["kind"]) == (gone, "key-file")
+    assert run(*change[:3], "00000000", *change[3:]).exit_code == 3
+
+
+def test_a_passphrase_is_asked_for_where_a_key_file_is_set_up(
+    run: Run, run_json: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, file = f"file://{tmp_path}/v", str(tmp_path / "key")
+    run("vault", "init", url, "--key-file", file)
+    monkeypatch.setenv("VDISKFS_KEY_FILE", file)
+    run("vault", "key", "add", "--vault", url, "--new-passphrase-file", words(tmp_path / "p", "1"))
+    typed = {False: "1", True: "2"}
+    monkeypatch.setattr(keys, "can_ask", lambda: True)
+    monkeypatch.setattr(keys, "ask_passphrase", lambda *, new=False: typed[new])
+    changed = run_json("vault", "key", "change", "--vault", url)
+    assert changed["replaced"]["kind"] == changed["key"]["kind"] == "passphrase"
+    assert run("vault", "info", "--vault", url, "--key-file", file).exit_code == 0
+
+
+def test_a_key_that_the_vault_does_not_take_leaves_no_file(run: Run, tmp_path: Path) -> None:
+    """Nor does one that is interrupted before anything was sent."""
+    url, new = f"file://{tmp_path}/v", tmp_path / "new"
+    file = str(tmp_path / "key")
+    run("vault", "init", "--encryption", "none", f"file://{tmp_path}/plain")
+    add = ("vault", "key", "add", "--new-key-file", str(new), "--vault")
+    assert run(*add, f"file://{tmp_path}/plain").exit_code == 2
+    assert not new.exists()
+    run("vault", "init", url, "--key-file", file)
+    for _ in range(7):
+        run("vault", "key", "add", "--vault", url, "--key-file", file, "--new-key-file", file)
+    full = run(*add, url, "--key-file", file)
+    assert full.exit_code == 4
+    assert not new.exists()
+    assert run("vault", "key", "add", "--both", "--vault", url, "--key-file", file).exit_code == 2
+
+
+@pytest.mark.parametrize("error", [VaultUnreachableError("lost"), KeyboardInterrupt()])
+def test_a_key_that_the_vault_may_have_taken_keeps_its_file(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The answer is lost on the way back: the old key is gone, the new one is all there is."""
+    url, new, file = f"file://{tmp_path}/v", tmp_path / "new", str(tmp_path / "key")
+    run("vault", "init", url, "--key-file", file)
+
+    def lost(name: str) -> None:
+        if name == "keys.changed":
+            raise error
+
+    monkeypatch.setattr("vdiskfs.catalog.keys.hook", lost)
+    change = run("vault", "key", "change", "--new-key-file", str(new), "--vault", url,
+                 "--key-file", file)  # fmt: skip
+    assert change.exit_code in (5, 130)
+    assert f"{new} is kept" in change.stderr
+    assert run("vault", "info", "--vault", url, "--key-file", str(new)).exit_code == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -10,9 +13,17 @@ import click
 from vdiskfs.catalog import Vault
 from vdiskfs.catalog.vaultfile import read_vault_file
 from vdiskfs.config import load_config
-from vdiskfs.crypto import Secrets, given_secrets, make_key_file, read_key_file
-from vdiskfs.crypto.given import given_passphrase
-from vdiskfs.errors import KeyNeededError, UsageError
+from vdiskfs.crypto import (
+    BOTH,
+    KEY_FILE,
+    PASSPHRASE,
+    Secrets,
+    given_secrets,
+    make_key_file,
+    read_key_file,
+)
+from vdiskfs.crypto.given import given_passphrase, read_passphrase_file
+from vdiskfs.errors import KeyNeededError, UsageError, VaultUnreachableError, VdiskfsError
 from vdiskfs.store import Store
 from vdiskfs_tools.call import Call
 
@@ -70,7 +81,9 @@ def first_secrets(call: Call, *, dry_run: bool) -> tuple[Secrets, Path | None]:
     made = None
     if call.key_file is not None and not Path(call.key_file).exists():
         made = Path(call.key_file)
-        given = Secrets(given_passphrase(), bytes(32) if dry_run else make_key_file(made))
+        given = Secrets(given_passphrase())
+        given.check()
+        given = Secrets(given.passphrase, bytes(32) if dry_run else make_key_file(made))
     else:
         given = call_secrets(call)
     given.check()
@@ -81,28 +94,78 @@ def first_secrets(call: Call, *, dry_run: bool) -> tuple[Secrets, Path | None]:
     return Secrets("dry run" if dry_run else ask_passphrase(new=True)), None
 
 
-def new_secrets(
+@dataclass
+class NewKey:
+    """What is to be another key of a vault, and the key file that was made for it."""
+
+    secrets: Secrets
+    made: Path | None = None
+    sent: bool = False
+
+    def sending(self) -> None:
+        """From here on the vault may have it, whatever is heard of that."""
+        self.sent = True
+
+
+@contextmanager
+def new_key(
     *, key_file: str | None, passphrase_file: str | None, both: bool = False
-) -> Secrets:
-    """Return what another key of a vault is to be: named by options, or asked for.
+) -> Iterator[NewKey]:
+    """Make another key of a vault: named by options, or asked for.
+
+    A key file that was made for it is removed when the vault did not take it.
 
     Raises:
         UsageError: nothing is named, and nobody can be asked.
         RefusedError: what is named cannot be read.
     """
-    from vdiskfs.crypto.given import read_passphrase_file  # noqa: PLC0415
-
-    passphrase = read_passphrase_file(Path(passphrase_file)) if passphrase_file else None
-    file_key = None
+    kind = new_kind(key_file=key_file, passphrase_file=passphrase_file, both=both)
+    given = Secrets(None if kind == KEY_FILE else _new_passphrase(passphrase_file))
+    given.check()
+    new = NewKey(given)
     if key_file is not None:
         path = Path(key_file)
-        file_key = read_key_file(path) if path.exists() else make_key_file(path)
-    if passphrase is None and (both or file_key is None):
-        if not can_ask():
-            raise UsageError(
-                "which new key?", hint="name --new-key-file FILE or --new-passphrase-file FILE"
-            )
-        passphrase = ask_passphrase(new=True)
-    found = Secrets(passphrase, file_key)
-    found.check()
-    return found
+        new.made = None if path.exists() else path
+        file_key = make_key_file(path) if new.made else read_key_file(path)
+        new.secrets = Secrets(given.passphrase, file_key)
+    try:
+        yield new
+    except BaseException as error:
+        if new.made is not None:
+            _clear_away(new.made, sent=new.sent, error=error)
+        raise
+
+
+def new_kind(*, key_file: str | None, passphrase_file: str | None, both: bool = False) -> str:
+    """Return the kind of the key that `new_key` makes of these.
+
+    Raises:
+        UsageError: file and passphrase together are wanted, and no file is named.
+    """
+    if both and key_file is None:
+        raise UsageError("--both needs --new-key-file FILE")
+    if key_file is None:
+        return PASSPHRASE
+    return BOTH if both or passphrase_file is not None else KEY_FILE
+
+
+def _new_passphrase(passphrase_file: str | None) -> str:
+    if passphrase_file is not None:
+        return read_passphrase_file(Path(passphrase_file))
+    if not can_ask():
+        raise UsageError(
+            "which new key?", hint="name --new-key-file FILE or --new-passphrase-file FILE"
+        )
+    return ask_passphrase(new=True)
+
+
+def _clear_away(made: Path, *, sent: bool, error: BaseException) -> None:
+    """Remove a key file, unless the vault may open with it."""
+    refused = isinstance(error, VdiskfsError) and not isinstance(error, VaultUnreachableError)
+    if refused or not sent:
+        made.unlink(missing_ok=True)
+    else:
+        click.echo(
+            f"vdiskfs: {made} is kept: the vault may open with it; see `vdiskfs vault key list`",
+            err=True,
+        )

@@ -56,14 +56,15 @@ def add(call: Call, /, *, label: str, **new: Any) -> None:
         vdiskfs vault key add --new-key-file /root/second.key --vault file:///srv/vault
     """
     from vdiskfs.catalog.keys import add_slot
-    from vdiskfs_tools.keys import new_secrets
+    from vdiskfs_tools.keys import new_key
     from vdiskfs_tools.vaults import with_vault
 
     if len(label) > 100 or not label.isprintable():
         raise click.UsageError("a label has at most 100 characters, all printable")
 
     async def work(vault: Vault) -> Slot:
-        return await add_slot(vault, new_secrets(**_named(new)), label=label)
+        with new_key(**_named(new)) as made:
+            return await add_slot(vault, made.secrets, label=label, sending=made.sending)
 
     slot = with_vault(call, work)
     if not call.out.document({"vault": vault_url(call), "key": _document(slot)}):
@@ -71,33 +72,41 @@ def add(call: Call, /, *, label: str, **new: Any) -> None:
 
 
 @key.command("change")
+@click.argument("key_id", metavar="[KEY]", required=False)
 @_new_key_options
 @click.pass_obj
-def change(call: Call, /, **new: Any) -> None:
-    """Put another key in the place of the one that is given.
+def change(call: Call, /, *, key_id: str | None, **new: Any) -> None:
+    """Put another key in the place of one.
+
+    The one that goes is KEY; without it, the one of the new key's kind (a passphrase for a
+    passphrase, a key file for a key file) that is given. It must be the only one.
 
     Example:
         vdiskfs vault key change --vault file:///srv/vault
     """
-    from vdiskfs.catalog.keys import change_slot
-    from vdiskfs.errors import UsageError
-    from vdiskfs_tools.keys import ask_passphrase, call_secrets, can_ask, new_secrets
+    from vdiskfs.catalog.keys import change_slot, find_slot, opened_slot
+    from vdiskfs.crypto import KEY_FILE, Secrets
+    from vdiskfs_tools.keys import ask_passphrase, call_secrets, can_ask, new_key, new_kind
     from vdiskfs_tools.vaults import with_vault
 
-    old = call_secrets(call)
-    if not old and can_ask():
-        from vdiskfs.crypto import Secrets
+    kind = new_kind(**_named(new))
+    given = call_secrets(call)
+    lacking = given.passphrase is None and (kind != KEY_FILE or not given)
+    if key_id is None and lacking and can_ask():
+        # The configuration's key file opens the vault; it is not what is to go.
+        given = Secrets(ask_passphrase(), given.file_key)
 
-        old = Secrets(ask_passphrase())
+    async def work(vault: Vault) -> tuple[Slot, Slot]:
+        old = await (
+            opened_slot(vault, given, kind) if key_id is None else find_slot(vault, key_id)
+        )
+        with new_key(**_named(new)) as made:
+            return old, await change_slot(vault, old, made.secrets, sending=made.sending)
 
-    async def work(vault: Vault) -> Slot:
-        if vault.key is None:
-            raise UsageError("the vault is not encrypted: it has no keys")
-        return await change_slot(vault, old, new_secrets(**_named(new)))
-
-    slot = with_vault(call, work, given=old)
-    if not call.out.document({"vault": vault_url(call), "key": _document(slot)}):
-        call.out.say(f"key {slot.id} opens the vault now, and the old one no more")
+    old, slot = with_vault(call, work, given=given)
+    document = {"vault": vault_url(call), "key": _document(slot), "replaced": _document(old)}
+    if not call.out.document(document):
+        call.out.say(f"key {slot.id} opens the vault now, and {old.id} ({old.kind}) no more")
 
 
 @key.command("remove")

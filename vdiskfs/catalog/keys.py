@@ -13,7 +13,7 @@ import trio
 
 from vdiskfs.catalog.anchor import VAULT
 from vdiskfs.catalog.vault import Vault, now_text
-from vdiskfs.catalog.vaultfile import VaultFile, opening_slot, read_vault_file, unlock
+from vdiskfs.catalog.vaultfile import VaultFile, read_vault_file, slots_opened, unlock
 from vdiskfs.crash import hook
 from vdiskfs.crypto import SLOTS_MAX, DataKey, Secrets, Slot, make_slot
 from vdiskfs.errors import ConflictError, NotFoundError, StateError, UsageError
@@ -28,8 +28,12 @@ async def list_slots(vault: Vault) -> tuple[Slot, ...]:
     return file.slots or ()
 
 
-async def add_slot(vault: Vault, given: Secrets, *, label: str = "") -> Slot:
+async def add_slot(
+    vault: Vault, given: Secrets, *, label: str = "", sending: Callable[[], None] = lambda: None
+) -> Slot:
     """Let what is given open the vault too; durable on return.
+
+    ``sending`` is called before anything is.
 
     Raises:
         UsageError: the vault is not encrypted.
@@ -43,6 +47,7 @@ async def add_slot(vault: Vault, given: Secrets, *, label: str = "") -> Slot:
             raise StateError(
                 f"the vault has {SLOTS_MAX} keys already", hint="vdiskfs vault key remove"
             )
+        sending()
         return (*slots, slot)
 
     await _change(vault, key, add)
@@ -60,7 +65,7 @@ async def remove_slot(vault: Vault, slot_id: str) -> None:
     def remove(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
         left = tuple(slot for slot in slots if slot.id != slot_id)
         if len(left) == len(slots):
-            raise NotFoundError(f"no key {slot_id!r}", hint="see `vdiskfs vault key list`")
+            raise _no_slot(slot_id)
         if not left:
             raise StateError("the last key cannot be removed", hint="add another one first")
         return left
@@ -68,24 +73,69 @@ async def remove_slot(vault: Vault, slot_id: str) -> None:
     await _change(vault, _key(vault), remove)
 
 
-async def change_slot(vault: Vault, old: Secrets, new: Secrets) -> Slot:
-    """Let ``new`` open the vault in the place of ``old``; one step, durable on return.
+async def find_slot(vault: Vault, slot_id: str) -> Slot:
+    """Return a slot by its id; NotFoundError."""
+    for slot in (await _file(vault)).slots or ():
+        if slot.id == slot_id:
+            return slot
+    raise _no_slot(slot_id)
+
+
+async def opened_slot(vault: Vault, given: Secrets, kind: str) -> Slot:
+    """Return the slot of a kind that opens with what is given.
+
+    What is given may open several: a key file is often given by the configuration. Which one
+    is to go is never guessed.
 
     Raises:
-        RefusedError: ``old`` does not open it.
+        UsageError: none of that kind opens with it, or more than one.
+    """
+    file = await _file(vault)
+    opened = await slots_opened(file, given)
+    found = [slot for slot in opened if slot.kind == kind]
+    if len(found) == 1:
+        return found[0]
+    what = f"{'no' if not found else 'more than one'} key of the new one's kind, {kind}"
+    listed = ", ".join(f"{slot.id} ({slot.kind})" for slot in opened) or "none"
+    raise UsageError(
+        f"what is given opens {what}: {listed}",
+        hint="give the key that is to go, or name it: vdiskfs vault key change KEY",
+    )
+
+
+async def change_slot(
+    vault: Vault, old: Slot, new: Secrets, *, sending: Callable[[], None] = lambda: None
+) -> Slot:
+    """Let ``new`` open the vault in the place of a slot; one step, durable on return.
+
+    ``sending`` is called before anything is.
+
+    Raises:
+        ConflictError: the slot is there no more.
     """
     key = _key(vault)
-    file, _ = await read_vault_file(vault.store)
-    opened = await opening_slot(file, old, where=vault.store.describe())
-    slot = await _make(key, new, opened.label)
+    slot = await _make(key, new, old.label)
 
     def change(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-        if opened not in slots:
+        if old not in slots:
             raise ConflictError("the key was changed by somebody else meanwhile")
-        return tuple(slot if one == opened else one for one in slots)
+        sending()
+        return tuple(slot if one == old else one for one in slots)
 
     await _change(vault, key, change)
     return slot
+
+
+async def _file(vault: Vault) -> VaultFile:
+    """Return what vault.json says now, authenticated."""
+    key = _key(vault)
+    file, _ = await read_vault_file(vault.store)
+    await unlock(file, key, where=f"{vault.store.describe()}: {VAULT}")
+    return file
+
+
+def _no_slot(slot_id: str) -> NotFoundError:
+    return NotFoundError(f"no key {slot_id!r}", hint="see `vdiskfs vault key list`")
 
 
 async def _make(key: DataKey, given: Secrets, label: str) -> Slot:

@@ -11,7 +11,18 @@ The format: vdiskfs-format(5), "Encryption".
 from vdiskfs.crypto.given import given_secrets, secrets_of
 from vdiskfs.crypto.keys import TAG_SIZE, DataKey, ObjectCipher, new_data_key
 from vdiskfs.crypto.secrets import Secrets, make_key_file, read_key_file
-from vdiskfs.crypto.slots import SLOTS_MAX, Slot, decode_slot, encode_slot, make_slot, open_slots
+from vdiskfs.crypto.slots import (
+    BOTH,
+    KEY_FILE,
+    PASSPHRASE,
+    SLOTS_MAX,
+    Slot,
+    decode_slot,
+    encode_slot,
+    make_slot,
+    open_slots,
+    opened_slots,
+)
 
 SCHEME_NONE = "none"
 SCHEME_AES_256_GCM = "aes-256-gcm"
@@ -19,6 +30,9 @@ SCHEMES = (SCHEME_AES_256_GCM, SCHEME_NONE)
 """How a vault may be encrypted; the first is the default of ``vault init``."""
 
 __all__ = [
+    "BOTH",
+    "KEY_FILE",
+    "PASSPHRASE",
     "SCHEMES",
     "SCHEME_AES_256_GCM",
     "SCHEME_NONE",
@@ -35,6 +49,7 @@ __all__ = [
     "make_slot",
     "new_data_key",
     "open_slots",
+    "opened_slots",
     "read_key_file",
     "secrets_of",
 ]

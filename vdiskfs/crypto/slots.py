@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets as random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Slot:
 def make_slot(key: DataKey, given: Secrets, *, label: str, created: str) -> Slot:
     """Return a slot that opens with all that is given."""
     given.check()
-    kind = _kind(given)
+    kind = kind_of(given)
     cost = None if kind == KEY_FILE else (SCRYPT_N, SCRYPT_R, SCRYPT_P)
     nonce = random.token_bytes(12)
     slot = Slot(
@@ -64,7 +64,9 @@ def make_slot(key: DataKey, given: Secrets, *, label: str, created: str) -> Slot
 def open_slots(
     slots: Sequence[Slot], given: Secrets, vault_id: str, *, where: str
 ) -> tuple[DataKey, Slot]:
-    """Return the data key and the slot that opened. Takes seconds and up to 256 MiB: in a thread.
+    """Return the data key and the first slot that opens.
+
+    Takes seconds and up to 256 MiB: in a thread.
 
     Raises:
         KeyNeededError: nothing was given, or not all that some slot needs.
@@ -72,23 +74,19 @@ def open_slots(
     """
     if not given:
         raise KeyNeededError(f"{where}: the vault is encrypted, and no key was given", hint=WAYS)
-    # A key file is compared at once; a passphrase takes its time.
-    order = sorted(slots, key=lambda slot: slot.scrypt is not None)
-    fitting = [slot for slot in order if _fits(slot, given)]
-    for slot in fitting:
-        wrapping = AESGCM(_wrapping_key(slot, given, vault_id))
-        about = _about(slot, vault_id)
-        try:
-            secret = wrapping.decrypt(bytes.fromhex(slot.nonce), bytes.fromhex(slot.wrapped), about)
-        except InvalidTag:
-            continue
+    for secret, slot in _opened(slots, given, vault_id):
         return DataKey(secret, vault_id), slot
-    if not fitting:
+    if not any(_fits(slot, given) for slot in slots):
         wanted = " or ".join(sorted({slot.kind for slot in slots})) or "none"
         raise KeyNeededError(
             f"{where}: the vault opens with another kind of key ({wanted})", hint=WAYS
         )
     raise RefusedError(f"{where}: the key does not open this vault", hint="is it the right one?")
+
+
+def opened_slots(slots: Sequence[Slot], given: Secrets, vault_id: str) -> list[Slot]:
+    """Return all slots that what is given opens. As slow as all of them: in a thread."""
+    return [slot for _, slot in _opened(slots, given, vault_id)]
 
 
 def encode_slot(slot: Slot) -> dict[str, Any]:
@@ -147,10 +145,25 @@ def _is_cost(cost: object) -> bool:
     return bool(128 * n * r <= _MEMORY_MAX and n * r * p <= _WORK_MAX)
 
 
-def _kind(given: Secrets) -> str:
+def kind_of(given: Secrets) -> str:
+    """Return the kind of a slot that opens with all that is given."""
     if given.passphrase is not None and given.file_key is not None:
         return BOTH
     return PASSPHRASE if given.passphrase is not None else KEY_FILE
+
+
+def _opened(slots: Sequence[Slot], given: Secrets, vault_id: str) -> Iterator[tuple[bytes, Slot]]:
+    # A key file is compared at once; a passphrase takes its time.
+    for slot in sorted(slots, key=lambda slot: slot.scrypt is not None):
+        if not _fits(slot, given):
+            continue
+        wrapping = AESGCM(_wrapping_key(slot, given, vault_id))
+        nonce, wrapped = bytes.fromhex(slot.nonce), bytes.fromhex(slot.wrapped)
+        try:
+            secret = wrapping.decrypt(nonce, wrapped, _about(slot, vault_id))
+        except InvalidTag:
+            continue
+        yield secret, slot
 
 
 def _fits(slot: Slot, given: Secrets) -> bool:
