@@ -41,7 +41,7 @@ async def test_a_vault_is_not_opened_with_the_data_of_another_one(secrets: Secre
 async def test_no_vault_is_made_in_the_data_of_another_one() -> None:
     data, control = MemoryStore(), MemoryStore()
     vault = await Vault.init(both(data, control))
-    for store in (both(data, MemoryStore()), RetryingStore(data)):
+    for store in (both(data, MemoryStore("other")), RetryingStore(data)):
         with pytest.raises(StateError, match=f"is the data of vault {vault.vault_id}") as raised:
             await Vault.init(store)
         assert "?control=" in str(raised.value.hint)

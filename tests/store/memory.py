@@ -54,7 +54,8 @@ class Fault:
 class MemoryStore:
     """Objects in a dictionary; ``objects`` may be looked at and damaged."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "memory:") -> None:
+        self._name = name
         self.objects: dict[str, tuple[bytes, ObjectInfo]] = {}
         self.requests = 0
         self.bytes_sent = 0
@@ -81,7 +82,7 @@ class MemoryStore:
         return fault
 
     def describe(self) -> str:
-        return "memory:"
+        return self._name
 
     async def prepare(self) -> None:
         await self._begin("prepare", "", needs_container=False)

@@ -217,3 +217,27 @@ def test_a_key_that_the_vault_may_have_taken_keeps_its_file(
     assert change.exit_code in (5, 130)
     assert f"{new} is kept" in change.stderr
     assert run("vault", "info", "--vault", url, "--key-file", str(new)).exit_code == 0
+
+
+@pytest.mark.parametrize("error", [VaultUnreachableError("lost"), KeyboardInterrupt()])
+@pytest.mark.parametrize("broken", ["check_unclaimed", "VaultFile.encode", "Vault.open"])
+def test_an_init_that_fails_keeps_the_key_file_of_what_it_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, broken: str
+) -> None:  # fmt: skip
+    """The key file goes only where no vault opens with it."""
+    url, key = f"file://{tmp_path}/v", tmp_path / "key"
+
+    def fail(*_: object) -> None:
+        raise error
+
+    kept = broken == "Vault.open"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"vdiskfs.catalog.vault.{broken}", fail)
+        failed = run("vault", "init", url, "--key-file", str(key))
+    assert failed.exit_code in (5, 130)
+    assert key.exists() == kept
+    if kept:
+        assert f"{key} is kept" in failed.stderr
+        assert run("vault", "info", "--vault", url, "--key-file", str(key)).exit_code == 0
+    else:
+        assert run("vault", "init", url, "--key-file", str(key)).exit_code == 0

@@ -33,6 +33,28 @@ _INIT_HINT = (
 )
 
 
+@dataclass
+class NewKey:
+    """What is to be another key of a vault, and the key file that was made for it."""
+
+    secrets: Secrets
+    made: Path | None = None
+    sent: bool = False
+
+    def sending(self) -> None:
+        """From here on the vault may have it, whatever is heard of that."""
+        self.sent = True
+
+    def clear_away(self, *, taken: bool) -> None:
+        """Remove the key file of a key that failed, unless the vault may open with it."""
+        if self.made is None:
+            return
+        if not taken:
+            self.made.unlink(missing_ok=True)
+            return
+        click.echo(f"vdiskfs: {self.made} is kept: the vault may open with it", err=True)
+
+
 def call_secrets(call: Call) -> Secrets:
     """Return what is given to open a vault; nothing is asked."""
     return given_secrets(load_config(None), call.key_file)
@@ -71,7 +93,7 @@ def ask_passphrase(*, new: bool = False) -> str:
     return answer
 
 
-def first_secrets(call: Call, *, dry_run: bool) -> tuple[Secrets, Path | None]:
+def first_key(call: Call, *, dry_run: bool) -> NewKey:
     """Return what is to open a new vault, and the key file that was made for it.
 
     Raises:
@@ -88,23 +110,10 @@ def first_secrets(call: Call, *, dry_run: bool) -> tuple[Secrets, Path | None]:
         given = call_secrets(call)
     given.check()
     if given:
-        return given, None if dry_run else made
+        return NewKey(given, None if dry_run else made)
     if not can_ask():
         raise UsageError("a vault is encrypted, and no key was given", hint=_INIT_HINT)
-    return Secrets("dry run" if dry_run else ask_passphrase(new=True)), None
-
-
-@dataclass
-class NewKey:
-    """What is to be another key of a vault, and the key file that was made for it."""
-
-    secrets: Secrets
-    made: Path | None = None
-    sent: bool = False
-
-    def sending(self) -> None:
-        """From here on the vault may have it, whatever is heard of that."""
-        self.sent = True
+    return NewKey(Secrets("dry run" if dry_run else ask_passphrase(new=True)))
 
 
 @contextmanager
@@ -131,8 +140,8 @@ def new_key(
     try:
         yield new
     except BaseException as error:
-        if new.made is not None:
-            _clear_away(new.made, sent=new.sent, error=error)
+        refused = isinstance(error, VdiskfsError) and not isinstance(error, VaultUnreachableError)
+        new.clear_away(taken=new.sent and not refused)
         raise
 
 
@@ -157,15 +166,3 @@ def _new_passphrase(passphrase_file: str | None) -> str:
             "which new key?", hint="name --new-key-file FILE or --new-passphrase-file FILE"
         )
     return ask_passphrase(new=True)
-
-
-def _clear_away(made: Path, *, sent: bool, error: BaseException) -> None:
-    """Remove a key file, unless the vault may open with it."""
-    refused = isinstance(error, VdiskfsError) and not isinstance(error, VaultUnreachableError)
-    if refused or not sent:
-        made.unlink(missing_ok=True)
-    else:
-        click.echo(
-            f"vdiskfs: {made} is kept: the vault may open with it; see `vdiskfs vault key list`",
-            err=True,
-        )

@@ -52,29 +52,29 @@ def init(call: Call, *, url: str, encryption: str, control: str | None, dry_run:
     Example:
         vdiskfs vault init file:///srv/vault --key-file /root/vault.key
     """
-    from vdiskfs_tools.keys import first_secrets
-    from vdiskfs_tools.vaults import make_vault, with_control
+    from vdiskfs.crypto import Secrets
+    from vdiskfs_tools.keys import NewKey, first_key
+    from vdiskfs_tools.vaults import make_vault, may_open, with_control
 
     url = with_control(url, control)
-    given, made = None, None
+    new = NewKey(Secrets())
     if encryption != "none":
-        given, made = first_secrets(call, dry_run=dry_run)
+        new = first_key(call, dry_run=dry_run)
     elif call.key_file is not None:
         raise UsageError("--encryption none needs no --key-file")
     try:
-        vault_id = make_vault(url, given, dry_run=dry_run)
+        vault_id = make_vault(url, new.secrets, dry_run=dry_run, sending=new.sending)
     except BaseException:
-        if made is not None:
-            made.unlink(missing_ok=True)  # it opens nothing
+        new.clear_away(taken=new.sent and may_open(url, new.secrets))
         raise
     document: dict[str, Any] = {"vault": url, "vault_id": vault_id, "encryption": encryption}
-    if made is not None:
-        document["key_file"] = str(made)
+    if new.made is not None:
+        document["key_file"] = str(new.made)
     if call.out.document(document | {"dry_run": True} if dry_run else document):
         return
     call.out.say(f"{url}: a vault would be made" if dry_run else f"{url}: vault {vault_id} made")
-    if made is not None:
-        call.out.say(f"{made}: its key; keep a copy elsewhere: without it the vault is lost")
+    if new.made is not None:
+        call.out.say(f"{new.made}: its key; keep a copy elsewhere: without it the vault is lost")
 
 
 vault.add_command(key)

@@ -27,10 +27,16 @@ from vdiskfs.catalog.anchor import check_unclaimed
 from vdiskfs.catalog.enforced import probe_enforced
 from vdiskfs.catalog.leases import Lease, list_leases
 from vdiskfs.catalog.report import problem_document
-from vdiskfs.catalog.vaultfile import read_vault_file
+from vdiskfs.catalog.vaultfile import read_vault_file, slots_opened
 from vdiskfs.config import load_config, vault_environ
 from vdiskfs.crypto import SCHEME_AES_256_GCM, SCHEME_NONE, Secrets
-from vdiskfs.errors import AlreadyExistsError, NotFoundError, UsageError, VaultUnreachableError
+from vdiskfs.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    UsageError,
+    VaultUnreachableError,
+    VdiskfsError,
+)
 from vdiskfs.groupview import group_point_document
 from vdiskfs.store import Store, open_store
 from vdiskfs_tools.call import Call
@@ -104,16 +110,18 @@ def with_vault(
     return with_store(vault_url(call), run, limit_s=limit_s)
 
 
-def make_vault(url: str, given: Secrets | None, *, dry_run: bool) -> str | None:
+def make_vault(
+    url: str, given: Secrets | None, *, dry_run: bool, sending: Callable[[], None]
+) -> str | None:
     """Make a vault and return its id; with ``dry_run``, only look whether that would work.
 
     Raises:
-        AlreadyExistsError: there is one.
+        StateError: there is one.
     """
 
     async def work(store: Store) -> str | None:
         if not dry_run:
-            return (await Vault.init(store, given)).vault_id
+            return (await Vault.init(store, given, sending=sending)).vault_id
         try:
             file, _ = await read_vault_file(store)
         except NotFoundError:
@@ -122,6 +130,24 @@ def make_vault(url: str, given: Secrets | None, *, dry_run: bool) -> str | None:
         raise AlreadyExistsError(f"{url}: there is a vault already: {file.vault_id}")
 
     return with_store(url, work)
+
+
+def may_open(url: str, given: Secrets) -> bool:
+    """Tell whether a vault opens with what is given; where nothing answers it may."""
+
+    async def work(store: Store) -> bool:
+        try:
+            file, _ = await read_vault_file(store)
+        except NotFoundError:
+            return False
+        return bool(await slots_opened(file, given))
+
+    try:
+        return with_store(url, work, limit_s=10)
+    except NotFoundError:
+        return False
+    except VdiskfsError:
+        return True
 
 
 def with_control(url: str, control: str | None) -> str:

@@ -16,9 +16,15 @@ from vdiskfs.catalog.documents import DOCUMENT_LIMIT, FORMAT, decode_document, e
 from vdiskfs.delta import DeltaHead
 from vdiskfs.delta.layout import is_id
 from vdiskfs.delta.names import slot_name
-from vdiskfs.errors import FormatError, NotFoundError, StateError, WrongVaultError
+from vdiskfs.errors import (
+    AlreadyExistsError,
+    FormatError,
+    NotFoundError,
+    StateError,
+    WrongVaultError,
+)
 from vdiskfs.sealed import SealedStore
-from vdiskfs.store import DATA_MARK, Store, is_split
+from vdiskfs.store import DATA_MARK, PROBES, Store, control_of, is_split
 
 VAULT = "vault.json"
 
@@ -104,18 +110,24 @@ async def check_data(store: Store, vault_id: str) -> None:
         )
 
 
-async def check_unclaimed(store: Store) -> None:
-    """Check that a vault can be made here: what is to hold data holds no other vault's.
+async def check_unclaimed(store: Store) -> str | None:
+    """Check that a vault can be made here: that there is none, and no other one's data.
+
+    Returns the id of one whose making failed halfway, to be made now: its data is marked, by
+    the name of its control container, and nothing else is in either.
 
     Raises:
-        StateError: it does.
+        StateError: it cannot.
     """
-    found = await whose_data(store)
-    if found is None:
-        return
     with contextlib.suppress(NotFoundError):
         await store.stat(VAULT)
-        return  # whoever creates that meets it, and says so
+        raise StateError(f"{store.describe()} holds a vault already")
+    mark = await _data_mark(store)
+    if mark is None:
+        return None
+    found, control = mark
+    if control is not None and control == control_of(store) and await _holds_nothing(store):
+        return found
     raise StateError(
         f"{store.describe()}: the container is the data of vault {found}",
         hint="open that vault with its control container, azure://CONTAINER?control=CONTROL; "
@@ -124,14 +136,29 @@ async def check_unclaimed(store: Store) -> None:
 
 
 async def mark_data(store: Store, vault_id: str) -> None:
-    """Let the data container of a new vault say whose it is."""
-    if is_split(store):
-        mark = encode_document({"format": FORMAT, "vault_id": vault_id})
-        await store.create(DATA_MARK, mark)
+    """Let the data container of a vault that is to be made say whose it is.
+
+    Raises:
+        StateError: it is another one's by now.
+    """
+    if not is_split(store):
+        return
+    mark = {"format": FORMAT, "vault_id": vault_id, "control": control_of(store)}
+    try:
+        await store.create(DATA_MARK, encode_document(mark))
+    except AlreadyExistsError:
+        if await whose_data(store) != vault_id:
+            raise StateError(f"{store.describe()}: another vault is made there just now") from None
 
 
 async def whose_data(store: Store) -> str | None:
     """Return the id of the vault whose data lies here, and whose documents lie elsewhere."""
+    mark = await _data_mark(store)
+    return None if mark is None else mark[0]
+
+
+async def _data_mark(store: Store) -> tuple[str, str | None] | None:
+    """Return a vault's id and the name of its control container, which older marks have not."""
     # It names what is not encrypted: who has no key learns from it what to do.
     plain = store.inner if isinstance(store, SealedStore) else store
     where = f"{store.describe()}: {DATA_MARK}"
@@ -139,7 +166,17 @@ async def whose_data(store: Store) -> str | None:
         data, _ = await plain.read(DATA_MARK, limit=DOCUMENT_LIMIT)
     except NotFoundError:
         return None
-    return vault_id_in(decode_document(data, where=where), where=where)
+    values = decode_document(data, where=where)
+    control = take(values, "control", str, where=where) if "control" in values else None
+    return vault_id_in(values, where=where), control
+
+
+async def _holds_nothing(store: Store) -> bool:
+    """Look whether there is nothing but the mark, and what probes leave."""
+    async for info in store.list(""):
+        if info.name != DATA_MARK and not info.name.startswith(PROBES):
+            return False
+    return True
 
 
 def vault_id_in(values: dict[str, Any], *, where: str) -> str:

@@ -66,24 +66,31 @@ class Vault:
     _site_etags: dict[str, str | None] = field(default_factory=dict)
 
     @classmethod
-    async def init(cls, store: Store, given: Secrets | None = None) -> Vault:
+    async def init(
+        cls, store: Store, given: Secrets | None = None, *,
+        sending: Callable[[], None] = lambda: None,
+    ) -> Vault:  # fmt: skip
         """Make an empty vault, encrypted if something is given that is to open it.
+
+        One that failed halfway is made when it is given again: until vault.json is there, which
+        is last, nothing opens. ``sending`` is called before that is sent.
 
         Raises:
             UsageError: the passphrase is empty or too long.
             StateError: there is a vault already, or another one's data.
         """
-        file = VaultFile(uuid.uuid4().hex, now_text())
+        await store.prepare()
+        vault_id = await check_unclaimed(store) or uuid.uuid4().hex
+        file = VaultFile(vault_id, now_text())
         key = None
         if given:
-            key = new_data_key(file.vault_id)
+            key = new_data_key(vault_id)
             slot = await trio.to_thread.run_sync(_first_slot, key, given, file.created)
             file = replace(file, slots=(slot,), revision=1)
-        await store.prepare()
+        await mark_data(store, vault_id)
+        sending()
         try:
-            await check_unclaimed(store)
             await store.create(VAULT, file.encode(key))
-            await mark_data(store, file.vault_id)
         except AlreadyExistsError:
             raise StateError(f"{store.describe()} holds a vault already") from None
         return await cls.open(store, key)

@@ -21,9 +21,18 @@ from urllib.parse import unquote, urlsplit
 
 from vdiskfs.errors import UsageError
 from vdiskfs.store.object import READ_LIMIT, ObjectInfo, Store
-from vdiskfs.store.split import DATA_MARK, PROBES, is_split
+from vdiskfs.store.split import DATA_MARK, PROBES, control_of, is_split
 
-__all__ = ["DATA_MARK", "PROBES", "READ_LIMIT", "ObjectInfo", "Store", "is_split", "open_store"]
+__all__ = [
+    "DATA_MARK",
+    "PROBES",
+    "READ_LIMIT",
+    "ObjectInfo",
+    "Store",
+    "control_of",
+    "is_split",
+    "open_store",
+]
 
 _FORMS = "use file:///FOLDER or azure://CONTAINER[/PREFIX][?control=CONTAINER]"
 

@@ -35,6 +35,14 @@ def is_split(store: Store) -> bool:
     return isinstance(store, SplitStore) or (inner is not None and is_split(inner))
 
 
+def control_of(store: Store) -> str | None:
+    """Name the container of what changes; None: there is no other one."""
+    if isinstance(store, SplitStore):
+        return store.control
+    inner = getattr(store, "inner", None)
+    return None if inner is None else control_of(inner)
+
+
 class SplitStore:
     """A `Store` over two, which it owns."""
 
@@ -56,6 +64,11 @@ class SplitStore:
     def bytes_received(self) -> int:
         """See `Store`."""
         return self._data.bytes_received + self._control.bytes_received
+
+    @property
+    def control(self) -> str:
+        """Name the one of what changes, without secrets."""
+        return self._control.describe()
 
     def describe(self) -> str:
         """Name both."""
