@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vdiskfs.errors import RefusedError
+from vdiskfs.errors import RefusedError, UsageError
 from vdiskfs.tablerules import Rule, number, read_table, truth
 from vdiskfs.units import NS, parse_span
 
@@ -136,6 +136,19 @@ def secret(path: str | None, variable: str, environ: Mapping[str, str] = os.envi
         raise RefusedError(f"{path}: this is not a secret in text") from None
 
 
+def check_login(config: MailConfig) -> None:
+    """Check that a password goes to the mail server encrypted, or not through a network.
+
+    Raises:
+        UsageError: it would go in clear.
+    """
+    if config.user and not (config.starttls or _is_loopback(config.host)):
+        raise UsageError(
+            f"[mail]: the password of {config.user} would go to {config.host} in clear",
+            hint="set starttls = true, or no user",
+        )
+
+
 def listen_address(text: str) -> tuple[str, int]:
     """Return host and port of ``127.0.0.1:9469`` or ``[::1]:9469``.
 
@@ -144,15 +157,19 @@ def listen_address(text: str) -> tuple[str, int]:
     """
     host, separator, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        loopback = ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        loopback = False
+    loopback = bare != "localhost" and _is_loopback(bare)
     if not (separator and loopback and port.isascii() and port.isdigit()):
         raise ValueError('must be a loopback address and a port such as "127.0.0.1:9469"')
     if not 0 <= int(port) <= 65535:
         raise ValueError("the port must be from 0 to 65535")
     return bare, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _text(value: Any) -> str:

@@ -361,6 +361,32 @@ async def test_a_secret_that_others_may_read_is_refused_unless_machines_run(
 
 
 @pytest.mark.parametrize(
+    ("mail", "used"),
+    [
+        ({"host": "mx.example.org", "user": "me"}, False),
+        ({"host": "127.0.0.1.example.org", "user": "me"}, False),
+        ({"host": "mx.example.org", "user": "me", "starttls": True}, True),
+        ({"host": "mx.example.org"}, True),
+        ({"host": "localhost", "user": "me"}, True),
+        ({"host": "127.0.0.1", "user": "me"}, True),
+    ],
+)
+def test_no_password_goes_through_the_network_in_clear(
+    tmp_path: Path, expect_log: Callable[[str], None], mail: dict[str, object], used: bool
+) -> None:
+    """Refused at the mount; where machines run the mail alone is left out."""
+    chosen = settings(tmp_path, mail={**mail, "sender": "a@b", "to": ["c@d"]})
+    if not used:
+        with pytest.raises(UsageError, match="in clear") as raised:
+            Sinks(chosen, Events(tmp_path)).open(strict=True)
+        assert raised.value.exit_code == 2
+        expect_log("mail is not used")
+    sinks = Sinks(chosen, Events(tmp_path))
+    sinks.open(strict=used)
+    assert ("mail" in [one.sink.name for one in sinks.queues]) == used
+
+
+@pytest.mark.parametrize(
     ("tables", "said"),
     [
         ({"watch": {"rpo_warning": 60, "rpo_error": "30s"}}, "rpo_error: must not be below"),

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 import trio
 
 from vdiskfs.config import Config, MountSettings
-from vdiskfs.errors import RefusedError
+from vdiskfs.errors import RefusedError, UsageError
 from vdiskfs.events import Event, EventLevel, Events, code_of
 from vdiskfs.sinks.journal import JournalSink
 from vdiskfs.sinks.mail import MailSink
 from vdiskfs.sinks.queue import Sink, SinkError, SinkQueue
 from vdiskfs.sinks.webhook import WebhookSink
-from vdiskfs.watchsettings import secret
+from vdiskfs.watchsettings import check_login, secret
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,12 @@ class Sinks:
         """Make what the settings ask for, and listen to the events.
 
         Args:
-            strict: else a sink whose secret cannot be read is left out, with an event.
+            strict: else a sink that cannot be used is left out, with an event.
             environ: may hold secrets.
 
         Raises:
             RefusedError: a secret's file cannot be read, or others may read it.
+            UsageError: a password would go in clear.
         """
         options, site = self._settings.options, self._settings.site
         if options.watch.journal_socket:
@@ -51,7 +52,7 @@ class Sinks:
         for name, add in (("mail", self._add_mail), ("webhook", self._add_webhook)):
             try:
                 add(options, site, environ)
-            except RefusedError as error:
+            except (RefusedError, UsageError) as error:
                 if strict:
                     raise
                 log.error("%s is not used: %s", name, error)
@@ -60,6 +61,7 @@ class Sinks:
 
     def _add_mail(self, options: Config, site: str, environ: Mapping[str, str]) -> None:
         if options.mail.host:
+            check_login(options.mail)
             word = secret(options.mail.password_file, "VDISKFS_MAIL_PASSWORD", environ)
             self._add(MailSink(options.mail, word, site), options.mail.level)
 
