@@ -59,7 +59,7 @@ enum {
 /*
  * Mounts a FUSE file system of subtype `vdiskfs` and gives the connection's
  * descriptor. Root: mount(2); anyone else: fusermount3, which passes it over a
- * socket. nosuid, nodev and default_permissions always.
+ * socket. nosuid, nodev, noexec and default_permissions always.
  */
 int vdf_mount(const char *mountpoint, const char *source, unsigned flags, int *fd_out);
 

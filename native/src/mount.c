@@ -21,7 +21,7 @@ static int mount_as_root(const char *mountpoint, const char *source, unsigned fl
              "fd=%d,rootmode=40000,user_id=%u,group_id=%u,%sdefault_permissions", fd,
              (unsigned)getuid(), (unsigned)getgid(),
              flags & VDF_MOUNT_ALLOW_OTHER ? "allow_other," : "");
-    if (mount(source, mountpoint, "fuse.vdiskfs", MS_NOSUID | MS_NODEV, options) != 0) {
+    if (mount(source, mountpoint, "fuse.vdiskfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options) != 0) {
         int error = -errno;
         close(fd);
         return error;
@@ -88,7 +88,7 @@ static int mount_as_user(const char *mountpoint, const char *source, unsigned fl
     int pair[2];
 
     snprintf(options, sizeof options,
-             "nosuid,nodev,default_permissions,subtype=vdiskfs,fsname=%s%s", source,
+             "nosuid,nodev,noexec,default_permissions,subtype=vdiskfs,fsname=%s%s", source,
              flags & VDF_MOUNT_ALLOW_OTHER ? ",allow_other" : "");
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
         return -errno;

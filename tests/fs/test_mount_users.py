@@ -25,6 +25,15 @@ pytestmark = pytest.mark.e2e
 ROOT = pytest.mark.root
 
 
+SAFE = {"nosuid", "nodev", "noexec"}
+
+
+def mount_options(path: Path) -> set[str]:
+    """What the kernel keeps to at a mountpoint."""
+    rows = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return next(set(row[5].split(",")) for row in rows if row[4] == str(path))
+
+
 # -- who may --------------------------------------------------------------
 
 
@@ -155,6 +164,7 @@ def test_at_the_end_nothing_is_left(tmp_path: Path) -> None:
     mounted = Mount(tmp_path, options=["--points", "3"])
     try:
         mounted.wait_ready()
+        assert mount_options(mounted.path) >= SAFE
         (mounted.disks / "a").write_bytes(b"x")
         subprocess.run(["find", mounted.path], check=True, capture_output=True, timeout=20)
         said = mounted.close(by=UMOUNT)
@@ -206,6 +216,7 @@ def test_an_ordinary_user_mounts_his_own_directory(open_tmp: Path, fuse_for_all:
     mounted = Mount(directory, before=user)
     try:
         mounted.wait_ready()
+        assert mount_options(mounted.path) >= SAFE
         script = f"""
 set -e
 cd {mounted.disks}
