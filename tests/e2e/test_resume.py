@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -440,6 +441,10 @@ def test_the_unit_file_is_one_that_systemd_takes(tmp_path: Path) -> None:
     # systemd starts no successor before what it runs to reload has ended.
     assert "vdiskfs upgrade --no-wait" in text
     assert "\nSuccessExitStatus=75\n" in text
+    # A machine that is killed for want of memory takes no mount along.
+    assert "\nOOMPolicy=continue\n" in text
+    # In a mount namespace of its own nobody would see the mount.
+    assert not re.search(r"^(Protect|Private|ReadOnly|ReadWrite|Inaccessible)\w+=", text, re.MULTILINE)
     verify = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", UNIT], capture_output=True, text=True, check=False
     )
