@@ -444,7 +444,9 @@ def test_the_unit_file_is_one_that_systemd_takes(tmp_path: Path) -> None:
     # A machine that is killed for want of memory takes no mount along.
     assert "\nOOMPolicy=continue\n" in text
     # In a mount namespace of its own nobody would see the mount.
-    assert not re.search(r"^(Protect|Private|ReadOnly|ReadWrite|Inaccessible)\w+=", text, re.MULTILINE)
+    assert not re.search(
+        r"^(Protect|Private|ReadOnly|ReadWrite|Inaccessible)\w+=", text, re.MULTILINE
+    )
     verify = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", UNIT], capture_output=True, text=True, check=False
     )
