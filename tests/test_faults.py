@@ -69,3 +69,12 @@ def test_what_the_table_names_exists(name: str) -> None:
 
 def test_each_scenario_of_the_soak_is_in_the_table() -> None:
     assert {one for row in ROWS.values() for one in row.get("soak", ())} == set(SCENARIOS)
+
+
+def test_what_the_page_on_security_names_exists() -> None:
+    text = (TOP / "SECURITY.md").read_text()
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py(?:::\w+)?)`", text)
+    assert len(named) > 40
+    wrong = [one for one in named if not (TOP / "tests" / one.partition("::")[0]).is_file()]
+    whole = {"tests": [one for one in named if "::" in one and one not in wrong]}
+    assert [*wrong, *missing(whole)] == []
