@@ -6,6 +6,7 @@ Each line of the table is one thing done to the objects as they lie there, and w
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,8 @@ from vdiskfs.catalog import Vault, check
 from vdiskfs.catalog.documents import decode_document, encode_document
 from vdiskfs.catalog.groups import list_groups, read_group
 from vdiskfs.catalog.keys import add_slot
+from vdiskfs.catalog.proofs import Proof, list_proven, proof_name, write_proof
+from vdiskfs.catalog.vault import name_object
 from vdiskfs.crypto import Secrets
 from vdiskfs.errors import (
     DamagedError,
@@ -25,6 +28,7 @@ from vdiskfs.errors import (
 )
 from vdiskfs.sealed import Seen
 from vdiskfs.sealed.blocks import STORED_BLOCK
+from vdiskfs.sealed.names import stored_name
 
 Attack = Callable[[Target], Awaitable[None]]
 Look = Callable[[Target], Awaitable[object]]
@@ -64,6 +68,20 @@ async def disk_again(one: Target) -> object:
 
 async def group_again(one: Target) -> object:
     return await read_group((await one.fresh(one.sealed.seen)).store, "secretgroup")
+
+
+async def proofs_again(one: Target) -> object:
+    """List the proofs as the site that has listed them."""
+    return await list_proven((await one.fresh(one.sealed.seen)).store, one.disk)
+
+
+async def latest_proven_again(one: Target) -> object:
+    vault = await one.fresh(one.sealed.seen)
+    return await vault.log(await vault.disk(one.disk)).find("latest-proven")
+
+
+async def disks_again(one: Target) -> object:
+    return await (await one.fresh(one.sealed.seen)).disks()
 
 
 async def open_again(one: Target) -> object:
@@ -294,8 +312,6 @@ async def anchor(one: Target) -> object:
 async def roll_back_record(one: Target) -> None:
     name = f"disks/{one.disk}/disk.json"
     old = one.raw.objects[name]
-    from dataclasses import replace
-
     await one.bench.vault.update_disk(one.disk, lambda found: replace(found, site="elsewhere"))
     one.raw.objects[name] = (*old[:2], "e999999")
 
@@ -306,6 +322,28 @@ async def roll_back_group(one: Target) -> None:
     found, info = await one.sealed.read("groups/secretgroup.json")
     await one.sealed.replace("groups/secretgroup.json", found, etag=info.etag)
     one.raw.objects[name] = (*old[:2], "e999999")
+
+
+async def roll_back_proof(one: Target) -> None:
+    """Put a proof that passed in the place of one that another site has seen fail."""
+    name = proof_name(one.disk, (1, TIP))
+    other = (await one.fresh()).store
+    proof = Proof("hashed", "pass", "", "2026-11-22T04:00:00Z", 1.5, "here")
+    await write_proof(other, one.disk, (1, TIP), proof)
+    old = one.raw.objects[name]
+    await write_proof(other, one.disk, (1, TIP), replace(proof, outcome="fail", reason="rotten"))
+    assert (await list_proven(one.sealed, one.disk))[1, TIP].has_failed
+    one.raw.objects[name] = (*old[:2], "e999999")
+
+
+async def roll_back_name(one: Target) -> None:
+    """Give a name back to the disk that had it before."""
+    name = name_object("web01")
+    stored = stored_name(one.sealed.key, name)
+    old = one.raw.objects[stored]
+    document, info = await one.sealed.read(name)
+    await one.sealed.replace(name, document, etag=info.etag, metadata={"disk": one.other.id})
+    one.raw.objects[stored] = (*old[:2], "e999999")
 
 
 async def roll_back_keys(one: Target) -> None:
@@ -376,6 +414,9 @@ TABLE: dict[str, tuple[Attack, Look, type[VdiskfsError]]] = {
     "the newest slot deleted": (delete_tip, anchor, WrongVaultError),
     "a record rolled back": (roll_back_record, disk_again, WrongVaultError),
     "a group rolled back": (roll_back_group, group_again, WrongVaultError),
+    "a proof rolled back, listed": (roll_back_proof, proofs_again, WrongVaultError),
+    "a proof rolled back, asked for": (roll_back_proof, latest_proven_again, WrongVaultError),
+    "a name rolled back, listed": (roll_back_name, disks_again, WrongVaultError),
     "the keys rolled back": (roll_back_keys, open_again, WrongVaultError),
     "a key slot added": (edit_vault(copy_slot), open_it, DamagedError),
     "a key slot weakened": (edit_vault(weaken), open_it, RefusedError),
@@ -401,7 +442,7 @@ async def test_it_is_found_out(kind: str) -> None:
     """Before the attack all is well; after it what is looked at is refused."""
     attack, look, error = TABLE[kind]
     async with target() as one:
-        if look not in (read_other, read_boot_object, unreadable_groups):
+        if look not in (read_other, read_boot_object, unreadable_groups, latest_proven_again):
             await look(one)
         await attack(one)
         with pytest.raises(error) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.catalog.memory import MemoryStore
 from vdiskfs.crypto import new_data_key
 from vdiskfs.errors import WrongVaultError
 from vdiskfs.sealed import SealedStore, Seen
+from vdiskfs.store import ObjectInfo
 
 KEY = new_data_key("5" * 32)
 NAME = "groups/shop.json"
@@ -108,3 +110,24 @@ async def test_heartbeats_are_not_written_down(tmp_path: Path) -> None:
     await store.create("sites/here.json", b"one")
     await store.aclose()
     assert not path.exists()
+
+
+async def test_a_listing_that_is_late_raises_no_alarm() -> None:
+    """Of what was changed since the listing began it says the name alone, and reading gives it."""
+    memory = MemoryStore()
+    here, there = store_at(memory, 100), store_at(memory, 200)
+    name = f"disks/{'a' * 32}/proofs/1-1.json"
+    await here.create(name, b"old", metadata={"passed": "hashed"})
+    plain_list = memory.list
+
+    async def late(prefix: str) -> AsyncIterator[ObjectInfo]:
+        found = [info async for info in plain_list(prefix)]
+        await here.replace(name, b"new", etag=found[0].etag, metadata={"failed": "hashed"})
+        for info in found:
+            yield info
+
+    memory.list = late  # type: ignore[method-assign]
+    assert [info.metadata async for info in here.list(f"disks/{'a' * 32}/")] == [{}]
+    memory.list = plain_list  # type: ignore[method-assign]
+    assert (await here.read(name))[0] == b"new"
+    assert [info.metadata async for info in there.list("disks/")] == [{"failed": "hashed"}]

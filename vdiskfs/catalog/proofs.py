@@ -169,11 +169,11 @@ async def list_proven(store: Store, disk_id: str) -> dict[Place, Proven]:
     """Return what is proven of the points of a disk: one listing, whatever their number."""
     found: dict[Place, Proven] = {}
     prefix = proofs_prefix(disk_id)
-    async for info in store.list(prefix):
+    for info in [info async for info in store.list(prefix)]:
         place = _place(info, prefix)
         if place is not None:
             metadata = info.metadata
-            if not metadata:  # lost, where a folder was copied
+            if not metadata:  # lost, where a folder was copied, or older than what was seen
                 metadata = _metadata(*await _read(store, disk_id, place))
             said = (metadata.get(key, "") for key in _KEYS)
             passed, failed, unsure = (level if level in LEVELS else "" for level in said)

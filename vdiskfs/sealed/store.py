@@ -231,7 +231,11 @@ class SealedStore:
         return self._shown(name, info, beside)
 
     def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """See `Store`: where names are hidden, all of their kind are listed and sorted."""
+        """See `Store`: where names are hidden, all of their kind are listed and sorted.
+
+        What is older than was seen is listed without its metadata: it may have been replaced
+        since the listing began, or was rolled back. Whoever reads it learns which.
+        """
         inner = self.inner.list(stored_prefix(check_prefix(prefix)))
         if stored_prefix(prefix) == prefix and not _hides(prefix):
             return _Listing(inner, self._listed)
@@ -327,7 +331,16 @@ class SealedStore:
         if info.name == VAULT:
             return info
         self._know(info.name, info.size)
-        return self._shown(info.name, info, self._open_beside(info))
+        return self._shown(info.name, info, self._believed(info, self._open_beside(info)))
+
+    def _believed(self, info: ObjectInfo, beside: Beside | None) -> Beside | None:
+        """Return what a listing may believe of what stood beside an object."""
+        if beside is None or is_bulk(info.name):
+            return beside
+        if beside.revision < self.seen.get(info.name):
+            return None
+        self.seen.note(info.name, beside.revision)
+        return beside
 
     async def _named(self, info: ObjectInfo) -> ObjectInfo | None:
         """Return what a listing says of an object, under its own name; None: it is nobody's."""
@@ -340,7 +353,7 @@ class SealedStore:
         name = beside.name if beside is not None else await self._name_inside(info)
         if name is None or stored_name(self.key, name) != info.name:
             name = placeholder
-        return self._shown(name, info, beside)
+        return self._shown(name, info, self._believed(info, beside))
 
     async def _name_inside(self, info: ObjectInfo) -> str | None:
         """Read the name out of an object that has lost what stood beside it."""
