@@ -346,6 +346,14 @@ async def roll_back_name(one: Target) -> None:
     one.raw.objects[stored] = (*old[:2], "e999999")
 
 
+async def put_deleted_group_back(one: Target) -> None:
+    name = hidden(one, "groups")[0]
+    old = one.raw.objects[name]
+    await read_group(one.sealed, "secretgroup")
+    await one.sealed.delete("groups/secretgroup.json")
+    one.raw.objects[name] = old
+
+
 async def roll_back_keys(one: Target) -> None:
     old = one.raw.objects["vault.json"]
     await add_slot(one.bench.vault, Secrets(file_key=b"2" * 32))
@@ -417,6 +425,7 @@ TABLE: dict[str, tuple[Attack, Look, type[VdiskfsError]]] = {
     "a proof rolled back, listed": (roll_back_proof, proofs_again, WrongVaultError),
     "a proof rolled back, asked for": (roll_back_proof, latest_proven_again, WrongVaultError),
     "a name rolled back, listed": (roll_back_name, disks_again, WrongVaultError),
+    "a group put back that was deleted": (put_deleted_group_back, group_again, WrongVaultError),
     "the keys rolled back": (roll_back_keys, open_again, WrongVaultError),
     "a key slot added": (edit_vault(copy_slot), open_it, DamagedError),
     "a key slot weakened": (edit_vault(weaken), open_it, RefusedError),

@@ -12,6 +12,8 @@ from tests.catalog.memory import MemoryStore
 from vdiskfs.crypto import new_data_key
 from vdiskfs.errors import WrongVaultError
 from vdiskfs.sealed import SealedStore, Seen
+from vdiskfs.sealed.names import stored_name
+from vdiskfs.state.files import write_record
 from vdiskfs.store import ObjectInfo
 
 KEY = new_data_key("5" * 32)
@@ -131,3 +133,58 @@ async def test_a_listing_that_is_late_raises_no_alarm() -> None:
     memory.list = plain_list  # type: ignore[method-assign]
     assert (await here.read(name))[0] == b"new"
     assert [info.metadata async for info in there.list("disks/")] == [{"failed": "hashed"}]
+
+
+async def test_what_comes_and_goes_displaces_no_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do documents that are not used displace one that is, or the vault's keys."""
+    monkeypatch.setattr("vdiskfs.sealed.seen._MOST", 50)
+    memory = MemoryStore()
+    store = store_at(memory, 100)
+    store.seen.note("vault.json", 1)
+    await store.create(NAME, b"one")
+    stored, old = next(iter(memory.objects.items()))
+    await store.replace(NAME, b"two", etag=old[2])
+    for n in range(200):
+        if n % 20 == 0:
+            await store.read(NAME)
+        names = (f"disks/{'a' * 32}/proofs/1-{n}.json", f"leases/{n:032x}.json", f"groups/{n}.json",
+                 f"disks/{'a' * 32}/g00000001.ledger/{n:032x}")  # fmt: skip
+        for name in names:
+            await store.create(name, b"x")
+        await store.delete(names[1])
+        assert store.seen.get(stored)
+    memory.objects[stored] = old
+    with pytest.raises(WrongVaultError):
+        await store.read(NAME)
+    assert store.seen.get("vault.json") == 1
+    assert not store.seen.get(names[3])
+    assert not store.seen.get(stored_name(KEY, names[1]))
+
+
+async def test_what_is_made_again_is_no_rollback(tmp_path: Path) -> None:
+    """What was deleted here can be made again, here and by a site whose clock is behind."""
+    memory = MemoryStore()
+    here, behind = store_at(memory, 100, tmp_path / "seen"), store_at(memory, 5)
+    await here.create(NAME, b"one")
+    old = memory.objects.copy()
+    await behind.read(NAME)
+    await here.delete(NAME)
+    await behind.create(NAME, b"two")
+    assert (await here.read(NAME))[0] == b"two"
+    await here.delete(NAME)
+    await here.create(NAME, b"three")
+    assert (await behind.read(NAME))[0] == b"three"
+    await here.delete(NAME)
+    await here.aclose()
+    memory.objects = old
+    with pytest.raises(WrongVaultError):
+        await store_at(memory, 300, tmp_path / "seen").read(NAME)
+
+
+def test_ledgers_that_were_noted_once_are_left_out(tmp_path: Path) -> None:
+    ledger = f"disks/{'a' * 32}/g00000001.ledger/{'b' * 32}"
+    body = {"vault_id": "5" * 32, "revisions": {ledger: 3, "groups/x": 4}}
+    write_record(tmp_path / "seen", body)
+    seen = Seen(tmp_path / "seen", vault_id="5" * 32)
+    seen.load()
+    assert (seen.get(ledger), seen.get("groups/x")) == (0, 4)

@@ -19,7 +19,7 @@ VAULT = "vault.json"
 _BELOW_ID = "(?:disks|segments|boot|points|proofs)/[0-9a-f]{32}"
 _VISIBLE = re.compile(rf"{_BELOW_ID}(?:/.+|\.json)")
 _VISIBLE_PREFIX = re.compile(rf"{_BELOW_ID}[/.].*")
-_BULK = re.compile(r"disks/[0-9a-f]{32}/g[0-9a-f]{8}(?:\.[0-9])?/.*|segments/.*")
+_BULK = re.compile(r"disks/[0-9a-f]{32}/g[0-9a-f]{8}(?:\.[0-9]|\.ledger)?/.*|segments/.*")
 _HIDDEN = re.compile(r"([^/]+)/([0-9a-f]{32})")
 _UNREADABLE = re.compile(r"([^/]+)/unreadable-([0-9a-f]{32})\.json")
 _OTHER = "other"
@@ -31,7 +31,11 @@ def is_hidden(name: str) -> bool:
 
 
 def is_bulk(name: str) -> bool:
-    """Say whether an object is one of many that are created once: deltas and segments."""
+    """Say whether an object is one of many that are created once: deltas, ledgers, segments.
+
+    There is no older version of it: of a name there is one, and the record that names a ledger
+    has a revision.
+    """
     return _BULK.fullmatch(name) is not None
 
 

@@ -166,6 +166,7 @@ class SealedStore:
         stored = stored_name(self.key, check_name(name))
         await self.inner.delete(stored)
         self._sizes.pop(stored, None)
+        self.seen.gone(stored)
 
     # ---- reading -----------------------------------------------------------------------
 
