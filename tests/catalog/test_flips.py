@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,45 +16,25 @@ from pathlib import Path
 import pytest
 
 from tests import vaults
-from tests.catalog.harness import Bench, bench, content_at
-from tests.catalog.test_thinning import Site
-from vdiskfs.catalog import CheckReport, SiteRecord, Vault, check
+from tests.catalog.everykind import BULK, KINDS, Filled, every_kind, kind_of, unknown_prefixes
+from tests.catalog.harness import content_at
+from vdiskfs.catalog import CheckReport, Vault, check
 from vdiskfs.catalog.documents import decode_document, encode_document
-from vdiskfs.catalog.garbage import CLOCK, CLOCK_DOCUMENT
-from vdiskfs.catalog.groups import Group, GroupDisk, create_group
-from vdiskfs.catalog.policy import changed_policy, set_policy
-from vdiskfs.catalog.proofs import Proof, write_proof
 from vdiskfs.errors import DamagedError, FormatError
-from vdiskfs.failover.bootblocks import write_boot
-from vdiskfs.machines import Machine, MachineDisk, write_machine
 
 FLIPS = int(os.environ.get("VDISKFS_FLIPS", "120"))
-KINDS = {
-    "vault.json", "clock.json", "names", "sites", "boot", "groups", "policies", "machines",
-    "record", "proofs", "ledger", "slot", "joined delta", "join of leaves", "leaf", "segments",
-}  # fmt: skip
-
-
-def kind_of(name: str) -> str:
-    if found := re.fullmatch(r"disks/[^/]*/g[0-9a-f]{8}(?:\.([a-z0-9]+))?/.*", name):
-        kinds = {None: "slot", "ledger": "ledger", "8": "join of leaves", "9": "leaf"}
-        return kinds.get(found[1], "joined delta")
-    if name.startswith("disks/"):
-        return "record" if name.endswith("disk.json") else "proofs"
-    return name.partition("/")[0]
 
 
 @dataclass
 class Target:
     """A plain vault with objects of all kinds, and flips in them."""
 
-    bench: Bench
-    left: list[int]
+    vault: Filled
     rng: random.Random
 
     def flip(self, name: str) -> Callable[[], None]:
         """Flip a bit somewhere; return what flips it back."""
-        objects = self.bench.store.objects
+        objects = self.vault.raw.objects
         data, metadata, etag = objects[name]
         place = self.rng.randrange(len(data) * 8)
         wrong = bytearray(data)
@@ -67,48 +46,23 @@ class Target:
 
         return back
 
-    def kinds(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for name in sorted(self.bench.store.objects):
-            found.setdefault(kind_of(name), []).append(name)
-        return found
-
     async def check(self) -> CheckReport:
-        return await check(await Vault.open(self.bench.store), read_data=True)
+        return await check(await Vault.open(self.vault.raw), read_data=True)
 
 
 @asynccontextmanager
 async def target(directory: Path, tell: Callable[[str], None]) -> AsyncIterator[Target]:
-    """Make a line that was thinned and collected and has grown since, and all documents."""
+    """Make the vault; the flips of a seed are the same ones."""
     seed = int(os.environ.get("VDISKFS_SEED", random.randrange(1 << 30)))
     tell(f"flipped bits, VDISKFS_SEED={seed}")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(vaults.VARIABLE, raising=False)
-        async with bench() as test:
-            # Of the line below the horizon there are leaves and a join over them, and a segment.
-            test.model.writer_options = {"inline_limit": 40_000}
-            site = Site(test, directory, random.Random(7))
-            await site.publish(290)
-            await site.thin()
-            assert await site.collect() > 0
-            test.model.write(0, random.Random(8).randbytes(90_000))
-            await site.publish(17)
-            store, vault, disk = test.store, test.vault, test.record
-            other = await vault.create_disk("db01", file="db01.img", size=1 << 20, site="here")
-            disks = (GroupDisk(disk.id, "web01"), GroupDisk(other.id, "db01"))
-            await create_group(store, Group("shop", "e" * 32, "now", disks))
-            await vault.write_site(SiteRecord("here", "h", "now", "1", (disk.id,), 1, "now"))
-            await write_boot(store, disk.id, [(0, 5), (9, 1)])
-            await set_policy(
-                store, "gold", lambda one: changed_policy(one, {"retention": "1m for 1h"})
-            )
-            await write_machine(
-                store, Machine("web01", 1 << 30, (MachineDisk("web01"),)), etag=None
-            )
-            proof = Proof("hashed", "pass", "Größe", "2026-11-22T04:00:00Z", 1.5, "here")
-            await write_proof(store, disk.id, (1, test.model.epoch), proof)
-            store.put(CLOCK, CLOCK_DOCUMENT)
-            yield Target(test, await site.check(), random.Random(seed))
+        async with every_kind(directory) as filled:
+            yield Target(filled, random.Random(seed))
+
+
+def test_the_page_has_the_kinds_that_the_code_writes() -> None:
+    assert not unknown_prefixes()
 
 
 async def test_the_check_names_the_object_of_each_flipped_bit(
@@ -116,7 +70,7 @@ async def test_the_check_names_the_object_of_each_flipped_bit(
 ) -> None:
     counts: Counter[str] = Counter()
     async with target(tmp_path, tell) as one:
-        kinds = one.kinds()
+        kinds = await one.vault.kinds()
         assert set(kinds) == KINDS
         assert (await one.check()).ok
         for _ in range(FLIPS):
@@ -139,15 +93,15 @@ async def test_a_point_behind_a_flipped_bit_is_right_or_refused(
     """And each one in a frame that a point needs is refused: a check says so, not luck."""
     refused = 0
     async with target(tmp_path, tell) as one:
-        bulk = [name for kind in ("slot", "joined delta", "join of leaves", "leaf", "segments")
-                for name in one.kinds()[kind]]  # fmt: skip
+        vault, kinds = one.vault, await one.vault.kinds()
+        bulk = [name for kind in BULK for name in kinds[kind]]
         for _ in range(150):
             back = one.flip(one.rng.choice(bulk))
-            vault = await Vault.open(one.bench.store)
-            log = vault.log(await vault.disk(one.bench.record.id))
-            epoch = one.rng.choice(one.left)
+            fresh = await Vault.open(vault.raw)
+            log = fresh.log(await fresh.disk(vault.bench.record.id))
+            epoch = one.rng.choice(vault.left)
             try:
-                assert await content_at(log, epoch) == one.bench.model.states[epoch]
+                assert await content_at(log, epoch) == vault.bench.model.states[epoch]
             except DamagedError:
                 refused += 1
             back()

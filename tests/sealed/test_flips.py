@@ -1,33 +1,31 @@
 """Every bit counts: 10,000 random places of all kinds of objects, each flipped and read.
 
+VDISKFS_FLIPS and VDISKFS_SEED as of the plain vault's, tests/catalog/test_flips.py.
+
 And what is not right gives nothing: no byte of a block that failed, nor of its neighbours.
 """
 
 from __future__ import annotations
 
+import os
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests import vaults
+from tests.catalog.everykind import KINDS, every_kind
 from tests.catalog.harness import content_at
-from tests.sealed.rig import KEY, Target, target
+from tests.sealed.rig import KEY, target
 from vdiskfs.catalog import Vault
 from vdiskfs.errors import DamagedError, FormatError, KeyNeededError, RefusedError
 from vdiskfs.sealed import SealedStore
 from vdiskfs.sealed.blocks import BLOCK, STORED_BLOCK, Opener, Subject
+from vdiskfs.sealed.names import is_bulk, stored_name
 
-FLIPS = 10_000
-
-
-def kind_of(name: str) -> str:
-    if re.fullmatch(r"disks/.*/g[0-9a-f]{8}/.*", name):
-        return "slot"
-    if re.fullmatch(r"disks/.*/g[0-9a-f]{8}\.\d/.*", name):
-        return "joined delta"
-    return name.partition("/")[0] if not name.endswith("disk.json") else "record"
+FLIPS = int(os.environ.get("VDISKFS_FLIPS", "10000"))
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -36,47 +34,34 @@ def flipped(data: bytes, place: int) -> bytes:
     return bytes(out)
 
 
-async def names_of(one: Target) -> dict[str, str]:
-    """Return the own name of each object, by the one it has in the store."""
-    found = {"vault.json": "vault.json"}
-    async for info in one.sealed.list(""):
-        if info.name != "vault.json":
-            await one.sealed.read(info.name)
-            before = set(found)
-            for stored in one.raw.objects:
-                if stored not in before and await _is(one, stored, info.name):
-                    found[stored] = info.name
-    assert set(found) == set(one.raw.objects)
-    return found
-
-
-async def _is(one: Target, stored: str, name: str) -> bool:
-    return (await one.sealed.stat(name)).etag == one.raw.objects[stored][2]
-
-
-async def test_each_flipped_bit_is_detected(tell: Callable[[str], None]) -> None:
-    rng = random.Random(20261122)
-    counts: Counter[str] = Counter()
-    async with target() as one:
-        names = await names_of(one)
-        stored = sorted(names)
-        kinds = {kind: [n for n in stored if kind_of(n) == kind] for kind in map(kind_of, stored)}
-        assert len(kinds) >= 8
-        for _ in range(FLIPS):
-            name = rng.choice(kinds[rng.choice(sorted(kinds))])
-            data, metadata, etag = one.raw.objects[name]
-            one.raw.objects[name] = (flipped(data, rng.randrange(len(data) * 8)), metadata, etag)
-            if name == "vault.json":
-                # Also where another slot, or another vault, is what it says now.
-                with pytest.raises((DamagedError, RefusedError, KeyNeededError)):
-                    await Vault.open(one.raw, KEY)
-            else:
-                with pytest.raises(FormatError):
-                    await SealedStore(one.raw, one.sealed.key).read(names[name])
-            one.raw.objects[name] = (data, metadata, etag)
-            counts[kind_of(name)] += 1
+async def test_each_flipped_bit_is_detected(tmp_path: Path, tell: Callable[[str], None]) -> None:
+    seed = int(os.environ.get("VDISKFS_SEED", "20261122"))
+    rng, counts = random.Random(seed), Counter[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(vaults.VARIABLE, "encrypted")
+        async with every_kind(tmp_path) as one:
+            kinds, objects = await one.kinds(), one.raw.objects
+            assert set(kinds) == KINDS
+            sealed = one.store
+            assert isinstance(sealed, SealedStore)
+            assert sum(map(len, kinds.values())) == len(objects)
+            for _ in range(FLIPS):
+                kind = rng.choice(sorted(kinds))
+                name = rng.choice(kinds[kind])
+                stored = stored_name(sealed.key, name)
+                data, metadata, etag = objects[stored]
+                objects[stored] = (flipped(data, rng.randrange(len(data) * 8)), metadata, etag)
+                if name == "vault.json":
+                    # Also where another slot, or another vault, is what it says now.
+                    with pytest.raises((DamagedError, RefusedError, KeyNeededError)):
+                        await Vault.open(one.raw, KEY)
+                else:
+                    with pytest.raises(FormatError):
+                        await SealedStore(one.raw, sealed.key).read(name)
+                objects[stored] = (data, metadata, etag)
+                counts[kind] += 1
     assert sum(counts.values()) == FLIPS
-    assert min(counts.values()) > FLIPS // 20
+    assert min(counts.values()) > FLIPS // (2 * len(KINDS))
     tell(f"{FLIPS} bits flipped and detected: {dict(sorted(counts.items()))}")
 
 
@@ -107,8 +92,7 @@ async def test_a_point_with_a_flipped_bit_is_right_or_refused() -> None:
     refused = 0
     async with target(epochs=18) as one:
         wanted = one.bench.model.states[18]
-        bulk = [name for name in one.raw.objects if kind_of(name) in
-                ("slot", "joined delta", "segments")]  # fmt: skip
+        bulk = [name for name in one.raw.objects if is_bulk(name)]
         for _ in range(150):
             name = rng.choice(bulk)
             data, metadata, etag = one.raw.objects[name]
