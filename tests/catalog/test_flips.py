@@ -65,6 +65,7 @@ def test_the_page_has_the_kinds_that_the_code_writes() -> None:
     assert not unknown_prefixes()
 
 
+@pytest.mark.timeout(max(300, FLIPS))
 async def test_the_check_names_the_object_of_each_flipped_bit(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:

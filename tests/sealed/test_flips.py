@@ -34,6 +34,7 @@ def flipped(data: bytes, place: int) -> bytes:
     return bytes(out)
 
 
+@pytest.mark.timeout(max(300, FLIPS // 100))
 async def test_each_flipped_bit_is_detected(tmp_path: Path, tell: Callable[[str], None]) -> None:
     seed = int(os.environ.get("VDISKFS_SEED", "20261122"))
     rng, counts = random.Random(seed), Counter[str]()
