@@ -13,7 +13,8 @@ import pytest
 
 from tests.catalog.harness import Bench, bench, content
 from tests.delta.model import T0
-from vdiskfs.catalog import DiskLog, Vault, check
+from tests.vaults import newcomer
+from vdiskfs.catalog import DiskLog, check
 from vdiskfs.catalog.garbage import GRACE_S, collect
 from vdiskfs.catalog.grouppoints import _Placed, _seal_of
 from vdiskfs.catalog.records import DiskRecord, Hold
@@ -46,7 +47,7 @@ class Site:
             await self.bench.log.publish_joins()
 
     def thinner(self) -> Thinner:
-        vault = Vault(self.bench.store, self.bench.vault.vault_id, "")
+        vault = newcomer(self.bench.vault)
         log = vault.log(self.bench.record)
         return Thinner(vault, log, writer_id="cc" * 16, scratch=self.directory / "thin")
 
@@ -59,7 +60,7 @@ class Site:
         return await self.bench.vault.disk(self.bench.record.id)
 
     async def log(self) -> DiskLog:
-        return Vault(self.bench.store, self.bench.vault.vault_id, "").log(await self.record())
+        return newcomer(self.bench.vault).log(await self.record())
 
     async def collect(self, later_s: int = GRACE_S + 1) -> int:
         log = await self.log()
@@ -79,7 +80,7 @@ class Site:
                 assert await content(reader) == self.bench.model.states[point.epoch]
                 assert reader.objects <= 64
             assert (await log.find(point.epoch)).time_ns == self.bench.model.times[point.epoch]
-        vault = Vault(self.bench.store, self.bench.vault.vault_id, "")
+        vault = newcomer(self.bench.vault)
         report = await check(vault, read_data=True)
         assert not report.problems
         assert report.points == len(points)

@@ -13,7 +13,7 @@ import trio
 from tests.catalog.harness import bench, content, is_joined
 from tests.catalog.test_thinning import Site, published
 from tests.delta.model import T0
-from vdiskfs.catalog import Vault
+from tests.vaults import newcomer
 from vdiskfs.catalog.garbage import ClockError
 from vdiskfs.catalog.ledger import LEAF_LEVEL
 from vdiskfs.catalog.moves import Fork, fork_off
@@ -31,7 +31,7 @@ COARSE = parse_ladder("100s for 4000s")
 
 
 def upkeep(site: Site, ahead_s: int = 0) -> Upkeep:
-    vault = Vault(site.bench.store, site.bench.vault.vault_id, "")
+    vault = newcomer(site.bench.vault)
     return Upkeep(vault, "cc" * 16, clock=lambda: site.now_ns + ahead_s * NS)
 
 
@@ -59,7 +59,7 @@ async def test_a_failover_begins_where_a_point_was_dropped_and_stays_readable(
         site.bench.log.adopt(record)
         await site.thinner().run(COARSE, site.now_ns + 3600 * NS)
         record = await site.record()
-        fresh = Vault(test.store, test.vault.vault_id, "").log(record)
+        fresh = newcomer(test.vault).log(record)
         assert (await fresh.tip()).epoch == chosen.epoch
 
 
@@ -96,7 +96,7 @@ async def test_the_newest_proven_point_stays(tmp_path: Path) -> None:
         log = await site.log()
         for epoch in (17, 31):
             proof = Proof("hashed", "pass", "", "2026-11-22T00:00:00Z", 1.0, "here")
-            await write_proof(test.store, log.record.id, (1, epoch), proof)
+            await write_proof(test.vault.store, log.record.id, (1, epoch), proof)
         test.store.now_ns = site.now_ns
         await upkeep(site).tend(log, COARSE, tmp_path / "thin")
         left = [one.epoch for one in await log.points()]

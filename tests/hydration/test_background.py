@@ -19,8 +19,8 @@ from tests.catalog.harness import Bench, bench
 from tests.catalog.memory import MemoryStore
 from tests.delta.model import PAGE
 from tests.point.test_reader import Sparse
+from tests.vaults import newcomer
 from vdiskfs import native
-from vdiskfs.catalog import Vault
 from vdiskfs.errors import DamagedError, VaultUnreachableError
 from vdiskfs.failover import background as module
 from vdiskfs.failover.background import BackgroundHydration
@@ -59,11 +59,7 @@ class Copied:
         return False
 
     async def _read(self) -> PointReader:
-        return (
-            await Vault(self.test.store, self.test.vault.vault_id, "")
-            .log(self.test.record)
-            .open(self.epoch)
-        )
+        return await newcomer(self.test.vault).log(self.test.record).open(self.epoch)
 
     async def kill(self, *, host: bool) -> None:
         """End the process without a word; perhaps the host, too."""
