@@ -112,6 +112,32 @@ async def test_several_damages_at_once_are_named(seed: int) -> None:
             test.store.objects = dict(objects)
 
 
+async def test_a_slot_and_its_segment_hurt_what_is_read_past_the_slot() -> None:
+    """Where the index is damaged only the joined delta over it says what is in the segment."""
+    async with bench() as test:
+        test.model.writer_options = {"inline_limit": 6000, "segment_limit": 30_000}
+        pairs = []
+        for number in range(18):
+            before = set(test.store.objects)
+            await test.churn(1, pages=40, seed=number)
+            new = sorted(set(test.store.objects) - before)
+            if len(new) > 1 and new[-1].startswith("segments/") and number % 4 == 3:
+                pairs.append((next(filter(is_slot, new)), new[-1]))
+        past, objects = 0, dict(test.store.objects)
+        for pair in pairs:
+            for name, share in zip(pair, (1.0, 0.5), strict=True):
+                data, metadata, _ = objects[name]
+                hurt = bytearray(data)
+                hurt[int(len(data) * share) - 600] ^= 1
+                test.store.put(name, bytes(hurt), metadata)
+            report, wanted = await checked(test), await hurt_points(test, 18)
+            assert named(report) == wanted, pair
+            assert pair[1] in {problem.object for problem in report.problems} or max(wanted) < 16
+            past += max(wanted) >= 16
+            test.store.objects = dict(objects)
+        assert past
+
+
 async def test_a_damaged_joined_delta_hurts_no_point() -> None:
     async with bench() as test:
         await test.churn(20)
