@@ -64,7 +64,7 @@ class Lines:
 
     def log(self, generation: int) -> DiskLog:
         """Return a log that knows nothing yet."""
-        vault = newcomer(self.bench.vault)
+        vault = newcomer(self.bench.vault, self.bench.store)
         return vault.log(self.bench.record, generation)
 
     async def point(self, place: Place) -> tuple[DiskLog, Point]:
