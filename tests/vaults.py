@@ -115,6 +115,9 @@ def each_vault(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+# For a test, or a module, that runs with both.
+BOTH = pytest.mark.usefixtures("each_vault")
+
 # For a test that looks into objects as they lie in a plain vault.
 PLAIN = pytest.mark.plain_vault
 

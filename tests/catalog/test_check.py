@@ -16,6 +16,8 @@ from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.sealed.names import is_bulk
 from vdiskfs.store import ObjectInfo
 
+pytestmark = pytest.mark.usefixtures("each_vault")
+
 
 async def hurt_points(test: Bench, epochs: int) -> set[int]:
     """Return the points that cannot be read whole: the truth, by reading them all."""

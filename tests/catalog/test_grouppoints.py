@@ -18,6 +18,8 @@ from vdiskfs.delta.names import slot_name
 from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.units import NS, format_time
 
+pytestmark = pytest.mark.usefixtures("each_vault")
+
 NAMES = ("a", "b", "c")
 
 

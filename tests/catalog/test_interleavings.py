@@ -18,6 +18,8 @@ from vdiskfs.catalog.upkeep import hold_point, release_point
 from vdiskfs.errors import ConflictError, NotFoundError, VdiskfsError
 from vdiskfs.point import PointReader
 
+pytestmark = pytest.mark.usefixtures("each_vault")
+
 ROUNDS = int(os.environ.get("VDISKFS_INTERLEAVINGS", "60"))
 
 

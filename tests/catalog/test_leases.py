@@ -26,6 +26,8 @@ from vdiskfs.errors import FormatError, RefusedError
 from vdiskfs.sealed import Seen
 from vdiskfs.units import NS
 
+pytestmark = pytest.mark.usefixtures("each_vault")
+
 POINT = 13
 """One that the ladder drops."""
 

@@ -25,6 +25,8 @@ from vdiskfs.catalog.proofs import (
 from vdiskfs.errors import FormatError, NotFoundError
 from vdiskfs.units import NS
 
+pytestmark = pytest.mark.usefixtures("each_vault")
+
 GOOD = Proof("hashed", "pass", "", "2026-11-22T00:00:00Z", 1.5, "here", 4096)
 BAD = replace(GOOD, level="checked", outcome="fail", reason="disk (ext4) DAMAGED: block 7")
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.catalog.harness import Bench, bench, content
 from tests.delta.model import T0
-from tests.vaults import newcomer
+from tests.vaults import BOTH, newcomer
 from vdiskfs.catalog import DiskLog, check
 from vdiskfs.catalog.garbage import GRACE_S, collect
 from vdiskfs.catalog.grouppoints import _Placed, _seal_of
@@ -96,6 +96,7 @@ async def published(directory: Path, count: int, *, seed: int) -> AsyncIterator[
         yield site
 
 
+@BOTH
 async def test_points_that_stay_are_the_same_bytes_and_the_others_are_gone(tmp_path: Path) -> None:
     async with published(tmp_path, 600, seed=1) as site:
         test = site.bench
@@ -179,6 +180,7 @@ async def test_holds_and_open_points_stay(tmp_path: Path) -> None:
         assert not {16, 18, 22, 24} & set(left)
 
 
+@BOTH
 async def test_a_hold_in_the_last_moment_stops_the_commit(tmp_path: Path) -> None:
     async with published(tmp_path, 400, seed=5) as site:
         test = site.bench
@@ -203,6 +205,7 @@ async def test_a_hold_in_the_last_moment_stops_the_commit(tmp_path: Path) -> Non
         assert not [name for name in test.store.objects if ".8/" in name and name.endswith(".0")]
 
 
+@BOTH
 async def test_a_slot_that_was_collected_is_not_filled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +229,7 @@ async def test_a_slot_that_was_collected_is_not_filled_again(
         await site.check()
 
 
+@BOTH
 async def test_a_damaged_delta_stops_thinning_and_nothing_is_lost(tmp_path: Path) -> None:
     async with bench() as test:
         site = Site(test, tmp_path, random.Random(7))
