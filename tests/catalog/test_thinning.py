@@ -180,7 +180,6 @@ async def test_holds_and_open_points_stay(tmp_path: Path) -> None:
         assert not {16, 18, 22, 24} & set(left)
 
 
-@BOTH
 async def test_a_hold_in_the_last_moment_stops_the_commit(tmp_path: Path) -> None:
     async with published(tmp_path, 400, seed=5) as site:
         test = site.bench

@@ -193,8 +193,8 @@ async def make_history(directory: Path, spool: Path) -> History:
 
 
 @pytest.fixture
-def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
-    """A folder vault with three points. If it is encrypted commands find its key."""
+def history(tmp_path: Path, each_vault: str, monkeypatch: pytest.MonkeyPatch) -> History:
+    """A folder vault with three points, plain and encrypted: then commands find its key."""
     key = key_file(tmp_path)
     if key is not None:
         monkeypatch.setenv("VDISKFS_KEY_FILE", str(key))
