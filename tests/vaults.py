@@ -18,7 +18,8 @@ from vdiskfs.catalog import Vault
 from vdiskfs.catalog.documents import decode_document, encode_document
 from vdiskfs.catalog.records import SiteRecord, encode_disk
 from vdiskfs.crypto import Secrets
-from vdiskfs.store import open_store
+from vdiskfs.sealed import SealedStore, Seen
+from vdiskfs.store import Store, open_store
 
 VARIABLE = "VDISKFS_TEST_VAULT"
 FILE_KEY = bytes(range(32))
@@ -51,6 +52,15 @@ def init_options(directory: Path) -> list[str]:
     return ["--encryption", "none"] if path is None else ["--key-file", str(path)]
 
 
+def newcomer(vault: Vault, store: Store | None = None) -> Vault:
+    """Return the vault as somebody has it who has its key, and has read nothing of it yet.
+
+    Over another ``store`` where one is given; it is the one below that which seals.
+    """
+    inner = vault.store.inner if isinstance(vault.store, SealedStore) else vault.store
+    return Vault.reopened(store or inner, vault.vault_id, vault.created, vault.key, Seen())
+
+
 async def _opened(directory: Path) -> Vault:
     return await Vault.open(open_store(f"file://{directory}"), given())
 
@@ -74,6 +84,24 @@ def heartbeats(directory: Path) -> list[SiteRecord]:
     return trio.run(read)
 
 
+def read_object(directory: Path, name: str) -> bytes:
+    """Return what an object of a vault in a folder holds."""
+
+    async def read() -> bytes:
+        return (await (await _opened(directory)).store.read(name))[0]
+
+    return trio.run(read)
+
+
+def put_object(directory: Path, name: str, data: bytes) -> None:
+    """Add an object, of whatever content, to a vault in a folder."""
+
+    async def put() -> None:
+        await (await _opened(directory)).store.create(name, data)
+
+    trio.run(put)
+
+
 def edited(data: bytes, **changes: object) -> bytes:
     """Return a document of a vault with other values, its check right."""
     return encode_document({**decode_document(data, where="a test"), **changes})
@@ -87,5 +115,38 @@ def each_vault(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-# For a test, of a module that runs with both, that looks into objects as they lie in a plain vault.
-PLAIN = pytest.mark.parametrize("each_vault", ["plain"], indirect=True)
+# For a test, or a module, that runs with both.
+BOTH = pytest.mark.usefixtures("each_vault")
+
+# For a test that looks into objects as they lie in a plain vault.
+PLAIN = pytest.mark.plain_vault
+
+_left_out = pytest.StashKey[list[str]]()
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    """Tell whether a test of a plain vault would get an encrypted one."""
+    call = getattr(item, "callspec", None)
+    kind = call.params.get("each_vault") if call else None
+    encrypted = is_encrypted() if kind is None else kind == "encrypted"
+    return encrypted and item.get_closest_marker("plain_vault") is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, where vaults are encrypted, the tests that need a plain one."""
+    left = [item for item in items if _is_left_out(item)]
+    config.stash[_left_out] = [item.nodeid for item in left]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name what an encrypted run has left out."""
+    left = config.stash.get(_left_out, [])
+    if is_encrypted() and left:
+        terminalreporter.section(f"{len(left)} tests of plain vaults alone")
+        for name in left:
+            terminalreporter.write_line(name)

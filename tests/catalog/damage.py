@@ -12,7 +12,7 @@ from unittest import mock
 
 from tests.catalog.harness import Bench, bench, content, is_joined
 from tests.delta.model import T0, DiskModel
-from tests.vaults import is_encrypted
+from tests.vaults import is_encrypted, newcomer
 from vdiskfs import native
 from vdiskfs.catalog import CheckReport, DiskLog, IndexCache, Point, RepairReport, Vault, check
 from vdiskfs.catalog.garbage import GRACE_S, collect
@@ -79,7 +79,7 @@ class Site:
 
     def vault(self) -> Vault:
         """Return the vault as somebody sees it who knows nothing yet."""
-        return Vault(self.bench.vault.store, self.bench.vault.vault_id, "")
+        return newcomer(self.bench.vault)
 
     async def log(self) -> DiskLog:
         return self.vault().log(await self.vault().disk(self.bench.record.id))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.catalog.memory import MemoryStore
 from tests.delta.model import DiskModel
-from tests.vaults import given
+from tests.vaults import given, newcomer
 from vdiskfs.catalog import DiskLog, DiskRecord, Vault
 from vdiskfs.delta import Spooled
 from vdiskfs.point import PointReader
@@ -43,7 +43,7 @@ class Bench:
 
     def fresh_log(self) -> DiskLog:
         """Return a log that knows nothing, with an empty cache of blocks."""
-        return Vault(self.vault.store, self.vault.vault_id, "").log(self.record)
+        return newcomer(self.vault).log(self.record)
 
     def without_joins(self) -> None:
         for name in [name for name in self.store.objects if is_joined(name)]:

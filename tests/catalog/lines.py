@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.catalog.harness import Bench, bench
 from tests.delta.model import PAGE, DiskModel
-from vdiskfs.catalog import DiskLog, Point, Vault
+from tests.vaults import newcomer
+from vdiskfs.catalog import DiskLog, Point
 
 Place = tuple[int, int]
 """A generation and an epoch."""
@@ -63,7 +64,7 @@ class Lines:
 
     def log(self, generation: int) -> DiskLog:
         """Return a log that knows nothing yet."""
-        vault = Vault(self.bench.store, self.bench.vault.vault_id, "")
+        vault = newcomer(self.bench.vault, self.bench.store)
         return vault.log(self.bench.record, generation)
 
     async def point(self, place: Place) -> tuple[DiskLog, Point]:

@@ -11,12 +11,14 @@ import pytest
 
 from tests.catalog.memory import MemoryStore
 from tests.delta.model import T0, DiskModel
-from tests.vaults import given
+from tests.vaults import given, newcomer
 from vdiskfs.catalog import DiskLog, Vault, group_points, shared_points
 from vdiskfs.delta import EpochFacts, Flags
 from vdiskfs.delta.names import slot_name
 from vdiskfs.errors import NotFoundError, UsageError
 from vdiskfs.units import NS, format_time
+
+pytestmark = pytest.mark.usefixtures("each_vault")
 
 NAMES = ("a", "b", "c")
 
@@ -47,7 +49,7 @@ class Disks:
 
     async def find(self, name: str) -> DiskLog:
         """Return a log that knows nothing yet."""
-        return await Vault(self.store, self.vault.vault_id, "").find_log(name)
+        return await newcomer(self.vault).find_log(name)
 
     async def times(self, names: Sequence[str] = NAMES, **more: int) -> list[int]:
         found = await shared_points(self.find, names, **more)  # type: ignore[arg-type]

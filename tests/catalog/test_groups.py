@@ -138,7 +138,7 @@ async def test_members_have_the_names_that_the_disks_have() -> None:
     vault = await Vault.init(store, given())
     made = [await vault.create_disk(name, file="f", size=0, site="s") for name in ("web", "db")]
     disks = [GroupDisk(one.id, "an old name") for one in made]
-    await create_group(store, group("shop", *disks))
+    await create_group(vault.store, group("shop", *disks))
     assert await group_members(vault, "shop") == ["db", "web"]
     with pytest.raises(NotFoundError, match="no group 'absent'"):
         await group_members(vault, "absent")

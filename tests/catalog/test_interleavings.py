@@ -13,10 +13,12 @@ import trio
 
 from tests.catalog.harness import bench, content
 from tests.catalog.test_thinning import Site
-from vdiskfs.catalog import Vault
+from tests.vaults import newcomer
 from vdiskfs.catalog.upkeep import hold_point, release_point
 from vdiskfs.errors import ConflictError, NotFoundError, VdiskfsError
 from vdiskfs.point import PointReader
+
+pytestmark = pytest.mark.usefixtures("each_vault")
 
 ROUNDS = int(os.environ.get("VDISKFS_INTERLEAVINGS", "60"))
 
@@ -140,7 +142,7 @@ async def test_every_point_that_stays_is_the_same_bytes_in_any_order(
         assert held <= set(left)
         while readers:
             await read_one()
-        vault = Vault(test.store, test.vault.vault_id, "")
+        vault = newcomer(test.vault)
         assert (await vault.log(await site.record()).tip()).epoch == test.model.epoch
     assert done.get("kill", 0) >= ROUNDS // 60, done
     tell(f"  {done}, {sorted(hooks.killed)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.catalog.harness import Bench, bench
-from tests.vaults import is_encrypted
+from tests.vaults import PLAIN, is_encrypted
 from vdiskfs.catalog import Group, Policy, check, repair
 from vdiskfs.catalog.documents import decode_document
 from vdiskfs.catalog.garbage import CLOCK, CLOCK_DOCUMENT
@@ -20,7 +20,6 @@ from vdiskfs.catalog.report import Healed, Left, Problem
 from vdiskfs.errors import FormatError
 
 pytestmark = pytest.mark.usefixtures("each_vault")
-plain_only = pytest.mark.parametrize("each_vault", ["plain"], indirect=True)
 
 GOLD = "policies/gold.json"
 SETTINGS = {"retention": "1m for 1h", "rpo_error": "5m"}
@@ -53,7 +52,7 @@ async def settled(test: Bench, kept: KeptDocuments | None, name: str = GOLD) -> 
     return found
 
 
-@plain_only
+@PLAIN
 @pytest.mark.parametrize("at", [3, 40, -4])
 async def test_a_document_is_put_back_whose_check_or_bytes_are_those_of_the_copy(
     tmp_path: Path, at: int
@@ -67,7 +66,7 @@ async def test_a_document_is_put_back_whose_check_or_bytes_are_those_of_the_copy
         assert (await check(test.vault, read_data=True)).ok
 
 
-@plain_only
+@PLAIN
 async def test_an_older_copy_is_not_put_back(tmp_path: Path) -> None:
     """Somebody has made the policy keep more since: the copy would thin points away."""
     async with bench() as test:
@@ -82,7 +81,7 @@ async def test_an_older_copy_is_not_put_back(tmp_path: Path) -> None:
         assert "older" in left.why
 
 
-@plain_only
+@PLAIN
 async def test_of_a_policy_that_is_missing_the_command_is_said_that_makes_it_anew(
     tmp_path: Path,
 ) -> None:
@@ -105,7 +104,7 @@ async def test_of_a_policy_that_is_missing_the_command_is_said_that_makes_it_ane
         assert (await check(test.vault, read_data=True)).ok
 
 
-@plain_only
+@PLAIN
 async def test_a_damaged_policy_is_made_anew_only_where_its_retention_is_given(
     tmp_path: Path,
 ) -> None:
@@ -121,7 +120,7 @@ async def test_a_damaged_policy_is_made_anew_only_where_its_retention_is_given(
         assert made == await read_policy(store, "gold") == Policy("gold", "1m for 2h")
 
 
-@plain_only
+@PLAIN
 async def test_a_preset_that_was_written_is_proven_without_a_copy(tmp_path: Path) -> None:
     async with bench() as test:
         await set_policy(test.vault.store, "asr-premium", lambda one: one)
@@ -136,7 +135,7 @@ async def test_a_preset_that_was_written_is_proven_without_a_copy(tmp_path: Path
         assert "vdiskfs policy set default retention=..." in left.why
 
 
-@plain_only
+@PLAIN
 async def test_of_a_group_the_members_are_said(tmp_path: Path) -> None:
     async with bench() as test:
         kept = KeptDocuments(test.vault.store, tmp_path / "documents")
@@ -155,7 +154,7 @@ async def test_of_a_group_the_members_are_said(tmp_path: Path) -> None:
         assert with_nothing.why.endswith("vdiskfs group create shop DISK...")
 
 
-@plain_only
+@PLAIN
 async def test_what_always_is_the_same_is_written_again(tmp_path: Path) -> None:
     async with bench() as test:
         await test.vault.store.create(CLOCK, b"{x\n")

@@ -16,6 +16,7 @@ import pytest
 
 from tests.catalog.memory import MemoryStore
 from tests.delta.model import T0, DiskModel
+from tests.vaults import given, newcomer
 from vdiskfs.catalog import DiskLog, Vault
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.retention import kept, parse_ladder
@@ -70,7 +71,7 @@ async def test_a_month_of_points_stays_small_and_flat(tmp_path: Path) -> None:
     rng = random.Random(11)
     store = MemoryStore()
     store.now_ns = T0
-    vault = await Vault.init(store)
+    vault = await Vault.init(store, given())
     record = await vault.create_disk("web01", file="a", size=0, site="here")
     spool = tmp_path / "spool"
     spool.mkdir()
@@ -90,7 +91,7 @@ async def test_a_month_of_points_stays_small_and_flat(tmp_path: Path) -> None:
     budget = epochs * REQUESTS_PER_EPOCH + HOURS * 4 * REQUESTS_PER_TURN
     assert store.requests - began <= budget, (store.requests - began) / HOURS
     # The ladder's points are there, and not many more.
-    fresh = Vault(store, vault.vault_id, "").log(await vault.disk(record.id))
+    fresh = newcomer(vault).log(await vault.disk(record.id))
     points = await fresh.points()
     times = np.array(sorted(model.times.values()), np.uint64)
     wanted = kept(np.array(sorted(model.times), np.uint64), times, LADDER, month.now_ns)
@@ -112,13 +113,13 @@ async def test_a_month_of_points_stays_small_and_flat(tmp_path: Path) -> None:
     await upkeep.tend(log, LADDER, tmp_path / "thin")
     month.now_ns = store.now_ns = month.now_ns + 3700 * NS
     await upkeep.tend(log, LADDER, tmp_path / "thin")
-    unique, stored = await _bytes(store, fresh, log)
+    unique, stored = await _bytes(fresh, log)
     print(f"{HOURS} h, {epochs} epochs: {(store.requests - began) / HOURS:.0f} requests/h, "
           f"{len(points)} points, {worst} objects, frames {stored / unique:.3f} of unique")  # fmt: skip
     assert stored <= 1.15 * unique
 
 
-async def _bytes(store: MemoryStore, fresh: DiskLog, log: DiskLog) -> tuple[int, int]:
+async def _bytes(fresh: DiskLog, log: DiskLog) -> tuple[int, int]:
     """Return the bytes of frames that the points need, and the bytes that frames take.
 
     Needed: of each kept point the pages that differ from the kept point before.
@@ -136,9 +137,9 @@ async def _bytes(store: MemoryStore, fresh: DiskLog, log: DiskLog) -> tuple[int,
             # One page of half random bytes compresses alike wherever it lies.
             unique += int(np.bitwise_count(entries.mask).sum()) * 2064
     stored = 0
-    for name, (data, metadata, _) in store.objects.items():
-        if name.startswith("segments/"):
-            stored += len(data)
-        elif name.startswith("disks/") and "/g00000001/" in name:
-            stored += len(data) - int(metadata["tail"])
+    for info in [one async for one in fresh.store.list("")]:
+        if info.name.startswith("segments/"):
+            stored += info.size
+        elif info.name.startswith("disks/") and "/g00000001/" in info.name:
+            stored += info.size - int(info.metadata["tail"])
     return unique, stored

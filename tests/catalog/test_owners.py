@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.catalog.harness import Bench, bench, content_at
-from tests.vaults import PLAIN
-from vdiskfs.catalog import Branch, DiskLog, DiskRecord, Owner, SiteRecord, Vault, check
+from tests.vaults import PLAIN, newcomer
+from vdiskfs.catalog import Branch, DiskLog, DiskRecord, Owner, SiteRecord, check
 from vdiskfs.catalog.owners import Claim, add_branch, claim, fence, next_generation, take_over
 from vdiskfs.catalog.publish import is_stored
 from vdiskfs.catalog.records import decode_disk, encode_disk
@@ -214,7 +214,7 @@ async def test_two_state_directories_of_one_name_have_a_sign_of_life_each() -> N
     async with bench() as test:
         one = SiteRecord("berlin", "h", "2026-11-21T01:00:00Z", "1", (), 7, "t", writer=A)
         two = replace(one, writer=B, pid=8)
-        vault, other = test.vault, Vault(test.vault.store, test.vault.vault_id, "")
+        vault, other = test.vault, newcomer(test.vault)
         assert not await vault.write_site(one)
         assert not await other.write_site(two)
         assert not await vault.write_site(one)

@@ -14,6 +14,7 @@ import pytest
 from tests.catalog.damage import Here, Site, frames_of, kind_of, site
 from tests.catalog.harness import bench, content_at
 from tests.delta.model import PAGE
+from tests.vaults import PLAIN
 from vdiskfs import native
 from vdiskfs.catalog import IndexCache, check
 from vdiskfs.catalog.references import References, Said
@@ -23,7 +24,6 @@ from vdiskfs.catalog.repair import repair
 repair_module = sys.modules[repair.__module__]
 
 pytestmark = pytest.mark.usefixtures("each_vault")
-plain_only = pytest.mark.parametrize("each_vault", ["plain"], indirect=True)
 
 
 def raw_frame(data: bytes, used: int) -> Frame:
@@ -80,7 +80,7 @@ def test_pages_without_a_sum_stay_what_they_are() -> None:
     assert zlib.crc32(made) == frame.check
 
 
-@plain_only
+@PLAIN
 async def test_a_frame_is_healed_to_the_same_bytes_where_no_index_uses_all_of_it(
     tmp_path: Path,
 ) -> None:
@@ -99,7 +99,7 @@ async def test_a_frame_is_healed_to_the_same_bytes_where_no_index_uses_all_of_it
         assert test.store.objects[name][0] == whole
 
 
-@plain_only
+@PLAIN
 async def test_a_frame_waits_for_the_indexes_that_may_tell_more_of_it(tmp_path: Path) -> None:
     async with site(tmp_path) as one:
         name, start, end = packed_frame(one)
@@ -118,7 +118,7 @@ async def test_a_frame_waits_for_the_indexes_that_may_tell_more_of_it(tmp_path: 
         assert await one.hurt() == set()
 
 
-@plain_only
+@PLAIN
 async def test_a_frame_whose_pages_are_all_right_gets_its_check_again(tmp_path: Path) -> None:
     """A bit that the decoder does not look at is wrong: readers look at the check."""
     text = " ".join(str(number * number) for number in range(9_000)).encode()[: 8 * PAGE]
@@ -146,7 +146,7 @@ async def test_a_frame_whose_pages_are_all_right_gets_its_check_again(tmp_path: 
         assert test.store.objects[name][0] == whole
 
 
-@plain_only
+@PLAIN
 async def test_a_raw_frame_can_be_read_but_for_the_page_that_is_lost(tmp_path: Path) -> None:
     rng = random.Random(1)
     async with bench() as test:

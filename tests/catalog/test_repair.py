@@ -18,8 +18,8 @@ import pytest
 from tests.catalog.damage import Here, Site, kind_of, site, thin
 from tests.catalog.harness import bench, content_at
 from tests.delta.model import PAGE
-from tests.vaults import is_encrypted
-from vdiskfs.catalog import IndexCache, Vault, healer, reframe, repair
+from tests.vaults import is_encrypted, newcomer
+from vdiskfs.catalog import IndexCache, healer, reframe, repair
 from vdiskfs.catalog.ledger import read_ledger, write_ledger
 from vdiskfs.catalog.proofs import proof_name
 from vdiskfs.catalog.publish import keep_tail
@@ -252,7 +252,7 @@ async def test_a_page_is_taken_from_another_delta_that_holds_it(tmp_path: Path) 
         first = next(name for name in test.store.objects if kind_of(name) == "slot")
         del test.store.objects[first]
         # Nothing here has its index, and nothing but the third slot its page.
-        vault = Vault(test.vault.store, test.vault.vault_id, "")
+        vault = newcomer(test.vault)
         report = await repair(vault)
         assert "no copy" in report.left[0].why
         cache = IndexCache(tmp_path / "indexes")

@@ -13,7 +13,8 @@ import pytest
 
 from tests.catalog.harness import Bench, bench, content
 from tests.delta.model import T0
-from vdiskfs.catalog import DiskLog, Vault, check
+from tests.vaults import BOTH, newcomer
+from vdiskfs.catalog import DiskLog, check
 from vdiskfs.catalog.garbage import GRACE_S, collect
 from vdiskfs.catalog.grouppoints import _Placed, _seal_of
 from vdiskfs.catalog.records import DiskRecord, Hold
@@ -46,7 +47,7 @@ class Site:
             await self.bench.log.publish_joins()
 
     def thinner(self) -> Thinner:
-        vault = Vault(self.bench.store, self.bench.vault.vault_id, "")
+        vault = newcomer(self.bench.vault)
         log = vault.log(self.bench.record)
         return Thinner(vault, log, writer_id="cc" * 16, scratch=self.directory / "thin")
 
@@ -59,7 +60,7 @@ class Site:
         return await self.bench.vault.disk(self.bench.record.id)
 
     async def log(self) -> DiskLog:
-        return Vault(self.bench.store, self.bench.vault.vault_id, "").log(await self.record())
+        return newcomer(self.bench.vault).log(await self.record())
 
     async def collect(self, later_s: int = GRACE_S + 1) -> int:
         log = await self.log()
@@ -79,7 +80,7 @@ class Site:
                 assert await content(reader) == self.bench.model.states[point.epoch]
                 assert reader.objects <= 64
             assert (await log.find(point.epoch)).time_ns == self.bench.model.times[point.epoch]
-        vault = Vault(self.bench.store, self.bench.vault.vault_id, "")
+        vault = newcomer(self.bench.vault)
         report = await check(vault, read_data=True)
         assert not report.problems
         assert report.points == len(points)
@@ -95,6 +96,7 @@ async def published(directory: Path, count: int, *, seed: int) -> AsyncIterator[
         yield site
 
 
+@BOTH
 async def test_points_that_stay_are_the_same_bytes_and_the_others_are_gone(tmp_path: Path) -> None:
     async with published(tmp_path, 600, seed=1) as site:
         test = site.bench
@@ -202,6 +204,7 @@ async def test_a_hold_in_the_last_moment_stops_the_commit(tmp_path: Path) -> Non
         assert not [name for name in test.store.objects if ".8/" in name and name.endswith(".0")]
 
 
+@BOTH
 async def test_a_slot_that_was_collected_is_not_filled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +228,7 @@ async def test_a_slot_that_was_collected_is_not_filled_again(
         await site.check()
 
 
+@BOTH
 async def test_a_damaged_delta_stops_thinning_and_nothing_is_lost(tmp_path: Path) -> None:
     async with bench() as test:
         site = Site(test, tmp_path, random.Random(7))

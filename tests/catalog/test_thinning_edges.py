@@ -13,7 +13,7 @@ import trio
 from tests.catalog.harness import bench, content, is_joined
 from tests.catalog.test_thinning import Site, published
 from tests.delta.model import T0
-from vdiskfs.catalog import Vault
+from tests.vaults import BOTH, newcomer
 from vdiskfs.catalog.garbage import ClockError
 from vdiskfs.catalog.ledger import LEAF_LEVEL
 from vdiskfs.catalog.moves import Fork, fork_off
@@ -31,10 +31,11 @@ COARSE = parse_ladder("100s for 4000s")
 
 
 def upkeep(site: Site, ahead_s: int = 0) -> Upkeep:
-    vault = Vault(site.bench.store, site.bench.vault.vault_id, "")
+    vault = newcomer(site.bench.vault)
     return Upkeep(vault, "cc" * 16, clock=lambda: site.now_ns + ahead_s * NS)
 
 
+@BOTH
 async def test_a_failover_begins_where_a_point_was_dropped_and_stays_readable(
     tmp_path: Path,
 ) -> None:
@@ -59,7 +60,7 @@ async def test_a_failover_begins_where_a_point_was_dropped_and_stays_readable(
         site.bench.log.adopt(record)
         await site.thinner().run(COARSE, site.now_ns + 3600 * NS)
         record = await site.record()
-        fresh = Vault(test.store, test.vault.vault_id, "").log(record)
+        fresh = newcomer(test.vault).log(record)
         assert (await fresh.tip()).epoch == chosen.epoch
 
 
@@ -90,13 +91,14 @@ async def test_points_that_were_asked_for_are_not_crowded_out(tmp_path: Path) ->
         assert sum(one.consistency == "application" for one in points) == 2
 
 
+@BOTH
 async def test_the_newest_proven_point_stays(tmp_path: Path) -> None:
     async with published(tmp_path, 150, seed=3) as site:
         test = site.bench
         log = await site.log()
         for epoch in (17, 31):
             proof = Proof("hashed", "pass", "", "2026-11-22T00:00:00Z", 1.0, "here")
-            await write_proof(test.store, log.record.id, (1, epoch), proof)
+            await write_proof(test.vault.store, log.record.id, (1, epoch), proof)
         test.store.now_ns = site.now_ns
         await upkeep(site).tend(log, COARSE, tmp_path / "thin")
         left = [one.epoch for one in await log.points()]
@@ -113,6 +115,7 @@ def test_points_of_one_time_stay_or_go_together() -> None:
     assert stays[1:4].all()
 
 
+@BOTH
 async def test_a_clock_that_was_ahead_at_the_last_seal_stops_thinning(tmp_path: Path) -> None:
     async with published(tmp_path, 150, seed=4) as site:
         site.bench.store.now_ns = site.now_ns - 86400 * NS
@@ -164,6 +167,7 @@ async def test_joins_that_lie_across_a_horizon_go_with_what_they_join(tmp_path: 
         await site.check()
 
 
+@BOTH
 async def test_what_two_killed_runs_have_moved_is_collected(tmp_path: Path) -> None:
     """Also where the second was killed before it came to decide what goes."""
     async with published(tmp_path, 80, seed=6) as site:

@@ -14,6 +14,7 @@ import trio
 
 from tests.delta.model import PAGE, DiskModel
 from tests.point.test_reader import Sparse
+from tests.vaults import given, is_encrypted, newcomer
 from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
 from vdiskfs.homeward import HomeMover, prepare_home
 from vdiskfs.store import Store, open_store
@@ -47,7 +48,7 @@ class BigDisk:
     async def make(self) -> None:
         """Write 1 GiB; then elsewhere, from a fork, 100 MiB over 10 epochs."""
         self.store = open_store(f"file://{self.directory / 'vault'}")
-        self.vault = await Vault.init(self.store)
+        self.vault = await Vault.init(self.store, given())
         disk = await self.vault.create_disk("web01", file="web01.img", size=SIZE, site="here")
         self.disk_id = disk.id
         home = self._model(1)
@@ -129,7 +130,7 @@ async def test_100_mib_of_8_gib_come_home_with_110_mib(
     await disk.store.aclose()
     before = (await _tip(disk, 1)).epoch
     store = open_store(f"file://{tmp_path / 'vault'}")
-    vault = Vault(store, disk.vault.vault_id, "")
+    vault = newcomer(disk.vault, store)
     prepare_home(tmp_path / "note", disk.disk_id, (1, before))
 
     async def make_log(generation: int) -> DiskLog:
@@ -150,12 +151,13 @@ async def test_100_mib_of_8_gib_come_home_with_110_mib(
             f"{progress.fetched_bytes / MIB:.1f} MiB of them data; {took:.1f} s, {cpu:.1f} s CPU"
         )
     assert progress.total_bytes > CHANGED * 0.9
-    assert received <= progress.total_bytes * 1.1
+    # Of an encrypted vault whole blocks of 32 KiB are read: at each end of a run a half too much.
+    assert received <= progress.total_bytes * (1.25 if is_encrypted() else 1.1)
 
 
 async def _tip(disk: BigDisk, generation: int) -> Point:
     store = open_store(f"file://{disk.directory / 'vault'}")
-    vault = Vault(store, disk.vault.vault_id, "")
+    vault = newcomer(disk.vault, store)
     point = await vault.log(await vault.disk(disk.disk_id), generation).find("latest")
     await store.aclose()
     return point

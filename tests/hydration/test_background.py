@@ -19,8 +19,8 @@ from tests.catalog.harness import Bench, bench
 from tests.catalog.memory import MemoryStore
 from tests.delta.model import PAGE
 from tests.point.test_reader import Sparse
+from tests.vaults import newcomer
 from vdiskfs import native
-from vdiskfs.catalog import Vault
 from vdiskfs.errors import DamagedError, VaultUnreachableError
 from vdiskfs.failover import background as module
 from vdiskfs.failover.background import BackgroundHydration
@@ -31,6 +31,7 @@ from vdiskfs.native import Event, EventKind
 from vdiskfs.point import PointReader
 from vdiskfs.point.reader import REQUESTS_AT_ONCE
 from vdiskfs.ratelimit import RateLimiter
+from vdiskfs.sealed import SealedStore
 from vdiskfs.units import CHUNK_SIZE, PAGES_PER_REGION
 
 PUNCH = 0x02 | 0x01
@@ -60,9 +61,7 @@ class Copied:
 
     async def _read(self) -> PointReader:
         return (
-            await Vault(self.test.store, self.test.vault.vault_id, "")
-            .log(self.test.record)
-            .open(self.epoch)
+            await newcomer(self.test.vault, self.test.store).log(self.test.record).open(self.epoch)
         )
 
     async def kill(self, *, host: bool) -> None:
@@ -271,13 +270,17 @@ async def test_what_a_machine_read_the_last_time_is_fetched_side_by_side(
         test.model.write(0, random.Random(2).randbytes(80 * CHUNK_SIZE))
 
     async with copied(tmp_path, build) as one:
-        await write_boot(one.test.store, "web01", [(2 * n, 1) for n in range(40)])
-        runs = await read_boot(one.test.store, "web01")
+        await write_boot(one.test.vault.store, "web01", [(2 * n, 1) for n in range(40)])
+        runs = await read_boot(one.test.vault.store, "web01")
         await one.copy.fetch(CHUNK_SIZE, 1)  # the point is open, and mapped
         assert one.copy._reader is not None
         store = Slow()
         store.objects = one.test.store.objects
-        one.copy._reader._store = store
+        below = one.copy._reader._store
+        if isinstance(below, SealedStore):
+            below.inner = store
+        else:
+            one.copy._reader._store = store
         began = trio.current_time()
         await one.copy.fetch_first(runs)
         assert store.requests == 40

@@ -9,6 +9,7 @@ import pytest
 import zstandard
 
 from tests.catalog.harness import Bench, bench, content_at, is_joined, is_slot
+from tests.vaults import PLAIN
 from vdiskfs.errors import DamagedError, NotFoundError
 
 FILLER = bytes(512)
@@ -168,6 +169,7 @@ async def test_a_joined_delta_damaged_while_a_point_is_open_is_gone_round() -> N
         assert reader.objects > 20
 
 
+@PLAIN
 async def test_a_bit_of_a_frame_that_means_nothing_is_checked_too() -> None:
     """Zstd ignores one bit of a frame's descriptor: the pages would be right, and are refused."""
     async with bench() as test:

@@ -37,12 +37,21 @@ class AwayStore(LocalStore):
         super().__init__(root / "vault")
         self._away = root / "away"
 
+    async def create(
+        self, name: str, data: bytes | bytearray | memoryview, *, metadata: Mapping[str, str] = {}
+    ) -> str:
+        self._ask()
+        return await super().create(name, data, metadata=metadata)
+
     async def create_from_file(
         self, name: str, path: Path, *, metadata: Mapping[str, str] = {}
     ) -> str:
+        self._ask()
+        return await super().create_from_file(name, path, metadata=metadata)
+
+    def _ask(self) -> None:
         if self._away.exists():
             raise VaultUnreachableError("the folder is away")
-        return await super().create_from_file(name, path, metadata=metadata)
 
 
 class Life:

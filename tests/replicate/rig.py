@@ -23,7 +23,7 @@ from typing import Self, cast
 import trio
 
 from tests.store.memory import MemoryStore
-from tests.vaults import given
+from tests.vaults import given, newcomer
 from vdiskfs import native
 from vdiskfs.catalog import DiskLog, Vault
 from vdiskfs.delta import DeltaWriter, Spooled
@@ -212,7 +212,7 @@ class Rig:
     def fresh_log(self) -> DiskLog:
         """A log that knows nothing yet, over the same store."""
         assert self.vault is not None
-        return Vault(self.vault.store, self.vault.vault_id, "").log(self.replicator.points.record)
+        return newcomer(self.vault).log(self.replicator.points.record)
 
     async def contents(self) -> dict[int, bytes]:
         """Return the digest of each point's bytes, by epoch; reads them all."""

@@ -19,7 +19,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from tests.delta.model import DiskModel
-from tests.vaults import given
+from tests.vaults import given, key_file
 from vdiskfs import registry
 from vdiskfs.catalog import Vault
 from vdiskfs.registry import MountEntry
@@ -193,8 +193,11 @@ async def make_history(directory: Path, spool: Path) -> History:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> History:
-    """A folder vault with three points."""
+def history(tmp_path: Path, each_vault: str, monkeypatch: pytest.MonkeyPatch) -> History:
+    """A folder vault with three points, plain and encrypted: then commands find its key."""
+    key = key_file(tmp_path)
+    if key is not None:
+        monkeypatch.setenv("VDISKFS_KEY_FILE", str(key))
     spool = tmp_path / "spool"
     spool.mkdir()
     return trio.run(make_history, tmp_path / "history", spool)

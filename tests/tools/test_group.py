@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import trio
 from click.testing import Result
 
 from tests.tools.test_completion import completed
-from tests.vaults import given
+from tests.vaults import given, put_object
 from vdiskfs.catalog import Group, Vault
 from vdiskfs.catalog.groups import GroupDisk, create_group
 from vdiskfs.store import open_store
@@ -112,15 +111,15 @@ def test_without_a_mount_the_vault_says_what_groups_there_are(
 
     async def make() -> None:
         store = open_store(history.url)
-        disk = await (await Vault.open(store, given())).find_disk("web01")
+        vault = await Vault.open(store, given())
+        disk = await vault.find_disk("web01")
         members = (GroupDisk(disk.id, disk.name),)
-        await create_group(store, Group("shop", "c" * 32, "2026-11-21T01:40:05Z", members))
+        await create_group(vault.store, Group("shop", "c" * 32, "2026-11-21T01:40:05Z", members))
         await store.aclose()
 
     trio.run(make)
     vault = ("--vault", history.url)
-    path: Path = history.directory / "groups" / "shop.json"
-    path.with_name("bad.json").write_text(json.dumps({"format": 1}))
+    put_object(history.directory, "groups/bad.json", json.dumps({"format": 1}).encode())
     listed = run("group", "list", *vault)
     assert listed.exit_code == 0
     assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [

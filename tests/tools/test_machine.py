@@ -9,6 +9,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import Result
 
+from tests.vaults import put_object, read_object
 from vdiskfs.machines import parse_machine
 from vdiskfs_tools.main import cli
 
@@ -109,9 +110,10 @@ def test_a_damaged_machine_hides_no_other(
     """It is listed as damaged with the reason, and can be set anew."""
     vault = ("--vault", history.url)
     run("machine", "set", "web01", "--file", definition, *vault)
-    path = history.directory / "machines" / "web01.json"
-    damaged = path.read_bytes().replace(b'"web01"', b'"we\x1b01"')
-    path.with_name("bad.json").write_bytes(damaged)
+    good = read_object(history.directory, "machines/web01.json")
+    damaged = good.replace(b'"web01"', b'"we\x1b01"')
+    assert damaged != good
+    put_object(history.directory, "machines/bad.json", damaged)
     shown = run("machine", "list", *vault)
     assert shown.exit_code == 0
     assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [

@@ -7,6 +7,7 @@ import pytest
 import trio
 from click.testing import Result
 
+from tests.vaults import given
 from vdiskfs.catalog import SiteRecord, Vault
 from vdiskfs.store import open_store
 from vdiskfs.units import format_time
@@ -20,7 +21,7 @@ def sites(history: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two sites, of which one was last heard of an hour ago."""
 
     async def write() -> None:
-        vault = await Vault.open(open_store(history.url))
+        vault = await Vault.open(open_store(history.url), given())
         disk = next(iter(await vault.disks())).id
         for name, ago_s, states in (("berlin", 5, {disk: "Protected"}), ("paris", 3600, {})):
             moment = format_time(NOW_NS - ago_s * 10**9)

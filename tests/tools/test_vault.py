@@ -10,7 +10,7 @@ import trio
 from click.testing import Result
 
 from tests.delta.model import DiskModel
-from tests.vaults import given
+from tests.vaults import PLAIN, given, put_object
 from vdiskfs.catalog import Branch, Vault
 from vdiskfs.catalog.leases import Lease
 from vdiskfs.catalog.owners import add_branch
@@ -92,10 +92,9 @@ def test_a_vault_says_which_points_commands_hold(
     [disk] = info["disks"]
     assert info["leases"] == []
     lease = Lease(((disk["id"], 1, 7), ("f" * 32, 2, 9)), "point restore", "db-host", 4711, "then")
-    directory = Path(history.url.removeprefix("file://")) / "leases"
-    directory.mkdir()
-    (directory / f"{'a' * 32}.json").write_bytes(lease.encode())
-    (directory / f"{'b' * 32}.json").write_bytes(b"damaged")
+    put_object(history.directory, f"leases/{'a' * 32}.json", lease.encode())
+    put_object(history.directory, f"leases/{'b' * 32}.json", b"damaged")
+    (history.directory / "leases" / ("c" * 32)).write_bytes(b"damaged")
     [found] = run_json("vault", "info", "--vault", history.url)["leases"]
     points = [{"disk": "web01", "generation": 1, "epoch": 7},
               {"disk": "f" * 32, "generation": 2, "epoch": 9}]  # fmt: skip
@@ -207,6 +206,7 @@ def test_a_missing_delta_is_damage(history: Any, run: Run) -> None:
     assert json.loads(document.stdout)["problems"]
 
 
+@PLAIN  # of a sealed block nothing is read once a bit of it is wrong: no copy is in the vault
 def test_a_vault_without_a_mount_is_repaired_from_itself(
     history: Any, run: Run, run_json: Callable[..., Any]
 ) -> None:

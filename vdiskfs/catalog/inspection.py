@@ -13,7 +13,7 @@ from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.delta.blocks import OBJECTS, POINTS
 from vdiskfs.delta.entries import I64, U64, Bools, Entries, distinct
-from vdiskfs.delta.layout import HEAD_SIZE, LIMIT, Kind, encode_head
+from vdiskfs.delta.layout import HEAD_SIZE, LIMIT, DeltaHead, Kind, encode_head
 from vdiskfs.delta.names import parse_joined, parse_segment
 from vdiskfs.delta.segments import SEGMENT_HEAD_SIZE, decode_segment_head
 from vdiskfs.errors import DamagedError, FormatError, NotFoundError, VdiskfsError
@@ -63,6 +63,11 @@ class Inspection:
     used: dict[int, dict[str, int]] = field(default_factory=dict)
     """Objects that deltas refer to, by generation, each with where the last of these begins."""
     total: int = 0
+    _needs: dict[str, set[str]] = field(default_factory=dict)  # by the delta that is looked at
+    _read: set[str] = field(default_factory=set)
+    """Objects of which all frames were read: those of a slot whose index is whole."""
+    _gaps: list[tuple[int, int, int]] = field(default_factory=list)
+    """Generation, start and end of what has an index that is not whole."""
     _done: int = 0
     _problems: dict[str, int] = field(default_factory=dict)
     _bad: dict[str, dict[int, U64]] = field(default_factory=dict)  # pages by object, offset
@@ -86,6 +91,21 @@ class Inspection:
         """Note that a delta needs an object."""
         used, start = self.used.setdefault(piece.head.generation, {}), piece.head.from_epoch
         used[name] = max(start, used.get(name, 0))
+        self._needs.setdefault(piece.name, set()).add(name)
+
+    def looked_at(self, piece: Piece, *, whole: bool) -> None:
+        """Note that all was read of a delta that can be: of a ``whole`` index all frames."""
+        names, head = self._needs.pop(piece.name, set()), piece.head
+        if whole:
+            self.whole.add(piece.name)
+            if head.kind is Kind.SLOT:
+                self._read |= names
+        elif head.kind is Kind.SLOT or piece.info.level == LEAF_LEVEL:
+            self.gap(head.generation, head.from_epoch, head.to_epoch)
+
+    def gap(self, generation: int, start: int, end: int) -> None:
+        """Note a stretch that has frames which nobody has read: where they are is not known."""
+        self._gaps.append((generation, start, end))
 
     def is_used(self, name: str) -> bool:
         """Say whether a delta that was looked at needs an object."""
@@ -103,7 +123,7 @@ class Inspection:
     def end(self) -> None:
         """Forget what only the check itself needs: it is over."""
         self._blocks = BlockCache(8 << 20)
-        for known in (self.sizes, self._bad, self._begun):
+        for known in (self.sizes, self._bad, self._begun, self._needs, self._read, self._gaps):
             known.clear()
 
     def known_problem(self, name: str) -> int | None:
@@ -226,7 +246,16 @@ class Inspection:
             return False
         if piece.info.level == LEAF_LEVEL:
             return True
-        return piece.head.kind is Kind.SLOT or (name in self._problems and name not in self._bad)
+        if piece.head.kind is Kind.SLOT or (name in self._problems and name not in self._bad):
+            return True
+        return name not in self._read and self._has_gap(piece.head)
+
+    def _has_gap(self, head: DeltaHead) -> bool:
+        """Say whether a joined delta leads past what could not be read."""
+        return any(
+            generation == head.generation and start < head.to_epoch and head.from_epoch < end
+            for generation, start, end in self._gaps
+        )
 
 
 def bare(error: VdiskfsError, name: str) -> str:

@@ -34,8 +34,7 @@ async def look(work: Inspection, piece: Piece, hurt: Extents) -> Change:
     found = _Look(work, piece, hurt)
     await found.read_zeros()
     await found.read_data()
-    if found.check_whole():
-        work.whole.add(piece.name)
+    work.looked_at(piece, whole=found.check_whole())
     return found.change()
 
 

@@ -148,6 +148,7 @@ class LineWalk:
         """Pass a slot that cannot be read, to the epoch where it must have ended."""
         self._tracker.lose(self._work.problem(self._name(start), message))
         self._lost.append((start, end))
+        self._work.gap(self._listing.generation, start, end)
         self._digest = self._size = None
         for epoch in self._points_between(start, end):
             self._count(epoch)
