@@ -14,7 +14,7 @@ import trio
 
 from tests.delta.model import PAGE, DiskModel
 from tests.point.test_reader import Sparse
-from tests.vaults import given, is_encrypted, newcomer
+from tests.vaults import given, newcomer
 from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
 from vdiskfs.homeward import HomeMover, prepare_home
 from vdiskfs.store import Store, open_store
@@ -151,8 +151,7 @@ async def test_100_mib_of_8_gib_come_home_with_110_mib(
             f"{progress.fetched_bytes / MIB:.1f} MiB of them data; {took:.1f} s, {cpu:.1f} s CPU"
         )
     assert progress.total_bytes > CHANGED * 0.9
-    # Of an encrypted vault whole blocks of 32 KiB are read: at each end of a run a half too much.
-    assert received <= progress.total_bytes * (1.25 if is_encrypted() else 1.1)
+    assert received <= progress.total_bytes * 1.1
 
 
 async def _tip(disk: BigDisk, generation: int) -> Point:

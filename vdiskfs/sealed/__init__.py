@@ -6,6 +6,7 @@ invented later included, and nothing is parsed or decompressed before it is auth
 
 store      SealedStore                 blocks   objects as sealed blocks
 names      names without users' words  seen     what was seen, to notice an older state
+edges      blocks that two reads share
 
 Where the format is specified: vdiskfs-format(5), "Encryption".
 """
