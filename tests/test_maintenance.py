@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from tests.catalog.harness import Bench, bench
 from vdiskfs.catalog.garbage import Collected
+from vdiskfs.catalog.policy import Policy, changed_policy, set_policy
 from vdiskfs.catalog.records import Owner
 from vdiskfs.catalog.thinning import Thinned
 from vdiskfs.catalog.upkeep import Tended, choose_policy
@@ -47,6 +48,7 @@ class Mount:
         self.test = test
         self.fails: dict[str, Exception] = {}
         self.tended: list[str] = []
+        self.levels: set[int] = set()
         pace = SimpleNamespace(compression_level=1)
         state = SimpleNamespace(
             writer_id="cc" * 16, documents=directory / "documents",
@@ -71,8 +73,11 @@ class Mount:
         self.disks.append(disk)
         return disk
 
-    async def _tend(self, log: Any, ladder: Any, scratch: Path) -> Tended:
+    async def _tend(
+        self, log: Any, ladder: Any, scratch: Path, *, compression_level: int
+    ) -> Tended:
         del ladder, scratch
+        self.levels.add(compression_level)
         self.tended.append(log.record.name)
         if (error := self.fails.get(log.record.name)) is not None:
             raise error
@@ -146,3 +151,13 @@ async def test_a_vault_that_is_away_is_not_told_of_as_damage(
     assert len(await mount.minutes(5, mock_clock)) == 3
     assert str(disk.health.level) == "Normal"
     assert not mount.events.since(0, 100)
+
+
+async def test_leaves_are_compressed_as_the_policy_says(mount: Mount) -> None:
+    def change(policy: Policy) -> Policy:
+        return changed_policy(policy, {"compression_level": "11"})
+
+    await set_policy(mount.test.store, "default", change)
+    await mount.add("db01")
+    await mount.maintenance.turn()
+    assert mount.levels == {11}

@@ -199,14 +199,19 @@ def gc(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
 
     names = [parse_disk(name) for name in disks]
     with call.out.waiting("thinning"):
-        rows = tend_vault(call, names, dry_run=dry_run)
-    if call.out.document({"lines": rows, "dry_run": dry_run}):
-        return
-    if not rows:
-        call.out.say("no disk has a policy")
-        return
-    header = ("DISK", ">GENERATION", ">POINTS", ">BYTES", ">LEFT", ">DELETED", ">WAITING")
-    call.out.table(header, [
-        [row["disk"], row["generation"], row["points"], format_bytes(row["bytes"]), row["left"],
-         row["deleted"], row["waiting"] + row["refused"]] for row in rows
-    ])  # fmt: skip
+        rows, failed = tend_vault(call, names, dry_run=dry_run)
+    document = {"lines": rows, "dry_run": dry_run, "failed": sorted(failed)}
+    if not call.out.document(document):
+        if rows:
+            header = ("DISK", ">GENERATION", ">POINTS", ">BYTES", ">LEFT", ">DELETED", ">WAITING")
+            call.out.table(header, [
+                [row["disk"], row["generation"], row["points"], format_bytes(row["bytes"]),
+                 row["left"], row["deleted"], row["waiting"] + row["refused"]] for row in rows
+            ])  # fmt: skip
+        elif not failed:
+            call.out.say("no disk has a policy")
+    first, *others = failed.values() or (None,)
+    for error in others:
+        call.out.say(str(error))
+    if first is not None:
+        raise first

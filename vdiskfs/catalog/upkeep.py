@@ -56,14 +56,16 @@ class Upkeep:
     gone: dict[tuple[str, int], frozenset[str]] = field(default_factory=dict)
 
     async def tend(
-        self, log: DiskLog, ladder: Ladder, scratch: Path, *, dry_run: bool = False
-    ) -> Tended:
+        self, log: DiskLog, ladder: Ladder, scratch: Path, *, compression_level: int = 0,
+        dry_run: bool = False,
+    ) -> Tended:  # fmt: skip
         """Collect what is doomed on a line, then thin it.
 
         Args:
             log: of the generation; it knows the outcome on return.
             ladder: of the disk's policy.
             scratch: a directory for this line alone.
+            compression_level: of what is written, if not that of all lines.
             dry_run: only say what would be done.
 
         Raises:
@@ -74,7 +76,7 @@ class Upkeep:
         now = await store_time_ns(self.vault.store, self.clock)
         thinner = Thinner(
             self.vault, log, writer_id=self.writer_id, scratch=scratch,
-            compression_level=self.compression_level,
+            compression_level=compression_level or self.compression_level,
         )  # fmt: skip
         for _ in range(_TRIES):
             log.adopt(await self.vault.disk(log.record.id))
