@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import trio
 
-from tests.catalog.harness import bench
+from tests.catalog.harness import Bench, bench
 from tests.catalog.test_thinning import Site
-from vdiskfs.errors import DamagedError, NotFoundError
+from tests.catalog.test_upkeep import Tender
+from vdiskfs.catalog.garbage import GRACE_S
+from vdiskfs.catalog.ledger import write_ledger
+from vdiskfs.catalog.remains import OLD_S
+from vdiskfs.catalog.upkeep import SWEEP_S
+from vdiskfs.delta.names import segment_name
+from vdiskfs.errors import ConflictError, DamagedError, NotFoundError
 
 
 @pytest.mark.parametrize("how", ["flipped", "missing"])
@@ -78,3 +88,82 @@ async def test_what_is_doomed_is_not_taken_up(tmp_path: Path) -> None:
 
 async def _cut_off(*_: object) -> str:
     raise InterruptedError
+
+
+async def test_what_a_killed_run_has_moved_is_collected_without_its_directory(
+    tmp_path: Path,
+) -> None:
+    """As `vault gc` on another host leaves it: after a week, and not what a writer stored."""
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(9)), Tender(test, tmp_path)
+        await site.publish(80)
+        tender.at(81)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+            patch.setattr("vdiskfs.catalog.leaves.hook", Mock(side_effect=InterruptedError))
+            await site.thin()
+        (lost,) = _segments(test)
+        shutil.rmtree(tmp_path / "thin")
+        # A writer's, of a pass that takes its time, and of another line's thinning.
+        kept = {segment_name(test.record.id, f"{number:032x}") for number in (1, 2)}
+        for name, metadata in zip(sorted(kept), ({}, {"leaf": "2"}), strict=True):
+            test.store.put(name, b"data", metadata)
+        await tender.tend(ladder="10s for 10y")
+        live = _segments(test) - {lost} - kept
+        assert live
+        tender.at(81 + OLD_S - SWEEP_S)
+        await tender.tend(ladder="10s for 10y")
+        assert {lost, *kept, *live} <= _segments(test)
+        tender.at(81 + OLD_S + 60)
+        await tender.tend(ladder="10s for 10y")
+        tender.at(81 + OLD_S + GRACE_S + 120)
+        assert (await tender.tend(ladder="10s for 10y")).collected.deleted == 2, "a ledger, too"
+        assert lost not in test.store.objects
+        assert kept | live <= _segments(test)
+        await site.check()
+        # And once a day is enough: with nothing else to do it is one listing more.
+        counts = []
+        for second in (180, 240, SWEEP_S + 300):
+            tender.at(81 + OLD_S + GRACE_S + second)
+            before = test.store.lists
+            await tender.tend(ladder="10s for 10y")
+            counts.append(test.store.lists - before)
+        assert counts[2] == counts[1] + 1
+
+
+async def test_a_run_that_slept_for_a_week_loses_to_who_collected_what_it_had_stored(
+    tmp_path: Path,
+) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(10)), Tender(test, tmp_path / "other")
+        await site.publish(80)
+        tender.at(81)
+        stopped, goes_on = trio.Event(), trio.Event()
+
+        async def sleep(*args: Any) -> str:
+            stopped.set()
+            await goes_on.wait()
+            return await write_ledger(*args)
+
+        async def sleeper() -> None:
+            with pytest.raises(ConflictError):
+                await site.thin()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vdiskfs.catalog.thinning.write_ledger", sleep)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sleeper)
+                await stopped.wait()
+                patch.undo()
+                mine = _segments(test)
+                tender.at(81 + OLD_S + 60)
+                # Another ladder: nothing of that is taken up.
+                await tender.tend(ladder="7s for 10y")
+                tender.at(81 + OLD_S + 120 + GRACE_S)
+                await tender.tend(ladder="7s for 10y")
+                assert not mine & _segments(test)
+                goes_on.set()
+        await site.check()
+
+
+def _segments(test: Bench) -> set[str]:
+    return {name for name in test.store.objects if name.startswith("segments/")}

@@ -1,18 +1,25 @@
 """vdiskfs policy, and what it does to disks; point hold and release; vault gc."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from click.testing import Result
 
+from tests.vaults import given
 from vdiskfs.catalog import Vault
 from vdiskfs.catalog.upkeep import choose_policy
 from vdiskfs.catalog.vault import disk_object
 from vdiskfs.delta.frames import FrameEncoder
 from vdiskfs.store import open_store
+from vdiskfs.units import NS
 
 Run = Callable[..., Result]
 
@@ -110,10 +117,44 @@ def test_gc_compresses_as_the_policy_says(
     assert set(levels) == {11}
 
 
+def test_what_a_killed_gc_has_moved_is_found_a_week_later(
+    history: Any, run: Run, run_json: Callable[..., Any], tmp_path: Path
+) -> None:
+    vault = ("--vault", history.url)
+    run_json("policy", "set", "tight", "retention=1h for 2h", *vault)
+    run_json("disk", "protect", "web01", "--policy", "tight", "--yes", *vault)
+    killed = subprocess.run(
+        [sys.executable, "-m", "vdiskfs_tools", "vault", "gc", *vault],
+        env={**os.environ, "VDISKFS_CRASH": "thin.moved:1", "TMPDIR": str(tmp_path)},
+        check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    (lost,) = (path for path in (history.directory / "segments").rglob("*") if path.is_file())
+    assert "1 segment that no delta uses (" in run("vault", "check", *vault).stdout
+    (row,) = run_json("vault", "gc", *vault)["lines"]
+    assert row["points"] == 1
+    assert lost.name not in trio.run(_doomed, history.url)
+    old_ns = lost.stat().st_mtime_ns - 8 * 86400 * NS
+    os.utime(lost, ns=(old_ns, old_ns))
+    run_json("vault", "gc", *vault)
+    assert lost.name in trio.run(_doomed, history.url)
+
+
+async def _doomed(url: str) -> set[str]:
+    """Return the last parts of the names that are doomed."""
+    store = open_store(url)
+    vault = await Vault.open(store, given())
+    log = vault.log(await vault.find_disk("web01"))
+    await log.line.load()
+    assert log.line.ledger is not None
+    await store.aclose()
+    return {name.rpartition("/")[2] for name in log.line.ledger.doomed}
+
+
 async def _add_disks(url: str) -> str:
     """Add a disk whose policy is not there, and one without a record; return that's name."""
     store = open_store(url)
-    vault = await Vault.open(store)
+    vault = await Vault.open(store, given())
     first = await vault.create_disk("aa", file="aa.img", size=4096, site="here")
     await choose_policy(vault, first.id, "gone")
     other = disk_object((await vault.create_disk("bb", file="bb", size=4096, site="here")).id)

@@ -175,6 +175,9 @@ def check(call: Call, *, read_data: bool, disks: tuple[str, ...]) -> None:
         read = f", {format_bytes(document['read_bytes'])} read" if read_data else ""
         looked_at = [counted(document["disks"], "disk"), counted(document["points"], "point")]
         call.out.line(", ".join(looked_at) + read)
+        if unused := document["unused_segments"]:
+            size = format_bytes(document["unused_bytes"])
+            call.out.line(f"{counted(unused, 'segment')} that no delta uses ({size})")
     if problems:
         raise DamagedError(
             f"{url}: {counted(len(problems), 'object')} damaged or missing",

@@ -8,7 +8,7 @@ it would refer to is mostly garbage; else it refers to where its data is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +132,9 @@ class LeafWriter:
             lambda: write_moved(joined, open_file(part.path), self.scratch)
         )
         # Data, then delta, then what names it. The files stay until the ledger is committed:
-        # after a kill they tell which segments nobody names.
-        await upload_segments(self.tables.store, self.tables.disk_id, part.segments)
+        # after a kill they tell which segments nobody names. Where they are lost `unclaimed` does.
+        segments = [replace(segment, leaf_of=self.generation) for segment in part.segments]
+        await upload_segments(self.tables.store, self.tables.disk_id, segments)
         hook("thin.moved")
         piece = await self._store(moved[0], open_file(moved[0]))
         return Leaf(piece, tuple(segment.id for segment in part.segments), tight=True)

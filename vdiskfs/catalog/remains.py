@@ -1,7 +1,9 @@
 """What runs of thinning that came to nothing have left in the vault: taken up by the next run.
 
 So a line that cannot be thinned, because one of its deltas is damaged, say, does not fill the
-vault by being tried again. What is not taken up is doomed by the run that comes to its end.
+vault by being tried again. What is not taken up is doomed by the run that comes to its end:
+deltas are found by listing, segments by what the run has left in its directory. Once a day they
+are listed, too, for runs whose directory is gone.
 """
 
 from __future__ import annotations
@@ -17,11 +19,17 @@ from vdiskfs.catalog.ledger import LEAF_LEVEL, Leaf, Ledger
 from vdiskfs.catalog.tables import Tables
 from vdiskfs.delta.layout import HASH_SIZE, DeltaHead, listed_of
 from vdiskfs.delta.local import LocalDelta, open_tail
-from vdiskfs.delta.names import parse_joined
+from vdiskfs.delta.names import parse_joined, parse_segment, segment_prefix
 from vdiskfs.delta.refs import ObjectRef
+from vdiskfs.delta.segments import LEAF_OF
 from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.point import PieceInfo
 from vdiskfs.point.piece import check_identity
+from vdiskfs.store import Store
+from vdiskfs.units import NS
+
+OLD_S = 7 * 86400
+"""How old a segment is that nothing names before it is collected."""
 
 
 class Remains:
@@ -81,6 +89,26 @@ class Remains:
             await trio.to_thread.run_sync(cache.put_aside, {piece.name: tail})
         names = tuple(ref.segment_id or f"{ref.from_epoch:016x}" for ref in refs)
         return Leaf(replace(piece, listed=listed_of(head)), names, tight=moved)
+
+
+async def unclaimed(
+    store: Store, disk_id: str, ledger: Ledger | None, generation: int, now_ns: int
+) -> set[str]:
+    """List the segments of leaves of a generation that its ledger neither names nor has doomed.
+
+    Returns the ids of those that are older than a week, or from the future: written by a clock
+    that was set back since. That bounds what is done for nothing: a run under way may have
+    stored them. It is safe all the same, whatever the clocks say: only a run of thinning names
+    such a segment, in a ledger of this generation, and once another ledger has doomed it the
+    commit of that run is refused.
+    """
+    known = set() if ledger is None else ledger.live(disk_id) | ledger.doomed.keys()
+    return {
+        segment_id async for info in store.list(segment_prefix(disk_id))
+        if info.metadata.get(LEAF_OF) == str(generation) and info.name not in known
+        and abs(now_ns - info.modified_ns) > OLD_S * NS
+        and (segment_id := parse_segment(info.name)) is not None
+    }  # fmt: skip
 
 
 def revisions(names: Iterable[str]) -> list[int]:

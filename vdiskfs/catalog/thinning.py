@@ -32,7 +32,7 @@ from vdiskfs.catalog.ledger import (
 from vdiskfs.catalog.line import MAX_LEVEL, choose
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
-from vdiskfs.catalog.remains import Remains, revisions
+from vdiskfs.catalog.remains import Remains, revisions, unclaimed
 from vdiskfs.catalog.retention import Ladder, kept
 from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, tail_bytes
 from vdiskfs.catalog.vault import Vault
@@ -108,7 +108,7 @@ class Thinner:
 
     async def run(
         self, ladder: Ladder, now_ns: int, *, thin_ns: int | None = None,
-        leased: Collection[tuple[int, int]] = (), gone: Collection[str] = (),
+        leased: Collection[tuple[int, int]] = (), gone: Collection[str] = (), sweep: bool = False,
     ) -> Thinned:  # fmt: skip
         """Thin the line: on return what is to go is doomed, and is in no list.
 
@@ -118,6 +118,7 @@ class Thinner:
             thin_ns: the time that ages are counted from, if it is not that.
             leased: points that are open somewhere: they stay.
             gone: doomed names that were deleted.
+            sweep: look for segments, too, of runs that have left nothing else.
 
         Raises:
             ConflictError: the disk was changed meanwhile; nothing was decided.
@@ -130,6 +131,8 @@ class Thinner:
         line, record = self._log.line, plan.record
         old = line.ledger
         leftovers = {path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")}
+        if sweep:
+            leftovers |= await unclaimed(self._log.store, record.id, old, line.generation, now_ns)
         caught_up = old is None or old.now_ns >= thin_ns - _BEHIND_NS
         if plan.horizon == line.base or (
             plan.horizon == line.floor and not len(plan.drops) and not leftovers and caught_up
