@@ -157,7 +157,7 @@ async def test_leaves_are_compressed_as_the_policy_says(mount: Mount) -> None:
     def change(policy: Policy) -> Policy:
         return changed_policy(policy, {"compression_level": "11"})
 
-    await set_policy(mount.test.store, "default", change)
+    await set_policy(mount.test.vault.store, "default", change)
     await mount.add("db01")
     await mount.maintenance.turn()
     assert mount.levels == {11}
