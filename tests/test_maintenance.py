@@ -1,12 +1,25 @@
-"""What maintenance says of a vault that keeps what is to be deleted."""
+"""What maintenance does where a disk cannot be thinned, and what it says of it."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import pytest
+from trio.testing import MockClock
+
+from tests.catalog.harness import Bench, bench
+from vdiskfs.catalog.garbage import Collected
+from vdiskfs.catalog.policy import Policy, changed_policy, set_policy
+from vdiskfs.catalog.records import Owner
+from vdiskfs.catalog.thinning import Thinned
+from vdiskfs.catalog.upkeep import Tended, choose_policy
+from vdiskfs.errors import DamagedError, VaultUnreachableError
 from vdiskfs.events import Events
+from vdiskfs.health import Health
 from vdiskfs.jobs import Jobs
 from vdiskfs.maintenance import Maintenance
 
@@ -26,3 +39,125 @@ async def test_a_vault_that_keeps_what_is_due_is_told_of_once(tmp_path: Path) ->
     found = events.since(0, 100)
     assert [(one.code, one.count, one.disk) for one in found] == [("thinning.kept", 1, "web01")]
     assert "7 objects" in found[0].text
+
+
+class Mount:
+    """Maintenance of two disks of a vault in memory; what tending them comes to is told."""
+
+    def __init__(self, test: Bench, directory: Path) -> None:
+        self.test = test
+        self.fails: dict[str, Exception] = {}
+        self.tended: list[str] = []
+        self.levels: set[int] = set()
+        pace = SimpleNamespace(compression_level=1)
+        state = SimpleNamespace(
+            writer_id="cc" * 16, documents=directory / "documents",
+            disk=lambda disk_id: SimpleNamespace(directory=directory / disk_id),
+        )  # fmt: skip
+        site: Any = SimpleNamespace(vault=test.vault, state=state, pace=pace)
+        self.site = site
+        self.disks: list[Any] = []
+        self.events = Events(directory)
+        self.maintenance = Maintenance(site, lambda: self.disks, self.events, Jobs(directory))
+        self.maintenance._upkeep = Mock(tend=self._tend)
+
+    async def add(self, name: str) -> Any:
+        vault = self.test.vault
+        owner = Owner("here", self.site.state.writer_id, "1" * 32, "")
+        record = await vault.create_disk(name, file=name, size=0, site="here", owner=owner)
+        record = await choose_policy(vault, record.id, "default")
+        disk = SimpleNamespace(
+            name=name, disk_id=record.id, started=True, site=self.site, health=Health(name),
+            points=vault.log(record), line=SimpleNamespace(displaced=None), replicator=Mock(),
+        )  # fmt: skip
+        self.disks.append(disk)
+        return disk
+
+    async def _tend(
+        self, log: Any, ladder: Any, scratch: Path, *, compression_level: int
+    ) -> Tended:
+        del ladder, scratch
+        self.levels.add(compression_level)
+        self.tended.append(log.record.name)
+        if (error := self.fails.get(log.record.name)) is not None:
+            raise error
+        return Tended(Thinned(log.generation, 0, 0, None, 1), Collected())
+
+    async def minutes(self, count: int, clock: MockClock) -> list[str]:
+        """Return which disks were tended in so many turns, one each minute."""
+        self.tended = []
+        for _ in range(count):
+            await self.maintenance.turn()
+            clock.jump(60)
+        return self.tended
+
+
+@pytest.fixture
+async def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mount]:
+    monkeypatch.setattr("vdiskfs.maintenance.follow", Mock())
+    async with bench() as test:
+        yield Mount(test, tmp_path)
+
+
+async def test_damage_is_met_by_the_retry_table_and_makes_a_disk_critical(
+    mount: Mount, mock_clock: MockClock, expect_log: Any
+) -> None:
+    expect_log("not thinned: g0/5: damaged")
+    disk, other = await mount.add("db01"), await mount.add("web02")
+    mount.fails["db01"] = DamagedError("g0/5: damaged")
+    tended = await mount.minutes(240, mock_clock)
+    # At 0, 1, 3, 7, 15, 25, 55 minutes, and so on.
+    assert tended.count("db01") == 7 + 6
+    assert tended.count("web02") == 16
+    assert str(disk.health.level) == "Critical"
+    assert disk.health.last_error == (
+        "not thinned: g0/5: damaged; vdiskfs vault repair --disk db01; "
+        "then: vdiskfs disk retry db01"
+    )
+    assert list(disk.health.conditions()) == ["chain.damaged"]
+    assert str(other.health.level) == "Normal"
+    assert not mount.events.since(0, 100), "the condition is the event"
+    # It is healed: nobody has to say so.
+    mount.fails.clear()
+    await mount.minutes(31, mock_clock)
+    assert str(disk.health.level) == "Normal"
+    # And who has healed it, or asks, does not wait.
+    mount.fails["db01"] = DamagedError("g0/5: damaged")
+    await mount.minutes(60, mock_clock)
+    disk.health.retry_now()
+    assert await mount.minutes(1, mock_clock) == ["db01"]
+
+
+@pytest.mark.parametrize("error", [OverflowError("int too large"), RuntimeError("oops")])
+async def test_whatever_ends_the_turn_of_a_disk_the_others_have_theirs(
+    mount: Mount, mock_clock: MockClock, expect_log: Any, error: Exception
+) -> None:
+    expect_log("disk db01: is not thinned")
+    await mount.add("db01")
+    await mount.add("web02")
+    mount.fails["db01"] = error
+    assert await mount.minutes(2, mock_clock) == ["db01", "web02", "db01"]
+    (event,) = mount.events.since(0, 100)
+    assert (event.code, event.disk) == ("thinning.failed", "db01")
+    assert str(error) in event.text
+
+
+async def test_a_vault_that_is_away_is_not_told_of_as_damage(
+    mount: Mount, mock_clock: MockClock, expect_log: Any
+) -> None:
+    expect_log("is not thinned: no route")
+    disk = await mount.add("db01")
+    mount.fails["db01"] = VaultUnreachableError("no route")
+    assert len(await mount.minutes(5, mock_clock)) == 3
+    assert str(disk.health.level) == "Normal"
+    assert not mount.events.since(0, 100)
+
+
+async def test_leaves_are_compressed_as_the_policy_says(mount: Mount) -> None:
+    def change(policy: Policy) -> Policy:
+        return changed_policy(policy, {"compression_level": "11"})
+
+    await set_policy(mount.test.vault.store, "default", change)
+    await mount.add("db01")
+    await mount.maintenance.turn()
+    assert mount.levels == {11}

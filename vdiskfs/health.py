@@ -93,7 +93,7 @@ class Health:
         self._chance = chance
         self._troubles: list[_Trouble] = []
         self._wrong_vault: VdiskfsError | None = None
-        self._damage: VdiskfsError | None = None
+        self._damage: dict[str, VdiskfsError] = {}
         self._local_errors: dict[str, str] = {}
         self.shown_as: State | None = None
         """A state that hides what goes on below."""
@@ -149,7 +149,7 @@ class Health:
         if self._displaced is not None and self.shown_as is State.DISPLACED:
             found["disk.displaced"] = self._displaced
         errors = [one.error for one in self._troubles]
-        for error in [*errors, *filter(None, [self._wrong_vault, self._damage])]:
+        for error in [*errors, *filter(None, [self._wrong_vault]), *self._damage.values()]:
             found.setdefault(code_of_error(error), str(error))
         for reason in self._local_errors.values():
             found.setdefault("host.trouble", reason)
@@ -172,7 +172,7 @@ class Health:
 
     def _critical(self) -> VdiskfsError | None:
         stuck = [one.error for one in self._troubles if one.retry_at is None]
-        return stuck[0] if stuck else self._wrong_vault or self._damage
+        return stuck[0] if stuck else self._wrong_vault or next(iter(self._damage.values()), None)
 
     @property
     def shown_state(self) -> State:
@@ -232,17 +232,25 @@ class Health:
             log.error("disk %s: %s", self.disk, error)
         self._wrong_vault = error
 
-    def chain_is_damaged(self, error: VdiskfsError | None) -> None:
-        """Deltas in the vault cannot be joined: points are hurt; None: that is over."""
-        if error is not None and str(error) != str(self._damage):
+    def chain_is_damaged(self, error: VdiskfsError | None, what: str = "joining") -> None:
+        """Deltas in the vault cannot be joined, or thinned: points are hurt; None: that is over."""
+        if error is None:
+            self._damage.pop(what, None)
+            return
+        error.hint = error.hint or f"vdiskfs vault repair --disk {self.disk}"
+        if str(error) != str(self._damage.get(what)):
             log.error("disk %s: %s", self.disk, error)
-        self._damage = error
+        self._damage[what] = error
+
+    def is_chain_damaged(self, what: str) -> bool:
+        """Say whether that was found, and nobody has asked since that it be tried again."""
+        return what in self._damage
 
     def retry_now(self) -> bool:
         """End the wait, if one is on: the user asks. Return whether one was on."""
         waits = bool(self._troubles) or self.unfinished is not None
         self._cut_short = False
-        self._damage = None  # it is met again with the next epoch, if it is there
+        self._damage.clear()  # it is met again with the next try, if it is there
         self._wake()
         return waits
 

@@ -3,7 +3,8 @@
 One task for all disks of a mount. It looks which policy each disk has, makes the settings
 take effect that can, and thins and collects the lines of the disks that this site owns, one
 after the other, so that guests and replication have the machine. A disk without a policy is
-left alone. What fails is tried again at the next turn; clocks that disagree stop it with an
+left alone. A line that fails is tried again by the retry table of `vdiskfs.health`, and keeps
+neither other lines nor other disks from their turn; clocks that disagree stop it with an
 event. Trio thread only.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -25,9 +26,11 @@ from vdiskfs.catalog.records import DiskRecord, encode_disk
 from vdiskfs.catalog.retention import Ladder
 from vdiskfs.catalog.upkeep import Tended, Upkeep
 from vdiskfs.catalog.vault import disk_object
+from vdiskfs.catalog.walk import is_damage
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import VaultUnreachableError, VdiskfsError
+from vdiskfs.errors import DamagedError, VaultUnreachableError, VdiskfsError
 from vdiskfs.events import Events
+from vdiskfs.health import RETRY_MINUTES
 from vdiskfs.jobs import JobKind, Jobs
 from vdiskfs.units import format_size
 from vdiskfs.window import Window
@@ -47,6 +50,10 @@ OTHERS_S = 6 * 3600.0
 COPY_S = 300.0
 """How often documents that are no disk's are copied, where they have changed."""
 
+_WHAT = "thinning"
+
+_Key = tuple[str, int]  # a disk's id and a generation of it
+
 
 class Maintenance:
     """Follows the policies of a mount's disks while its `run` runs."""
@@ -59,7 +66,9 @@ class Maintenance:
         self._site = site
         self._disks = disks
         self._events = events
-        self._due: dict[tuple[str, int], float] = {}
+        self._due: dict[_Key, float] = {}
+        self._tries: dict[_Key, int] = {}
+        self._hurt: dict[_Key, DamagedError] = {}
         self._upkeep = Upkeep(site.vault, site.state.writer_id, site.pace.compression_level)
         self._told: dict[str, str] = {}
         self._kept_told = False
@@ -88,8 +97,13 @@ class Maintenance:
                 continue
             try:
                 await self._look(disk)
-                self._told.pop(disk.name, None)
+                if not _of(self._tries, disk):
+                    self._told.pop(disk.name, None)
             except (VdiskfsError, OSError) as error:
+                self._tell(disk, error)
+            except Exception as error:
+                # The others are to have their turn, whatever it is.
+                log.exception("disk %s: is not thinned", disk.name)
                 self._tell(disk, error)
         await self._copy()
 
@@ -112,30 +126,78 @@ class Maintenance:
             policy = await read_policy(self._site.vault.store, record.policy)
         follow(disk, policy, datetime.now().astimezone())
         owner = record.owner
-        if policy is None or disk.line.displaced is not None or owner is None:
-            return
         if (
-            owner.writer != self._site.state.writer_id
+            policy is None
+            or disk.line.displaced is not None
+            or owner is None
+            or owner.writer != self._site.state.writer_id
             or disk.points.generation not in record.parents
         ):
+            self._forget(disk)
             return
         if self._ladders.get(disk.disk_id) != policy.ladder:
             self._ladders[disk.disk_id] = policy.ladder
-            self._due = {key: at for key, at in self._due.items() if key[0] != disk.disk_id}
-        scratch = self._site.state.disk(disk.disk_id).directory / "thin"
+            self._forget(disk)
+        elif not disk.health.is_chain_damaged(_WHAT):
+            # Damage that is noted no more: somebody has healed it, or asks for another try.
+            for key in _of(self._hurt, disk):
+                self._due.pop(key, None)
+        await self._tend_lines(disk, record, policy)
+
+    async def _tend_lines(self, disk: ProtectedDisk, record: DiskRecord, policy: Policy) -> None:
+        """Tend the lines of a disk that are due; raise what failed first, but for damage."""
+        failed: list[Exception] = []
         for number in record.parents:
-            key, now = (disk.disk_id, number), trio.current_time()
-            own = number == disk.points.generation
-            if now < self._due.get(key, -math.inf):
+            key = (disk.disk_id, number)
+            if trio.current_time() < self._due.get(key, -math.inf):
                 continue
-            began_ns = time.time_ns()
-            points = disk.points if own else self._site.vault.log(record, number)
-            tended = await self._upkeep.tend(points, policy.ladder, scratch / str(number))
-            self._due[key] = now + (TEND_S if own and not tended.thinned.more else
-                                    0 if tended.thinned.more else OTHERS_S)  # fmt: skip
-            self._say(disk, tended, began_ns)
-            if tended.collected.refused:
-                await self._tell_kept(disk, tended.collected.refused)
+            try:
+                await self._tend(disk, record, policy, number)
+            except Exception as error:  # noqa: BLE001 (raised below, when all had their turn)
+                self._put_off(key)
+                if isinstance(error, VdiskfsError) and is_damage(error):
+                    self._hurt[key] = DamagedError(f"not thinned: {error.message}", hint=error.hint)
+                else:
+                    failed.append(error)
+            else:
+                self._tries.pop(key, None)
+                self._hurt.pop(key, None)
+        hurt = _of(self._hurt, disk)
+        disk.health.chain_is_damaged(self._hurt[hurt[0]] if hurt else None, _WHAT)
+        if failed:
+            raise failed[0]
+
+    async def _tend(
+        self, disk: ProtectedDisk, record: DiskRecord, policy: Policy, number: int
+    ) -> None:
+        own, now = number == disk.points.generation, trio.current_time()
+        began_ns = time.time_ns()
+        points = disk.points if own else self._site.vault.log(record, number)
+        scratch = self._site.state.disk(disk.disk_id).directory / "thin" / str(number)
+        tended = await self._upkeep.tend(
+            points, policy.ladder, scratch, compression_level=policy.compression_level
+        )
+        self._due[disk.disk_id, number] = now + (
+            0 if tended.thinned.more else TEND_S if own else OTHERS_S
+        )
+        self._say(disk, tended, began_ns)
+        if tended.collected.refused:
+            await self._tell_kept(disk, tended.collected.refused)
+
+    def _put_off(self, key: _Key) -> None:
+        """A line has failed: it is tried again later, and later."""
+        tries = self._tries.get(key, 0)
+        self._tries[key] = tries + 1
+        minutes = RETRY_MINUTES[min(tries, len(RETRY_MINUTES) - 1)]
+        self._due[key] = trio.current_time() + 60 * minutes
+
+    def _forget(self, disk: ProtectedDisk) -> None:
+        """Forget when the lines of a disk are due, and what was wrong with them."""
+        for key in _of(self._due, disk):
+            del self._due[key]
+            self._tries.pop(key, None)
+            self._hurt.pop(key, None)
+        disk.health.chain_is_damaged(None, _WHAT)
 
     def _say(self, disk: ProtectedDisk, tended: Tended, began_ns: int) -> None:
         thinned, collected = tended.thinned, tended.collected
@@ -179,6 +241,8 @@ class Maintenance:
     def _tell(self, disk: ProtectedDisk, error: Exception) -> None:
         """Say what failed, once."""
         text = str(error)
+        if not isinstance(error, VdiskfsError | OSError):
+            text = f"{type(error).__name__}: {error}"
         if self._told.get(disk.name) == text:
             return
         self._told[disk.name] = text
@@ -186,6 +250,11 @@ class Maintenance:
         if not isinstance(error, VaultUnreachableError):  # which is told as such
             self._events.tell(code, disk.name, text, disk=disk.name)
         log.warning("disk %s: is not thinned: %s", disk.name, text)
+
+
+def _of(known: Mapping[_Key, object], disk: ProtectedDisk) -> list[_Key]:
+    """Return the keys of a disk."""
+    return [key for key in known if key[0] == disk.disk_id]
 
 
 def follow(disk: ProtectedDisk, policy: Policy | None, now: datetime) -> None:

@@ -5,6 +5,7 @@ Sizes are bytes, times are nanoseconds since 1970 (``_ns``) or seconds (``_s``),
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 
@@ -24,6 +25,9 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w|y)")
 _SPAN_NS = {"ms": 10**6, "s": NS, "m": 60 * NS, "h": 3600 * NS, "d": 86400 * NS,
             "w": 7 * 86400 * NS, "y": 365 * 86400 * NS}  # fmt: skip
 
+MAX_SPAN_NS = 500 * _SPAN_NS["y"]
+"""The longest span: 64 bits hold it, and a time plus it."""
+
 
 def pages_of(size: int) -> int:
     """Return how many pages hold ``size`` bytes."""
@@ -37,9 +41,12 @@ def parse_size(text: str) -> int:
         ValueError: it is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"not a size: {text!r} (use KiB, MiB, GiB or TiB)")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = math.inf
+    if match is not None and match[2].upper() in _UNITS:
+        size = float(match[1]) * _UNITS[match[2].upper()]
+    if size == math.inf:
+        raise ValueError(f"not a size: {text[:40]!r} (use KiB, MiB, GiB or TiB)")
+    return int(size)
 
 
 def format_size(size: float) -> str:
@@ -59,8 +66,11 @@ def parse_span(text: str) -> int:
     """
     match = _SPAN.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"not a span of time: {text!r} (use s, m, h, d)")
-    return int(float(match[1]) * _SPAN_NS[match[2]])
+        raise ValueError(f"not a span of time: {text[:40]!r} (use s, m, h, d)")
+    span_ns = float(match[1]) * _SPAN_NS[match[2]]
+    if span_ns > MAX_SPAN_NS:
+        raise ValueError(f"not a span of time: {text[:40]!r} (500y at most)")
+    return int(span_ns)
 
 
 def format_time(time_ns: int) -> str:

@@ -135,3 +135,14 @@ def test_a_ladder_is_written_as_it_is_read(text: str) -> None:
 def test_what_is_no_ladder_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_ladder(text)
+
+
+def test_the_longest_rung_keeps_what_it_says() -> None:
+    """Its length, and that much after a time, are numbers of 64 bits."""
+    ladder = parse_ladder("1s for 1h, 1d for 500y")
+    times = np.array([NS, 2 * NS, 86400 * NS, 1_800_000_000 * NS], np.uint64)
+    stays = kept(np.arange(1, 5, dtype=np.uint64), times, ladder, 1_800_000_000 * NS)
+    assert stays.tolist() == [False, True, True, True]
+    for text in ("1d for 501y", "1d for 585y", f"1d for {'9' * 400}y"):
+        with pytest.raises(UsageError, match="not a retention ladder"):
+            parse_ladder(text)

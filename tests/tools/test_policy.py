@@ -1,10 +1,25 @@
 """vdiskfs policy, and what it does to disks; point hold and release; vault gc."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+import trio
 from click.testing import Result
+
+from tests.vaults import given
+from vdiskfs.catalog import Vault
+from vdiskfs.catalog.upkeep import choose_policy
+from vdiskfs.catalog.vault import disk_object
+from vdiskfs.delta.frames import FrameEncoder
+from vdiskfs.store import open_store
+from vdiskfs.units import NS
 
 Run = Callable[..., Result]
 
@@ -21,7 +36,9 @@ def test_presets_are_listed_and_shown(history: Any, run_json: Callable[..., Any]
 
 def test_a_policy_that_is_none_is_wrong_use(history: Any, run: Run) -> None:
     for line in (["shop", "retention=often"], ["shop", "speed=1"], ["shop", "retention"],
-                 ["a/b", "retention=all"], ["shop", "rpo_warning=soon"]):  # fmt: skip
+                 ["a/b", "retention=all"], ["shop", "rpo_warning=soon"],
+                 ["shop", "retention=1h for 585y"], ["shop", f"rpo_warning={'9' * 400}d"],
+                 ["shop", f"bandwidth_limit={'9' * 400}"]):  # fmt: skip
         result = run("policy", "set", *line, "--vault", history.url)
         assert result.exit_code == 2, line
         assert result.stderr.count("\n") == 1
@@ -62,3 +79,86 @@ def test_what_a_policy_deletes_is_said_and_asked_first(
     assert run_json("vault", "check", "--read-data", *vault)["ok"]
     assert run("disk", "protect", "web01", "--policy", "none", "--yes", *vault).exit_code == 0
     assert run("vault", "gc", *vault).stderr == "no disk has a policy\n"
+
+
+def test_what_fails_on_one_disk_does_not_keep_gc_from_the_others(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    """One follows a policy that is gone, the record of another is damaged."""
+    vault = ("--vault", history.url)
+    run_json("disk", "protect", "web01", "--policy", "default", "--yes", *vault)
+    damaged = trio.run(_add_disks, history.url)
+    result = run("vault", "gc", *vault, "--json")
+    document = json.loads(result.stdout)
+    assert [row["disk"] for row in document["lines"]] == ["web01"]
+    assert document["failed"] == ["aa", damaged]
+    assert result.exit_code == 6
+    assert "the vault has no policy 'gone'" in result.stderr
+    assert "vdiskfs vault repair" in result.stderr
+    shown = run("vault", "gc", "--disk", "aa", "--disk", "web01", *vault)
+    assert (shown.exit_code, shown.stderr.count("\n")) == (3, 1)
+    assert shown.stdout.splitlines()[-1].startswith("web01")
+
+
+def test_gc_compresses_as_the_policy_says(
+    history: Any, run_json: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = []
+
+    def encoder(level: int) -> FrameEncoder:
+        levels.append(level)
+        return FrameEncoder(level)
+
+    monkeypatch.setattr("vdiskfs.delta.writer.FrameEncoder", encoder)
+    vault = ("--vault", history.url)
+    run_json("policy", "set", "tight", "retention=1h for 2h", "compression_level=11", *vault)
+    run_json("disk", "protect", "web01", "--policy", "tight", "--yes", *vault)
+    assert run_json("vault", "gc", *vault)["lines"][0]["points"] == 1
+    assert set(levels) == {11}
+
+
+def test_what_a_killed_gc_has_moved_is_found_a_week_later(
+    history: Any, run: Run, run_json: Callable[..., Any], tmp_path: Path
+) -> None:
+    vault = ("--vault", history.url)
+    run_json("policy", "set", "tight", "retention=1h for 2h", *vault)
+    run_json("disk", "protect", "web01", "--policy", "tight", "--yes", *vault)
+    killed = subprocess.run(
+        [sys.executable, "-m", "vdiskfs_tools", "vault", "gc", *vault],
+        env={**os.environ, "VDISKFS_CRASH": "thin.moved:1", "TMPDIR": str(tmp_path)},
+        check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    (lost,) = (path for path in (history.directory / "segments").rglob("*") if path.is_file())
+    assert "1 segment that no delta uses (" in run("vault", "check", *vault).stdout
+    (row,) = run_json("vault", "gc", *vault)["lines"]
+    assert row["points"] == 1
+    assert lost.name not in trio.run(_doomed, history.url)
+    old_ns = lost.stat().st_mtime_ns - 8 * 86400 * NS
+    os.utime(lost, ns=(old_ns, old_ns))
+    run_json("vault", "gc", *vault)
+    assert lost.name in trio.run(_doomed, history.url)
+
+
+async def _doomed(url: str) -> set[str]:
+    """Return the last parts of the names that are doomed."""
+    store = open_store(url)
+    vault = await Vault.open(store, given())
+    log = vault.log(await vault.find_disk("web01"))
+    await log.line.load()
+    assert log.line.ledger is not None
+    await store.aclose()
+    return {name.rpartition("/")[2] for name in log.line.ledger.doomed}
+
+
+async def _add_disks(url: str) -> str:
+    """Add a disk whose policy is not there, and one without a record; return that's name."""
+    store = open_store(url)
+    vault = await Vault.open(store, given())
+    first = await vault.create_disk("aa", file="aa.img", size=4096, site="here")
+    await choose_policy(vault, first.id, "gone")
+    other = disk_object((await vault.create_disk("bb", file="bb", size=4096, site="here")).id)
+    etag = (await store.stat(other)).etag
+    await store.replace(other, b"{}", etag=etag)
+    await store.aclose()
+    return other

@@ -8,7 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from vdiskfs.catalog import DiskRecord, Vault
+from vdiskfs.catalog import CheckReport, DiskRecord, Vault
+from vdiskfs.catalog.check import find_records
 from vdiskfs.catalog.policy import (
     Policy,
     changed_policy,
@@ -19,6 +20,8 @@ from vdiskfs.catalog.policy import (
 )
 from vdiskfs.catalog.retention import Ladder
 from vdiskfs.catalog.upkeep import Tended, Upkeep, choose_policy, hold_point, release_point
+from vdiskfs.catalog.walk import is_damage
+from vdiskfs.errors import DamagedError, VaultUnreachableError, VdiskfsError
 from vdiskfs.units import format_time
 from vdiskfs_tools.call import Call
 from vdiskfs_tools.names import PointName
@@ -105,32 +108,67 @@ def change_hold(call: Call, wanted: PointName, note: str | None) -> dict[str, An
     return with_vault(call, work)
 
 
-def tend_vault(call: Call, disks: list[str], *, dry_run: bool) -> list[dict[str, Any]]:
-    """Thin and collect disks (all that have a policy); return a row for each line."""
+def tend_vault(
+    call: Call, disks: list[str], *, dry_run: bool
+) -> tuple[list[dict[str, Any]], dict[str, VdiskfsError]]:
+    """Thin and collect disks (all that have a policy).
 
-    async def work(vault: Vault) -> list[dict[str, Any]]:
-        records = [await vault.find_disk(name) for name in disks] or await vault.disks()
+    Returns:
+        A row for each line, and what failed first on each disk where something did: it keeps
+        neither its other lines nor other disks from their turn.
+    """
+
+    async def work(vault: Vault) -> tuple[list[dict[str, Any]], dict[str, VdiskfsError]]:
+        report = CheckReport()
+        records = await find_records(vault, disks or None, report)
+        failed: dict[str, VdiskfsError] = {
+            one.object: DamagedError(f"{one.object}: {one.message}", hint="vdiskfs vault repair")
+            for one in report.problems
+        }
         upkeep = Upkeep(vault, uuid.uuid4().hex)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for record in records:
-            if not record.policy:
-                continue
-            ladder = (await read_policy(vault.store, record.policy)).ladder
-            for number in sorted(record.parents):
-                with tempfile.TemporaryDirectory(prefix="vdiskfs-thin-") as scratch:
-                    while True:
-                        tended = await upkeep.tend(
-                            vault.log(record, number), ladder, Path(scratch) / "line",
-                            dry_run=dry_run,
-                        )  # fmt: skip
-                        rows.append(_row(record, tended))
-                        if dry_run or not tended.thinned.more:
-                            break
-            if not dry_run:
-                await _tell_owner(vault, record)
-        return rows
+            try:
+                await _tend_disk(upkeep, record, rows, dry_run=dry_run)
+                if record.policy and not dry_run:
+                    await _tell_owner(vault, record)
+            except VdiskfsError as error:
+                error.message = f"disk {record.name}: {error.message}"
+                failed[record.name] = error
+                if isinstance(error, VaultUnreachableError):
+                    break
+        return rows, failed
 
     return with_vault(call, work)
+
+
+async def _tend_disk(
+    upkeep: Upkeep, record: DiskRecord, rows: list[dict[str, Any]], *, dry_run: bool
+) -> None:
+    """Thin and collect the lines of a disk, all that can be; raise what failed first."""
+    if not record.policy:
+        return
+    vault, failed = upkeep.vault, None
+    policy = await read_policy(vault.store, record.policy)
+    for number in sorted(record.parents):
+        try:
+            with tempfile.TemporaryDirectory(prefix="vdiskfs-thin-") as scratch:
+                while True:
+                    tended = await upkeep.tend(
+                        vault.log(record, number), policy.ladder, Path(scratch) / "line",
+                        compression_level=policy.compression_level, dry_run=dry_run,
+                    )  # fmt: skip
+                    rows.append(_row(record, tended))
+                    if dry_run or not tended.thinned.more:
+                        break
+        except VaultUnreachableError:
+            raise
+        except VdiskfsError as error:
+            if is_damage(error):
+                error.hint = error.hint or f"vdiskfs vault repair --disk {record.name}"
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 async def _preview(vault: Vault, record: DiskRecord, ladder: Ladder) -> dict[str, Any]:

@@ -175,6 +175,9 @@ def check(call: Call, *, read_data: bool, disks: tuple[str, ...]) -> None:
         read = f", {format_bytes(document['read_bytes'])} read" if read_data else ""
         looked_at = [counted(document["disks"], "disk"), counted(document["points"], "point")]
         call.out.line(", ".join(looked_at) + read)
+        if unused := document["unused_segments"]:
+            size = format_bytes(document["unused_bytes"])
+            call.out.line(f"{counted(unused, 'segment')} that no delta uses ({size})")
     if problems:
         raise DamagedError(
             f"{url}: {counted(len(problems), 'object')} damaged or missing",
@@ -199,14 +202,19 @@ def gc(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
 
     names = [parse_disk(name) for name in disks]
     with call.out.waiting("thinning"):
-        rows = tend_vault(call, names, dry_run=dry_run)
-    if call.out.document({"lines": rows, "dry_run": dry_run}):
-        return
-    if not rows:
-        call.out.say("no disk has a policy")
-        return
-    header = ("DISK", ">GENERATION", ">POINTS", ">BYTES", ">LEFT", ">DELETED", ">WAITING")
-    call.out.table(header, [
-        [row["disk"], row["generation"], row["points"], format_bytes(row["bytes"]), row["left"],
-         row["deleted"], row["waiting"] + row["refused"]] for row in rows
-    ])  # fmt: skip
+        rows, failed = tend_vault(call, names, dry_run=dry_run)
+    document = {"lines": rows, "dry_run": dry_run, "failed": sorted(failed)}
+    if not call.out.document(document):
+        if rows:
+            header = ("DISK", ">GENERATION", ">POINTS", ">BYTES", ">LEFT", ">DELETED", ">WAITING")
+            call.out.table(header, [
+                [row["disk"], row["generation"], row["points"], format_bytes(row["bytes"]),
+                 row["left"], row["deleted"], row["waiting"] + row["refused"]] for row in rows
+            ])  # fmt: skip
+        elif not failed:
+            call.out.say("no disk has a policy")
+    first, *others = failed.values() or (None,)
+    for error in others:
+        call.out.say(str(error))
+    if first is not None:
+        raise first

@@ -15,7 +15,8 @@ points     Point, and the ways to name one              records, documents   JSO
 groups     consistency groups                       grouppoints   points that disks share
 policy     replication policies                     retention     which points a ladder keeps
 ledger     what a thinned line has                  leaves        deltas between kept states
-thinning   from points that stay to a new ledger    garbage       deleting what is doomed
+thinning   from points that stay to a new ledger    remains       and of what failed, taken up
+garbage    deleting what is doomed
 leases     points that are open somewhere           upkeep     a line thinned, collected; holds
 """
 

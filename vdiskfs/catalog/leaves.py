@@ -8,7 +8,7 @@ it would refer to is mostly garbage; else it refers to where its data is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.joins import JOIN_LIMIT, keep_tail, read_tail
 from vdiskfs.catalog.ledger import JOIN_LEVEL, LEAF_LEVEL, Leaf
 from vdiskfs.catalog.publish import upload_segments
+from vdiskfs.catalog.remains import Remains
 from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, Tables, tail_bytes
 from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaWriter, PageBatch, delta_metadata
@@ -27,7 +28,7 @@ from vdiskfs.delta.layout import listed_of
 from vdiskfs.delta.local import LocalDelta, open_file, open_tail
 from vdiskfs.delta.names import joined_name
 from vdiskfs.delta.points import PointTable, concat_points
-from vdiskfs.errors import AlreadyExistsError, ConflictError, DamagedError
+from vdiskfs.errors import AlreadyExistsError, DamagedError
 from vdiskfs.point import Piece, PieceInfo
 from vdiskfs.point.fetch import Found, fetch_pages
 from vdiskfs.point.piece import check_identity
@@ -40,20 +41,27 @@ REWRITE_LIMIT = 1 << 30
 """Above so many bytes it is never rewritten at once: there may not be room for it here."""
 
 _READS_AT_ONCE = 8
-_NAME_TRIES = 1000
 
 
 @dataclass(slots=True)
 class LeafWriter:
-    """Writes deltas of one line, with revisions from ``serial`` on, by way of ``scratch``."""
+    """Writes deltas of one line, with revisions from ``serial`` on, by way of ``scratch``.
+
+    What ``remains`` of other runs is taken up where it says the same.
+    """
 
     tables: Tables
     generation: int
     writer_id: str
     compression_level: int
     scratch: Path
-    serial: int
+    remains: Remains
     cache: IndexCache | None = None
+    serial: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin above all revisions there are."""
+        self.serial = self.remains.serial + 1
 
     async def make_leaf(self, way: Sequence[PieceInfo]) -> Leaf:
         """Write one delta for all of several that follow each other; it is stored on return.
@@ -62,6 +70,9 @@ class LeafWriter:
             DamagedError: one of them, or what it refers to, is damaged.
         """
         path, joined = await self._join(way, LEAF_LEVEL)
+        found = await self.remains.find(self.tables, self.cache, joined)
+        if found is not None:
+            return found
         table = joined.objects()
         refs = [table.ref(number) for number in range(len(table))]
         live = sum(_live_bytes(entries) for entries in joined.entries())
@@ -80,6 +91,9 @@ class LeafWriter:
         if sum(tail_bytes(piece) for piece in way) > JOIN_LIMIT:
             return None
         path, joined = await self._join(way, JOIN_LEVEL)
+        found = await self.remains.find(self.tables, self.cache, joined)
+        if found is not None:
+            return found.piece
         return await self._store(path, joined)
 
     async def _join(self, way: Sequence[PieceInfo], level: int) -> tuple[Path, LocalDelta]:
@@ -118,8 +132,9 @@ class LeafWriter:
             lambda: write_moved(joined, open_file(part.path), self.scratch)
         )
         # Data, then delta, then what names it. The files stay until the ledger is committed:
-        # after a kill they tell which segments nobody names.
-        await upload_segments(self.tables.store, self.tables.disk_id, part.segments)
+        # after a kill they tell which segments nobody names. Where they are lost `unclaimed` does.
+        segments = [replace(segment, leaf_of=self.generation) for segment in part.segments]
+        await upload_segments(self.tables.store, self.tables.disk_id, segments)
         hook("thin.moved")
         piece = await self._store(moved[0], open_file(moved[0]))
         return Leaf(piece, tuple(segment.id for segment in part.segments), tight=True)
@@ -144,12 +159,12 @@ class LeafWriter:
     async def _store(self, path: Path, joined: LocalDelta) -> PieceInfo:
         head = joined.head
         epochs = (head.from_epoch, head.to_epoch)
-        for _ in range(_NAME_TRIES):
+        while True:
             name = joined_name(head.disk_id, self.generation, head.level, epochs, self.serial)
             try:
                 await self.tables.store.create_from_file(name, path, metadata=delta_metadata(head))
             except AlreadyExistsError:
-                # Of a run that was cut off, or whose answer was lost: whatever it holds, it is
+                # Of a run that is under way, or whose answer was lost: whatever it holds, it is
                 # garbage from now on. A revision is never used for two.
                 self.serial += 1
                 continue
@@ -161,7 +176,6 @@ class LeafWriter:
                 await trio.to_thread.run_sync(self.cache.put_aside, {name: tail})
             return PieceInfo(name, self.generation, head.level, *epochs, head.object_size,
                              listed_of(head), self.serial)  # fmt: skip
-        raise ConflictError(f"{name}: others thin this line all the time")
 
 
 def _tail_of(path: Path, start: int) -> bytes:

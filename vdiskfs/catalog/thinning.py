@@ -32,6 +32,7 @@ from vdiskfs.catalog.ledger import (
 from vdiskfs.catalog.line import MAX_LEVEL, choose
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
+from vdiskfs.catalog.remains import Remains, revisions, unclaimed
 from vdiskfs.catalog.retention import Ladder, kept
 from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, tail_bytes
 from vdiskfs.catalog.vault import Vault
@@ -39,7 +40,7 @@ from vdiskfs.crash import hook
 from vdiskfs.delta.entries import Bools
 from vdiskfs.delta.frames import DEFAULT_LEVEL
 from vdiskfs.delta.layout import Flags
-from vdiskfs.delta.names import parse_joined, segment_prefix
+from vdiskfs.delta.names import segment_prefix
 from vdiskfs.delta.points import PointTable
 from vdiskfs.errors import ConflictError, DamagedError
 from vdiskfs.point import PieceInfo
@@ -107,7 +108,7 @@ class Thinner:
 
     async def run(
         self, ladder: Ladder, now_ns: int, *, thin_ns: int | None = None,
-        leased: Collection[tuple[int, int]] = (), gone: Collection[str] = (),
+        leased: Collection[tuple[int, int]] = (), gone: Collection[str] = (), sweep: bool = False,
     ) -> Thinned:  # fmt: skip
         """Thin the line: on return what is to go is doomed, and is in no list.
 
@@ -117,6 +118,7 @@ class Thinner:
             thin_ns: the time that ages are counted from, if it is not that.
             leased: points that are open somewhere: they stay.
             gone: doomed names that were deleted.
+            sweep: look for segments, too, of runs that have left nothing else.
 
         Raises:
             ConflictError: the disk was changed meanwhile; nothing was decided.
@@ -129,6 +131,8 @@ class Thinner:
         line, record = self._log.line, plan.record
         old = line.ledger
         leftovers = {path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")}
+        if sweep:
+            leftovers |= await unclaimed(self._log.store, record.id, old, line.generation, now_ns)
         caught_up = old is None or old.now_ns >= thin_ns - _BEHIND_NS
         if plan.horizon == line.base or (
             plan.horizon == line.floor and not len(plan.drops) and not leftovers and caught_up
@@ -146,7 +150,7 @@ class Thinner:
         # Invariant: no name that was doomed is ever given again, also not one that a run that
         # lost against another has given: whoever deletes, however late, deletes garbage.
         ledger = replace(
-            ledger, serial=max([ledger.serial, *_revisions(doomed)]),
+            ledger, serial=max([ledger.serial, *revisions(doomed)]),
             doomed={name: since.get(name, now_ns) for name in sorted(doomed)},
         )  # fmt: skip
         # Invariant: what is doomed is needed by nothing below the horizon. What lies above
@@ -247,9 +251,9 @@ class Thinner:
     async def _write(self, plan: _Plan, thin_ns: int, listed: dict[int, list[PieceInfo]]) -> Ledger:
         line, log = self._log.line, self._log
         old = line.ledger
-        serial = 1 if old is None else old.serial + 1
+        remains = Remains([*listed[LEAF_LEVEL], *listed[JOIN_LEVEL]], old)
         writer = LeafWriter(
-            log.tables, line.generation, self._writer_id, self._level, self._scratch, serial,
+            log.tables, line.generation, self._writer_id, self._level, self._scratch, remains,
             log.cache,
         )  # fmt: skip
         known = {(one.piece.from_epoch, one.piece.to_epoch): one
@@ -473,10 +477,6 @@ def _as_they_are(by_start: dict[int, Leaf], start: int, end: int) -> list[Leaf]:
         leaves.append(by_start[start])
         start = leaves[-1].piece.to_epoch
     return leaves
-
-
-def _revisions(names: Iterable[str]) -> list[int]:
-    return [parts[4] for name in names if (parts := parse_joined(name)) is not None]
 
 
 def _end_ns(piece: PieceInfo) -> int:

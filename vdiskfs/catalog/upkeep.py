@@ -41,29 +41,39 @@ class Tended:
     collected: Collected
 
 
+SWEEP_S = 86400
+"""How often the segments of a line are listed, for those that nothing names."""
+
 DOOMED_MOST = 300_000
 """While more objects than this cannot be deleted nothing more of their line is thinned."""
 
 
 @dataclass(slots=True)
 class Upkeep:
-    """Tends lines of a vault. ``gone``: doomed names of each that were deleted already."""
+    """Tends lines of a vault.
+
+    ``gone``: doomed names of each that were deleted already. ``swept``: when its segments were
+    listed last, store's time.
+    """
 
     vault: Vault
     writer_id: str
     compression_level: int = 1
     clock: Callable[[], int] = time.time_ns
     gone: dict[tuple[str, int], frozenset[str]] = field(default_factory=dict)
+    swept: dict[tuple[str, int], int] = field(default_factory=dict)
 
     async def tend(
-        self, log: DiskLog, ladder: Ladder, scratch: Path, *, dry_run: bool = False
-    ) -> Tended:
+        self, log: DiskLog, ladder: Ladder, scratch: Path, *, compression_level: int = 0,
+        dry_run: bool = False,
+    ) -> Tended:  # fmt: skip
         """Collect what is doomed on a line, then thin it.
 
         Args:
             log: of the generation; it knows the outcome on return.
             ladder: of the disk's policy.
             scratch: a directory for this line alone.
+            compression_level: of what is written, if not that of all lines.
             dry_run: only say what would be done.
 
         Raises:
@@ -74,8 +84,10 @@ class Upkeep:
         now = await store_time_ns(self.vault.store, self.clock)
         thinner = Thinner(
             self.vault, log, writer_id=self.writer_id, scratch=scratch,
-            compression_level=self.compression_level,
+            compression_level=compression_level or self.compression_level,
         )  # fmt: skip
+        place = (log.record.id, log.generation)
+        sweep = not dry_run and abs(now - self.swept.get(place, 0)) >= SWEEP_S * NS
         for _ in range(_TRIES):
             log.adopt(await self.vault.disk(log.record.id))
             table = await log.line_points()
@@ -87,7 +99,6 @@ class Upkeep:
             leased |= await self._proven(log)
             done = Collected()
             if ledger is not None and not dry_run:
-                place = (log.record.id, log.generation)
                 known = self.gone.get(place, frozenset())
                 done = await collect(self.vault.store, ledger, now, leased, known)
                 self.gone[place] = frozenset(done.gone)
@@ -104,9 +115,11 @@ class Upkeep:
             thin_ns = thinning_time_ns(now, ledger.now_ns if ledger is not None else newest)
             if dry_run:
                 return Tended(await thinner.plan(ladder, thin_ns, leased), done)
+            if sweep:
+                self.swept[place] = now
             try:
                 found = await thinner.run(
-                    ladder, now, thin_ns=thin_ns, leased=leased, gone=done.gone
+                    ladder, now, thin_ns=thin_ns, leased=leased, gone=done.gone, sweep=sweep
                 )
             except ConflictError:
                 continue

@@ -25,17 +25,26 @@ _HEAD = struct.Struct("<8sHHI16s16s16s16sQ8s")
 assert _HEAD.size == SEGMENT_HEAD_SIZE - HASH_SIZE
 
 
+LEAF_OF = "leaf"
+"""The key in the metadata of a segment that thinning has written: the generation."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpooledSegment:
-    """A segment in the spool: its id, where it lies, how large it is."""
+    """A segment in the spool: its id, where it lies, how large it is.
+
+    ``leaf_of``: the generation whose thinning has written it; of what a writer seals: None.
+    """
 
     id: str
     path: Path
     size: int
+    leaf_of: int | None = None
 
     def metadata(self) -> dict[str, str]:
         """Return what is stored beside the object."""
-        return {"segment": self.id}
+        made = {} if self.leaf_of is None else {LEAF_OF: str(self.leaf_of)}
+        return {"segment": self.id, **made}
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ _CONDITIONS = (
     ("vault.wrong", _E, "what answers is another vault, or an older state of it",
      f"bring back the vault that was mounted; {_MEND}"),
     ("chain.damaged", _E, "a delta that others follow is damaged or does not fit",
-     "vdiskfs vault check; then vdiskfs disk retry"),
+     "vdiskfs vault repair --disk DISK; then vdiskfs disk retry"),
     ("host.trouble", _W, "this host cannot keep what replication needs: space, memory, its disk",
      f"free room where the state directory lies; {_RETRY}"),
     ("replication.stuck", _E, "replication of a disk stands still, and time does not mend it",
