@@ -10,6 +10,7 @@ from typing import Any
 
 from vdiskfs.catalog import DiskRecord, Vault
 from vdiskfs.catalog.policy import (
+    PRESETS,
     Policy,
     changed_policy,
     list_policies,
@@ -45,11 +46,14 @@ def policy_of(call: Call, name: str) -> dict[str, Any]:
 
 
 def preview_policy(call: Call, name: str, values: dict[str, str]) -> dict[str, Any]:
-    """Return what a change of a policy would delete."""
+    """Return what a change of a policy would delete; only its retention deletes."""
 
     async def work(vault: Vault) -> dict[str, Any]:
-        policy, _ = await read_or_new(vault.store, name, anew="retention" in values)
+        policy, etag = await read_or_new(vault.store, name, anew="retention" in values)
         changed = changed_policy(policy, values)
+        is_known = etag is not None or name in PRESETS
+        if is_known and "retention" not in values:
+            return {"policy": changed.to_body(), "disks": []}
         followers = [record for record in await vault.disks() if record.policy == name]
         rows = [await _preview(vault, record, changed.ladder) for record in followers]
         return {"policy": changed.to_body(), "disks": rows}

@@ -51,6 +51,10 @@ async def check(
     records = await find_records(vault, disks, report)
     for record in records:
         await check_disk(vault, record, report, read_data=read_data, progress=progress)
+    if disks is None:
+        # They stand in the way of thinning: also where no data is read.
+        for one in (await vault.read_sites())[1]:
+            report.problems.append(Problem(one.object, one.why, ""))
     if read_data and disks is None:
         await check_documents(vault.store, report, disks=records)
     return report

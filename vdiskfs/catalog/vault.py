@@ -30,6 +30,7 @@ from vdiskfs.catalog.records import (
     DiskRecord,
     Owner,
     SiteRecord,
+    UnreadableSite,
     decode_disk,
     decode_site,
     encode_disk,
@@ -42,6 +43,7 @@ from vdiskfs.delta.layout import is_id
 from vdiskfs.errors import (
     AlreadyExistsError,
     ConflictError,
+    DamagedError,
     FormatError,
     NotFoundError,
     StateError,
@@ -302,13 +304,22 @@ class Vault:
             return  # it writes just now, and looks at its next start; or it never ran
 
     async def sites(self) -> list[SiteRecord]:
-        """Return all sites, by name."""
-        listed = [info async for info in self.store.list("sites/")]
-        found = []
-        for info in listed:
-            data, _ = await self.store.read(info.name, limit=DOCUMENT_LIMIT)
-            found.append(decode_site(data, where=info.name))
-        return sorted(found, key=lambda record: record.site)
+        """Return all sites that can be read, by name."""
+        return (await self.read_sites())[0]
+
+    async def read_sites(self) -> tuple[list[SiteRecord], list[UnreadableSite]]:
+        """Return all sites, by name, and the heartbeats that cannot be read."""
+        found, unreadable = [], []
+        for listed in [info async for info in self.store.list("sites/")]:
+            try:
+                data, _ = await self.store.read(listed.name, limit=DOCUMENT_LIMIT)
+                found.append(decode_site(data, where=listed.name))
+            except DamagedError as error:
+                why = error.message.removeprefix(f"{listed.name}: ")
+                unreadable.append(UnreadableSite(listed.name, why, listed.modified_ns))
+            except NotFoundError:
+                continue  # it was removed since
+        return sorted(found, key=lambda record: record.site), unreadable
 
     def log(
         self, record: DiskRecord, generation: int | None = None, *, cache: IndexCache | None = None
