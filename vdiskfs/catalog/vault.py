@@ -25,6 +25,7 @@ from vdiskfs.catalog.documents import (
     take,
 )
 from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.catalog.line import REPAIR
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import (
     DiskRecord,
@@ -184,9 +185,12 @@ class Vault:
         name = disk_object(disk_id)
         try:
             data, _ = await self.store.read(name, limit=DOCUMENT_LIMIT)
+            return decode_disk(data, disk_id, where=name)
         except NotFoundError:
             raise NotFoundError(f"the vault has no disk {disk_id}") from None
-        return decode_disk(data, disk_id, where=name)
+        except DamagedError as error:
+            error.hint = error.hint or REPAIR
+            raise
 
     async def find_log(self, name: str) -> DiskLog:
         """Return the points of DISK, or of DISK@BRANCH; NotFoundError.
@@ -207,21 +211,28 @@ class Vault:
             )
         return self.log(record, generation)
 
-    async def named_disk(self, object_name: str) -> DiskRecord:
-        """Return the disk that an object names/... means; NotFoundError."""
-        return await self.disk(await self.named_id(object_name))
-
     async def find_disk(self, name_or_id: str) -> DiskRecord:
-        """Return a disk by its name or its id; NotFoundError."""
-        if is_id(name_or_id):
-            return await self.disk(name_or_id)
+        """Return a disk by its name or its id.
+
+        Raises:
+            NotFoundError: there is none.
+            DamagedError: its record is damaged, or missing while its points are there.
+        """
+        disk_id = name_or_id
+        if not is_id(name_or_id):
+            try:
+                disk_id = await self.named_id(name_object(name_or_id))
+            except NotFoundError:
+                raise NotFoundError(
+                    f"the vault has no disk {name_or_id!r}", hint="see `vdiskfs disk list`"
+                ) from None
         try:
-            disk_id = await self.named_id(name_object(name_or_id))
+            return await self.disk(disk_id)
         except NotFoundError:
-            raise NotFoundError(
-                f"the vault has no disk {name_or_id!r}", hint="see `vdiskfs disk list`"
-            ) from None
-        return await self.disk(disk_id)
+            if not [info async for info in self.store.list(f"disks/{disk_id}/g")]:
+                raise
+            where = disk_object(disk_id)
+            raise FormatError("the disk's record is missing", where=where, hint=REPAIR) from None
 
     async def update_disk(
         self, disk_id: str, change: Callable[[DiskRecord], DiskRecord]
