@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from click.testing import Result
@@ -21,11 +22,28 @@ def test_presets_are_listed_and_shown(history: Any, run_json: Callable[..., Any]
 
 def test_a_policy_that_is_none_is_wrong_use(history: Any, run: Run) -> None:
     for line in (["shop", "retention=often"], ["shop", "speed=1"], ["shop", "retention"],
-                 ["a/b", "retention=all"], ["shop", "rpo_warning=soon"]):  # fmt: skip
+                 ["a/b", "retention=all"], ["shop", "rpo_warning=soon"],
+                 ["shop", "rpo_warning=1m", "rpo_warning=2m"]):  # fmt: skip
         result = run("policy", "set", *line, "--vault", history.url)
         assert result.exit_code == 2, line
         assert result.stderr.count("\n") == 1
     assert run("policy", "show", "shop", "--vault", history.url).exit_code == 3
+
+
+def test_a_damaged_policy_is_said_and_the_others_are_listed(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    vault = ("--vault", history.url)
+    for name in ("gold", "asr-premium"):
+        assert run("policy", "set", name, "retention=1h for 2h", *vault).exit_code == 0
+        path = Path(history.url.removeprefix("file://")) / "policies" / f"{name}.json"
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    listed = run_json("policy", "list", *vault)
+    assert [one["name"] for one in listed["policies"]] == ["asr-standard", "default"]
+    assert sorted(one["object"] for one in listed["unreadable"]) == [
+        "policies/asr-premium.json", "policies/gold.json",
+    ]  # fmt: skip
+    assert "policies/gold.json: not a document" in run("policy", "list", *vault).stderr
 
 
 def test_what_a_policy_deletes_is_said_and_asked_first(

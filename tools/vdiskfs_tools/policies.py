@@ -26,12 +26,16 @@ from vdiskfs_tools.names import PointName
 from vdiskfs_tools.vaults import found_point, point_document, with_vault
 
 
-def policies_of(call: Call) -> list[dict[str, Any]]:
-    """Return all policies, each with the disks that follow it."""
+def policies_of(call: Call) -> dict[str, Any]:
+    """Return all policies, each with the disks that follow it, and the objects of damaged ones."""
 
-    async def work(vault: Vault) -> list[dict[str, Any]]:
+    async def work(vault: Vault) -> dict[str, Any]:
         disks = await vault.disks()
-        return [_document(one, disks) for one in await list_policies(vault.store)]
+        policies, unreadable = await list_policies(vault.store)
+        return {
+            "policies": [_document(one, disks) for one in policies],
+            "unreadable": [{"object": name, "why": why} for name, why in unreadable.items()],
+        }
 
     return with_vault(call, work)
 

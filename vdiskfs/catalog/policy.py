@@ -19,7 +19,7 @@ from vdiskfs.catalog.documents import (
     take,
 )
 from vdiskfs.catalog.groups import check_group_name
-from vdiskfs.catalog.records import DiskRecord, safe_name
+from vdiskfs.catalog.records import DiskRecord, named_by, safe_name
 from vdiskfs.catalog.retention import Ladder, parse_ladder
 from vdiskfs.crash import hook
 from vdiskfs.errors import (
@@ -158,17 +158,25 @@ async def read_policy(store: Store, name: str) -> Policy:
     return (await _read(store, name))[0]
 
 
-async def list_policies(store: Store) -> list[Policy]:
-    """Return all policies that can be read, by name; presets among them."""
-    found = dict(PRESETS)
+async def list_policies(store: Store) -> tuple[list[Policy], dict[str, str]]:
+    """Return all policies that can be read, by name, presets among them; and what cannot be.
+
+    That is: the objects of the others, each with why.
+    """
+    found, unreadable = dict(PRESETS), {}
     for object_name in [info.name async for info in store.list(PREFIX)]:
         try:
             data, _ = await store.read(object_name, limit=DOCUMENT_LIMIT)
+            policy = _decode(data, object_name)
         except NotFoundError:
             continue
-        policy = _decode(data, object_name)
-        found[policy.name] = policy
-    return [found[name] for name in sorted(found)]
+        except DamagedError as error:
+            unreadable[object_name] = error.message.removeprefix(f"{object_name}: ")
+            # A preset that was changed is not what it was made as.
+            found.pop(named_by(object_name, PREFIX) or "", None)
+        else:
+            found[policy.name] = policy
+    return [found[name] for name in sorted(found)], unreadable
 
 
 async def read_or_new(store: Store, name: str, *, anew: bool = False) -> tuple[Policy, str | None]:
