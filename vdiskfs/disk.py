@@ -23,7 +23,7 @@ import trio
 from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, Policy, Vault
 from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
-from vdiskfs.errors import DamagedError, LocalError
+from vdiskfs.errors import DamagedError, LocalError, VdiskfsError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.leftovers import spool_end
@@ -65,6 +65,8 @@ class Site:
     """What seals a disk (by its id) together with the others of its group."""
     beside: Callable[[ProtectedDisk], Awaitable[None]] | None = None
     """Runs beside a disk's replication, and never raises."""
+    refused: Callable[[str, VdiskfsError], None] = lambda *_: None
+    """Is told of a file that was to become a disk, and why it could not."""
 
 
 class DiskFile(Protocol):
