@@ -7,6 +7,8 @@ from typing import Any
 
 from click.testing import Result
 
+from tests.vaults import PLAIN
+
 Run = Callable[..., Result]
 
 
@@ -30,6 +32,7 @@ def test_a_policy_that_is_none_is_wrong_use(history: Any, run: Run) -> None:
     assert run("policy", "show", "shop", "--vault", history.url).exit_code == 3
 
 
+@PLAIN
 def test_a_damaged_policy_is_said_and_the_others_are_listed(
     history: Any, run: Run, run_json: Callable[..., Any]
 ) -> None:

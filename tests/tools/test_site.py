@@ -11,7 +11,7 @@ import pytest
 import trio
 from click.testing import Result
 
-from tests.vaults import given
+from tests.vaults import PLAIN, given
 from vdiskfs.catalog import SiteRecord, Vault
 from vdiskfs.catalog.upkeep import choose_policy
 from vdiskfs.store import open_store
@@ -66,6 +66,7 @@ def test_a_site_is_shown_and_an_unknown_one_is_none(
     assert "there is no site rome" in missing.stderr
 
 
+@PLAIN
 def test_a_damaged_heartbeat_of_a_site_that_is_gone_stops_nothing_but_thinning(
     history: Any, sites: list[str], run: Run, run_json: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
