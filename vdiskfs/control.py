@@ -69,7 +69,8 @@ class MountControl:
 
     async def disks(self) -> Document:
         """Return the disks protected here, and the others of the vault."""
-        here = [{**disk_document(disk), "site": self._settings.site, "here": True}
+        here = [{**disk_document(disk), "site": self._settings.site, "here": True,
+                 "file": disk.file.path}
                 for disk in self._protection.disks()]  # fmt: skip
         names = {row["name"] for row in here}
         others = [

@@ -305,11 +305,12 @@ class Daemon:
             options.epoch_interval_s, options.spool_limit, options.compression_level,
             options.resync_threshold / 100, Window.parse(options.resync_window),
         )  # fmt: skip
+        jobs = DiskJobs(self._jobs, self._events)
         return Site(
             self._settings.site, core, vault, state, pace, self._next_cookie, Liveness(vault),
             options.when_displaced, self._settings.force, self._settings.accept_rollback,
             RateLimiter(options.bandwidth_limit), groups.joint_of,
-            DiskJobs(self._jobs, self._events).follow,
+            jobs.follow, jobs.refused,
         )  # fmt: skip
 
     @property

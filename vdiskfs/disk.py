@@ -22,8 +22,9 @@ import trio
 
 from vdiskfs import crash, native
 from vdiskfs.catalog import DiskLog, Policy, Vault
+from vdiskfs.catalog.lastpolicy import last_policy
 from vdiskfs.delta import DeltaWriter, Spooled, remove_leftovers
-from vdiskfs.errors import DamagedError, LocalError
+from vdiskfs.errors import DamagedError, LocalError, VdiskfsError
 from vdiskfs.health import Health
 from vdiskfs.image import ChainEnd, LiveImage, open_track
 from vdiskfs.leftovers import spool_end
@@ -65,6 +66,8 @@ class Site:
     """What seals a disk (by its id) together with the others of its group."""
     beside: Callable[[ProtectedDisk], Awaitable[None]] | None = None
     """Runs beside a disk's replication, and never raises."""
+    refused: Callable[[str, VdiskfsError], None] = lambda *_: None
+    """Is told of a file that was to become a disk, and why it could not."""
 
 
 class DiskFile(Protocol):
@@ -165,7 +168,7 @@ class ProtectedDisk:
         if not how.sure:
             how = replace(how, last_end=self._own_end(how.last_end))
         remembered = Remembered(self.record.generation, self.record.epoch, self.record.digest)
-        used = await trio.to_thread.run_sync(spool_end, paths.spool, None)
+        used = await trio.to_thread.run_sync(self._learn_here, paths)
         end, known = await self.line.start(remembered, how)
         last_end = how.last_end
         if self.line.moved and last_end is not LastEnd.CLEAN:
@@ -209,6 +212,15 @@ class ProtectedDisk:
         counts = live.counts()
         if counts.changed or replicator.suspects.needed or end.epoch == 0:
             replicator.touched()
+
+    def _learn_here(self, paths: DiskPaths) -> ChainEnd | None:
+        """Take the policy followed last, until the vault says it anew; return the spool's end.
+
+        So what a policy asks of the disk's lag holds from the start. Blocks.
+        """
+        documents = self.site.state.documents
+        self.policy = last_policy(paths.directory / "indexes", documents, self.disk_id)
+        return spool_end(paths.spool, None)
 
     async def _open_track(self, *, lost: bool, known: bool) -> tuple[native.Track, bool]:
         """Return the track, and whether it is new: the one that guests' writes use already, if any.

@@ -57,6 +57,11 @@ class DiskJobs:
                 self._end_open(disk)
             self._jobs.disk_left(disk.disk_id)
 
+    def refused(self, path: str, error: VdiskfsError) -> None:
+        """Keep a job of a file that was to become a disk, and why it could not: it has ended."""
+        job_id = self._jobs.begin(JobKind.PROTECT, path, "")
+        self._jobs.failed(job_id, error)
+
     def _end_open(self, disk: ProtectedDisk) -> None:
         for kind in JobKind:
             job = self._jobs.open_job(kind, disk.disk_id)

@@ -190,6 +190,7 @@ class Protection(DiskFiles):
             file.drop()
             raise StateError(f"{file.path}: is protected already")
         self._starting.add(file)
+        is_new = record is None
         try:
             lock = self._locks.pop(file, None) or await enrolment.lock_image(
                 self._site, file, record, force=how.force
@@ -208,8 +209,10 @@ class Protection(DiskFiles):
             self._locks[file] = lock
             if self._early.pop(file, None) is not None:
                 file.drop()  # the hold of `resume`
-        except BaseException:
+        except BaseException as error:
             file.drop()
+            if is_new and isinstance(error, VdiskfsError):
+                self._site.refused(file.path, error)
             raise
         finally:
             self._starting.discard(file)

@@ -21,6 +21,7 @@ from vdiskfs.catalog.retention import parse_ladder
 from vdiskfs.catalog.thinning import Thinner
 from vdiskfs.delta.local import open_local
 from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.sealed import SealedStore
 from vdiskfs.sealed.blocks import BLOCK, STORED_BLOCK
 from vdiskfs.units import NS
 
@@ -89,9 +90,11 @@ class Site:
         if all(self.bench.store.objects.get(name, (b"",))[0] == data
                for name, (data, _, _) in self.read_whole.items()):  # fmt: skip
             return set()  # these very bytes were read before
-        found, log = set(), await self.log()
+        found = set()
+        log: DiskLog | None = None
         for point in self.points:
             try:
+                log = log or await self.log()
                 async with await log.open(point) as reader:
                     assert await content(reader) == self.bench.model.states[point.epoch]
             except (DamagedError, NotFoundError):
@@ -109,6 +112,8 @@ class Site:
     def restore(self) -> None:
         """Let the vault be whole again."""
         self.bench.store.objects = dict(self.whole)
+        if isinstance(self.bench.vault.store, SealedStore):
+            self.bench.vault.store.seen.forget()  # a ledger that was healed is younger
 
     def names(self, kind: str) -> list[str]:
         """Return the names of all slots, leaves, joined deltas or segments."""
@@ -133,8 +138,8 @@ class Site:
         return kind, (at, at + 1 if kind == "flip" else len(data))
 
     def has(self, name: str, span: Span) -> bool:
-        """Say whether the image has all pages whose frames are hurt: judged by itself."""
-        return all(
+        """Say whether what is hurt is known here: the image has all pages whose frames are."""
+        return kind_of(name) not in ("record", "name") and all(
             self.here.sum(page) == one
             for start, end, page, one in self.frames.get(name, [])
             if start < span[1] and span[0] < end
@@ -145,7 +150,11 @@ def kind_of(name: str) -> str:
     """Return what an object is."""
     if name.startswith("segments/"):
         return "segment"
-    if not name.startswith("disks/") or name.endswith(".json") or ".ledger/" in name:
+    if ".ledger/" in name:
+        return "ledger"
+    if name.endswith("/disk.json") or name.startswith("names/"):
+        return "record" if name.endswith("/disk.json") else "name"
+    if not name.startswith("disks/") or name.endswith(".json"):
         return "document"
     return "slot" if not is_joined(name) else "leaf" if ".9/" in name else "joined"
 

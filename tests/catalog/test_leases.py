@@ -18,9 +18,9 @@ from tests.catalog.memory import MemoryStore
 from tests.catalog.test_thinning import Site
 from tests.catalog.test_upkeep import Tender
 from tests.vaults import FILE_KEY, is_encrypted, newcomer
-from vdiskfs.catalog import Vault, leases
+from vdiskfs.catalog import SiteRecord, Vault, leases
 from vdiskfs.catalog.garbage import GRACE_S
-from vdiskfs.catalog.leases import OLD_S, Lease, decode_lease, leased
+from vdiskfs.catalog.leases import OLD_S, SITE_S, Lease, decode_lease, leased
 from vdiskfs.crypto import Secrets
 from vdiskfs.errors import FormatError, RefusedError
 from vdiskfs.sealed import Seen
@@ -205,3 +205,19 @@ async def test_leases_of_an_encrypted_vault_are_renewed_whatever_the_clocks_say(
             while store.objects[name] == doubted:  # noqa: ASYNC110  nobody tells
                 await trio.sleep(0.001)
     assert name not in store.objects
+
+
+async def test_a_heartbeat_that_cannot_be_read_counts_for_a_week(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        store = one.tender.test.store
+        now = one.tender.store_ns
+        await one.site.bench.vault.write_site(
+            SiteRecord("gone", "host", "2026-01-01T00:00:00Z", "1", (), 7, "", "ab" * 16)
+        )
+        [name] = [name for name in store.objects if name.startswith("sites/")]
+        data, metadata, _ = store.objects[name]
+        store.put(name, data[:20] + bytes([data[20] ^ 1]) + data[21:], metadata)
+        vault, record = one.tender.upkeep.vault, await one.site.record()
+        with pytest.raises(FormatError, match="nothing is thinned"):
+            await leases.open_points(vault, record, now + (SITE_S - 1) * NS)
+        assert await leases.open_points(vault, record, now + SITE_S * NS) == set()

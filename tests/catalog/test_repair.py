@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("each_vault")
 
 
 ALL = (0, 1 << 62)
+KINDS = ["slot"] * 6 + ["segment", "leaf", "joined"] * 3 + ["ledger", "record", "name"]
 
 
 class Killed:
@@ -84,7 +85,7 @@ async def test_of_100_random_damages_those_are_healed_whose_pages_the_source_has
         assert await one.hurt() == set()
         newest = one.names("slot")[-1]
         for _ in range(40 if is_encrypted() else 100):
-            name = rng.choice(one.names(rng.choice(["slot", "slot", "segment", "leaf", "joined"])))
+            name = rng.choice(one.names(rng.choice(KINDS)))
             kind, span = one.damage(name, rng, "flip" if name == newest else "")
             hurt = await one.hurt()
             report = await one.checked()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,31 @@ def test_the_first_replication_ends_with_what_a_failover_needs(tmp_path: Path) -
         site.run("-m", site.mountpoint, "job", "cancel", final["id"])
         site.wait("it is let be", lambda: site.disk("web01")["health"] == "Normal")
         assert jobs(site, "finalize")[-1]["state"] == "cancelled"
+
+
+def test_a_file_that_is_used_elsewhere_is_a_job_that_failed(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        site.add_image("web01", MIB, os.urandom(MIB))
+        used = site.source / "used.bin"
+        used.write_bytes(b"x" * 8192)
+        site.init().mount()
+        assert [one["file"] for one in site.json("disk", "list")["disks"]] == ["web01.img"]
+        with used.open("r+b") as file:
+            # The byte by which QEMU says that it writes.
+            lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 101, 1, 0)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+            with pytest.raises(CommandError, match="QEMU uses the file"):
+                site.run("-m", site.mountpoint, "disk", "protect", "used.bin")
+        [failed] = [one for one in jobs(site, "enable-protection") if one["disk"] == "used.bin"]
+        assert (failed["disk"], failed["state"], failed["steps"]) == ("used.bin", "failed", [])
+        assert "QEMU uses the file" in failed["error"]
+        assert failed["ended"] is not None
+        with pytest.raises(CommandError, match="exit 4"):
+            site.run("-m", site.mountpoint, "job", "wait", failed["id"])
+        # It is tried again by the user, and is another job then.
+        site.run("-m", site.mountpoint, "disk", "protect", "used.bin")
+        site.wait_shipped("used")
+        assert [one["disk"] for one in jobs(site, "enable-protection")].count("used") == 1
 
 
 def test_what_cannot_be_finalized_says_so_replicates_on_and_is_tried_again(

@@ -18,6 +18,7 @@ from tests.azurite import AzureVault
 from tests.e2e.listeners import mail_server, web_server
 from tests.e2e.mounted import PROGRAM, MountedSite
 from tests.store.proxy import Fault, FaultProxy
+from tests.vaults import VARIABLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -215,3 +216,29 @@ level = "error"
     assert "check the key or token" in told["todo"]
     assert "vdiskfs disk retry" in told["todo"]
     assert (over["level"], over["health"]) == ("info", "Normal")
+
+
+def test_the_thresholds_of_a_policy_hold_from_the_start_whatever_the_vault_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "plain")  # a document is damaged by hand
+    expected = 'vdiskfs_disk_rpo_threshold_seconds{disk="web01",level="warning"} 77'
+    with MountedSite(tmp_path, options="heartbeat_s = 1\n") as site:
+
+        def told() -> bool:
+            transport = httpx.HTTPTransport(uds=str(site.state / "control.sock"))
+            with httpx.Client(transport=transport) as client:
+                return expected in client.get("http://vdiskfs/metrics").text
+
+        site.add_image("web01", MIB, b"x" * MIB)
+        site.init().mount().wait_shipped("web01")
+        site.run("-m", site.mountpoint, "policy", "set", "slow", "rpo_warning=77s")
+        site.run("-m", site.mountpoint, "disk", "protect", "web01", "--policy", "slow", "--yes")
+        site.wait("it is followed", told)
+        site.kill_daemon()  # copies are made at the start, and every few minutes
+        copies = site.state / "documents.others"
+        site.wait("it is copied", lambda: copies.is_dir() and any(copies.iterdir()))
+        (tmp_path / "vault" / "policies" / "slow.json").write_text("{")
+        site.kill_daemon()
+        site.wait_shipped("web01")
+        assert told()

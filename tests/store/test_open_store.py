@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vdiskfs.errors import UsageError
-from vdiskfs.store import open_store
+from vdiskfs.store import open_store, same_place
 
 ENVIRON = {"AZURE_STORAGE_ACCOUNT": "acc", "AZURE_STORAGE_KEY": "c2VjcmV0"}
 
@@ -78,3 +78,12 @@ def test_a_folder_vault_imports_nothing_of_azure(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "True"]
+
+
+def test_urls_of_one_place_are_told_however_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert same_place(f"file://{tmp_path}", f"file://{tmp_path}/link/./")
+    assert not same_place(f"file://{tmp_path}", f"file://{tmp_path}/v")
+    assert same_place("azure://box/a/?control=small", "azure://box/a?control=small")
+    assert not same_place("azure://box/a", "azure://box/a?control=small")
+    assert not same_place("azure://box", "azure://box/a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shlex
@@ -85,7 +86,7 @@ def test_what_a_mount_protects_is_shown_as_such(
     live = f"{daemon.entry.mountpoint}/disks"
     text = XML.format(name="web", first=f"{live}/web.img", second=f"{live}/new.img")
     (libvirt / "web.xml").write_text(text)
-    daemon.answer("GET", "/disks", {"disks": [{"name": "web", "here": True}]})
+    daemon.answer("GET", "/disks", {"disks": [{"name": "web", "here": True, "file": "web.img"}]})
     found = run_json("discover")
     assert {one["disk"]: one["protected"] for one in found["images"]} == {"web": True, "new": False}
     assert {one["domain"] for one in found["images"]} == {"web"}
@@ -95,6 +96,51 @@ def test_what_a_mount_protects_is_shown_as_such(
     shown = run("discover").stdout
     assert "not protected" in shown
     assert "disk protect new.img" in shown
+
+
+def test_what_is_protected_is_told_by_the_file_and_one_mount_is_offered_for_a_tree(
+    run_json: Callable[..., Any], daemon: FakeDaemon, source: Path
+) -> None:
+    mounted = Path(str(daemon.entry.source))
+    (mounted / "sub").mkdir()
+    for name in ("web01.img", "sub/web01.img", "plain"):
+        (mounted / name).write_bytes(b"x")
+    rows = [{"name": "web01", "here": True, "file": "web01.img"},
+            {"name": "plain", "here": True, "file": "plain"},
+            {"name": "web01-2", "here": False}]  # fmt: skip
+    daemon.answer("GET", "/disks", {"disks": rows})
+    found = run_json("discover")
+    assert [
+        (Path(one["file"]).relative_to(mounted), one["protected"]) for one in found["images"]
+    ] == [(Path("plain"), True), (Path("web01.img"), True), (Path("sub/web01.img"), False)]
+    assert [shlex.split(line)[-1] for line in found["commands"]] == ["sub/web01.img"]
+    # A directory below the source of a mount is that mount's, too.
+    below = run_json("discover", str(mounted / "sub"))
+    assert [shlex.split(line)[-1] for line in below["commands"]] == ["sub/web01.img"]
+    assert run_json("discover", str(source))["commands"] == [
+        f"vdiskfs mount {source} MOUNTPOINT --vault URL --over"
+    ]
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_is_found(
+    run: Run, libvirt: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(libvirt, source)
+    text = XML.format(name="gone", first="/nowhere/a.img", second=source / "more" / "old.img")
+    (libvirt / "gone.xml").write_text(text)
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if str(path).endswith("more"):  # as lost+found is for anybody but root
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    found = run("discover")
+    assert found.exit_code == 0
+    assert "web.qcow2" in found.stdout
+    assert "/nowhere/a.img (domain gone): left out: no such directory" in found.stderr
+    assert f"{source}/more: left out: Permission denied" in found.stderr
 
 
 def test_an_image_that_is_used_is_said_and_left_alone(

@@ -13,7 +13,7 @@ import pytest
 import trio
 from click.testing import Result
 
-from tests.vaults import given
+from tests.vaults import PLAIN, given
 from vdiskfs.catalog import Vault
 from vdiskfs.catalog.upkeep import choose_policy
 from vdiskfs.catalog.vault import disk_object
@@ -38,11 +38,29 @@ def test_a_policy_that_is_none_is_wrong_use(history: Any, run: Run) -> None:
     for line in (["shop", "retention=often"], ["shop", "speed=1"], ["shop", "retention"],
                  ["a/b", "retention=all"], ["shop", "rpo_warning=soon"],
                  ["shop", "retention=1h for 585y"], ["shop", f"rpo_warning={'9' * 400}d"],
-                 ["shop", f"bandwidth_limit={'9' * 400}"]):  # fmt: skip
+                 ["shop", f"bandwidth_limit={'9' * 400}"],
+                 ["shop", "rpo_warning=1m", "rpo_warning=2m"]):  # fmt: skip
         result = run("policy", "set", *line, "--vault", history.url)
         assert result.exit_code == 2, line
         assert result.stderr.count("\n") == 1
     assert run("policy", "show", "shop", "--vault", history.url).exit_code == 3
+
+
+@PLAIN
+def test_a_damaged_policy_is_said_and_the_others_are_listed(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    vault = ("--vault", history.url)
+    for name in ("gold", "asr-premium"):
+        assert run("policy", "set", name, "retention=1h for 2h", *vault).exit_code == 0
+        path = Path(history.url.removeprefix("file://")) / "policies" / f"{name}.json"
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    listed = run_json("policy", "list", *vault)
+    assert [one["name"] for one in listed["policies"]] == ["asr-standard", "default"]
+    assert sorted(one["object"] for one in listed["unreadable"]) == [
+        "policies/asr-premium.json", "policies/gold.json",
+    ]  # fmt: skip
+    assert "policies/gold.json: not a document" in run("policy", "list", *vault).stderr
 
 
 def test_what_a_policy_deletes_is_said_and_asked_first(

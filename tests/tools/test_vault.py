@@ -10,6 +10,7 @@ import trio
 from click.testing import Result
 
 from tests.delta.model import DiskModel
+from tests.tools.conftest import FakeDaemon
 from tests.vaults import PLAIN, given, put_object
 from vdiskfs.catalog import Branch, Vault
 from vdiskfs.catalog.leases import Lease
@@ -232,3 +233,19 @@ def test_a_vault_without_a_mount_is_repaired_from_itself(
     assert "no copy is known here" in result.stdout
     assert "hurts" in result.stdout
     assert run("vault", "repair", "--disk", "absent", *where).exit_code == 3
+
+
+def test_a_mount_repairs_its_disks_however_the_vault_is_written(
+    run: Run, daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    daemon.answer("GET", "/status", {"disks": [{"name": "web01", "id": "a" * 32}], "plain": None})
+    daemon.answer("POST", "/repairs", {
+        "ok": True, "refused": False, "disks": 1, "points": 3, "read_bytes": 9,
+        "healed": [], "left": [],
+    })  # fmt: skip
+    (tmp_path / "vault").mkdir()
+    (tmp_path / "link").symlink_to("vault")
+    urls = [f"{daemon.entry.vault}/", f"file://{tmp_path}/link", f"file://{tmp_path}/other"]
+    for url in urls:
+        run("vault", "repair", "--disk", "web01", "--vault", url)
+    assert len([path for method, path, _ in daemon.asked if method == "POST"]) == 2

@@ -8,7 +8,8 @@ import fnmatch
 import json
 import os
 import shlex
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,8 @@ def discover(call: Call, *, source: str | None) -> None:
 
     domains, why = find_domains()
     entries = mount_entries()
-    places = _places(source, entries, domains)
-    images = [image for place in places for image in _images(place, entries, domains)]
+    places = _places(call, source, entries, domains)
+    images = _images(call, places, entries, domains)
     commands = _commands(images, domains, entries)
     settings = _settings(images, domains)
     document = {
@@ -98,63 +99,85 @@ def _state(image: Image) -> str:
 
 
 def _places(
-    source: str | None, entries: Sequence[MountEntry], domains: Sequence[Domain]
+    call: Call, source: str | None, entries: Sequence[MountEntry], domains: Sequence[Domain]
 ) -> list[Path]:
-    """Return the directories to look at, each once."""
+    """Return the directories to look at, each once; what is missing is said and left out."""
     if source is not None:
         place = Path(source).resolve()
         if not place.is_dir():
             raise NotFoundError(f"{source}: no such directory")
+        if not os.access(place, os.R_OK | os.X_OK):
+            raise RefusedError(f"{source}: may not be read by you")
         return [place]
     found = [entry.source for entry in entries if entry.source is not None]
     # What is below a mount is a live disk of its source.
     mounts = [f"{entry.mountpoint}/" for entry in entries]
-    found += [
-        str(Path(disk.file).parent)
-        for domain in domains
-        for disk in domain.disks
-        if not any(disk.file.startswith(mount) for mount in mounts)
-    ]
+    for domain in domains:
+        for disk in domain.disks:
+            if any(disk.file.startswith(mount) for mount in mounts):
+                continue
+            if Path(disk.file).parent.is_dir():
+                found.append(str(Path(disk.file).parent))
+            else:
+                call.out.say(f"{disk.file} (domain {domain.name}): left out: no such directory")
     return [Path(one) for one in dict.fromkeys(found)]
 
 
-def _images(place: Path, entries: Sequence[MountEntry], domains: Sequence[Domain]) -> list[Image]:
-    """Return the images in a directory, below it too, by path."""
+def _images(
+    call: Call, places: Sequence[Path], entries: Sequence[MountEntry], domains: Sequence[Domain]
+) -> list[Image]:
+    """Return the images in directories, below them too, each once, by directory and path."""
     from vdiskfs.config import load_config
 
     patterns = load_config(None).patterns
-    entry = next((one for one in entries if one.source == str(place)), None)
-    protected = _protected(entry)
-    by_file = _domains_of(domains, entry)
-    found = []
-    for directory, folders, names in os.walk(place, onerror=_refuse):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(directory, name)
-            if not any(fnmatch.fnmatchcase(name, one) for one in patterns) or path.is_symlink():
+    protected = _protected(entries)
+    by_file = _domains_of(domains, entries)
+    found: dict[Path, Image] = {}
+    for place in places:
+        paths = [
+            path
+            for path in _files(call, place)
+            if path in protected or any(fnmatch.fnmatchcase(path.name, one) for one in patterns)
+        ]
+        for path in paths:
+            try:
+                info = path.lstat()
+            except OSError as error:
+                _skip(call, error)
                 continue
-            info = path.stat()
-            disk = path.stem
-            found.append(Image(
-                str(path), disk, info.st_size, info.st_blocks * 512,
-                by_file.get((info.st_dev, info.st_ino)), disk in protected,
-                None if disk in protected else _problem(path),
-            ))  # fmt: skip
-    return found
+            if path in found or not stat.S_ISREG(info.st_mode):
+                continue
+            found[path] = Image(
+                str(path), protected.get(path, path.stem), info.st_size, info.st_blocks * 512,
+                by_file.get((info.st_dev, info.st_ino)), path in protected,
+                None if path in protected else _problem(path),
+            )  # fmt: skip
+    return list(found.values())
 
 
-def _refuse(error: OSError) -> None:
-    raise RefusedError(f"{error.filename}: {error.strerror}")
+def _files(call: Call, place: Path) -> Iterator[Path]:
+    """Give all files below a directory, by path; what cannot be read is said and left out."""
+    for directory, folders, names in os.walk(place, onerror=lambda error: _skip(call, error)):
+        folders.sort()
+        yield from (Path(directory, name) for name in sorted(names))
 
 
-def _domains_of(domains: Sequence[Domain], entry: MountEntry | None) -> dict[tuple[int, int], str]:
-    """Return whose disk a file is, by device and inode; also through the mount."""
+def _skip(call: Call, error: OSError) -> None:
+    call.out.say(f"{error.filename}: left out: {error.strerror}")
+
+
+def _domains_of(
+    domains: Sequence[Domain], entries: Sequence[MountEntry]
+) -> dict[tuple[int, int], str]:
+    """Return whose disk a file is, by device and inode; also through a mount."""
     found = {}
     for domain in domains:
         for disk in domain.disks:
             file = disk.file
-            if entry is not None and file.startswith(f"{entry.mountpoint}/disks/"):
-                file = f"{entry.source}/{file.removeprefix(f'{entry.mountpoint}/disks/')}"
+            for entry in entries:
+                if entry.source is not None and file.startswith(f"{entry.mountpoint}/disks/"):
+                    file = f"{entry.source}/{file.removeprefix(f'{entry.mountpoint}/disks/')}"
+                    break
             try:
                 info = Path(file).stat()
             except OSError:
@@ -163,18 +186,23 @@ def _domains_of(domains: Sequence[Domain], entry: MountEntry | None) -> dict[tup
     return found
 
 
-def _protected(entry: MountEntry | None) -> set[str]:
-    """Return the disks that a mount protects."""
+def _protected(entries: Sequence[MountEntry]) -> dict[Path, str]:
+    """Return the files that mounts protect, each with its disk's name."""
     from vdiskfs_tools.client import Client
 
-    if entry is None:
-        return set()
-    try:
-        with Client(entry) as client:
-            document: Any = client.get("disks")
-    except VdiskfsError:
-        return set()  # its daemon does not answer: doctor says so
-    return {row["name"] for row in document["disks"] if row.get("here")}
+    found = {}
+    for entry in entries:
+        if entry.source is None:
+            continue
+        try:
+            with Client(entry) as client:
+                document: Any = client.get("disks")
+        except VdiskfsError:
+            continue  # its daemon does not answer: doctor says so
+        for row in document["disks"]:
+            if row.get("here") and row.get("file"):
+                found[Path(entry.source, row["file"])] = str(row["name"])
+    return found
 
 
 def _problem(path: Path) -> str | None:
@@ -197,11 +225,14 @@ def _commands(
     lines = []
     left = [image for image in images if not image.protected]
     mounted = {entry.source: entry for entry in entries if entry.source is not None}
+    folders = {Path(image.file).parent for image in left}
     for image in left:
         path = Path(image.file)
         above = next((str(one) for one in path.parents if str(one) in mounted), None)
         if above is None:
-            words = ["vdiskfs", "mount", str(path.parent), "MOUNTPOINT", "--vault", "URL", "--over"]
+            # One mount for a tree: a directory that another one hides cannot be mounted.
+            top = [one for one in path.parents if one in folders][-1]
+            words = ["vdiskfs", "mount", str(top), "MOUNTPOINT", "--vault", "URL", "--over"]
         else:
             words = ["vdiskfs", "-m", mounted[above].mountpoint, "disk", "protect"]
             words.append(str(path.relative_to(above)))

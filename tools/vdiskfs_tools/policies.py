@@ -11,6 +11,7 @@ from typing import Any
 from vdiskfs.catalog import CheckReport, DiskRecord, Vault
 from vdiskfs.catalog.check import find_records
 from vdiskfs.catalog.policy import (
+    PRESETS,
     Policy,
     changed_policy,
     list_policies,
@@ -28,12 +29,16 @@ from vdiskfs_tools.names import PointName
 from vdiskfs_tools.vaults import found_point, point_document, with_vault
 
 
-def policies_of(call: Call) -> list[dict[str, Any]]:
-    """Return all policies, each with the disks that follow it."""
+def policies_of(call: Call) -> dict[str, Any]:
+    """Return all policies, each with the disks that follow it, and the objects of damaged ones."""
 
-    async def work(vault: Vault) -> list[dict[str, Any]]:
+    async def work(vault: Vault) -> dict[str, Any]:
         disks = await vault.disks()
-        return [_document(one, disks) for one in await list_policies(vault.store)]
+        policies, unreadable = await list_policies(vault.store)
+        return {
+            "policies": [_document(one, disks) for one in policies],
+            "unreadable": [{"object": name, "why": why} for name, why in unreadable.items()],
+        }
 
     return with_vault(call, work)
 
@@ -48,11 +53,14 @@ def policy_of(call: Call, name: str) -> dict[str, Any]:
 
 
 def preview_policy(call: Call, name: str, values: dict[str, str]) -> dict[str, Any]:
-    """Return what a change of a policy would delete."""
+    """Return what a change of a policy would delete; only its retention deletes."""
 
     async def work(vault: Vault) -> dict[str, Any]:
-        policy, _ = await read_or_new(vault.store, name, anew="retention" in values)
+        policy, etag = await read_or_new(vault.store, name, anew="retention" in values)
         changed = changed_policy(policy, values)
+        is_known = etag is not None or name in PRESETS
+        if is_known and "retention" not in values:
+            return {"policy": changed.to_body(), "disks": []}
         followers = [record for record in await vault.disks() if record.policy == name]
         rows = [await _preview(vault, record, changed.ladder) for record in followers]
         return {"policy": changed.to_body(), "disks": rows}

@@ -33,7 +33,7 @@ def list_policies(call: Call) -> None:
     """
     from vdiskfs_tools.policies import policies_of
 
-    document = {"policies": policies_of(call)}
+    document = policies_of(call)
     if call.out.document(document):
         return
     rows = [
@@ -41,6 +41,8 @@ def list_policies(call: Call) -> None:
         for item in document["policies"]
     ]
     call.out.table(("POLICY", "RETENTION", "EPOCH", "DISKS"), rows)
+    for one in document["unreadable"]:
+        call.out.say(f"{one['object']}: {one['why']}; see `vdiskfs vault repair`")
 
 
 @policy.command("show")
@@ -80,6 +82,8 @@ def set_policy(
         key, sign, value = text.partition("=")
         if not sign:
             raise UsageError(f"not KEY=VALUE: {text!r}")
+        if key.strip() in values:
+            raise UsageError(f"{key.strip()} is given twice")
         values[key.strip()] = value
     with call.out.waiting("looking what that would delete"):
         document = preview_policy(call, name, values)

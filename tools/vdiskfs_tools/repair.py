@@ -61,6 +61,7 @@ def _repair(
     from vdiskfs.catalog import repair as repair_vault
     from vdiskfs.catalog import repair_document
     from vdiskfs.registry import mount_entries
+    from vdiskfs.store import same_place
     from vdiskfs_tools.client import Client
     from vdiskfs_tools.vaults import with_vault
 
@@ -68,7 +69,7 @@ def _repair(
     here: set[str] = set()
     failed: VdiskfsError | None = None
     for entry in mount_entries():
-        if entry.vault != url:
+        if not same_place(entry.vault, url):
             continue
         with Client(entry) as client:
             status = client.get("status")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import NotFoundError
+from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs_tools.call import Call, Group
 
 HEALTHS = ("Normal", "Warning", "Critical")
@@ -35,10 +35,10 @@ def list_sites(call: Call) -> None:
     Example:
         vdiskfs site list --vault file:///srv/vault
     """
-    sites = _sites(call)
-    if call.out.document({"sites": sites}):
+    sites, unreadable = _sites(call)
+    if call.out.document({"sites": sites, "unreadable": unreadable}):
         return
-    if not sites:
+    if not sites and not unreadable:
         call.out.say("no site has written to the vault yet")
         return
     rows = [
@@ -46,6 +46,8 @@ def list_sites(call: Call) -> None:
          len(one["disks"]), one["health"] or "-", one["version"]]
         for one in sites
     ]  # fmt: skip
+    rows += [[one["object"], "-", "unreadable", f"{one['written']}", "-", "-", "-"]
+             for one in unreadable]  # fmt: skip
     header = ("SITE", "HOST", "CONTACT", ">LAST SEEN", ">DISKS", "HEALTH", "VERSION")
     call.out.table(header, rows)
 
@@ -59,8 +61,14 @@ def show(call: Call, *, name: str) -> None:
     Example:
         vdiskfs site show berlin
     """
-    found = [one for one in _sites(call) if one["site"] == name]
+    from vdiskfs.catalog.records import safe_name
+
+    sites, unreadable = _sites(call)
+    found = [one for one in sites if one["site"] == name]
     if not found:
+        for one in unreadable:
+            if one["object"].startswith(f"sites/{safe_name(name)}."):
+                raise DamagedError(f"{one['object']}: {one['why']}", hint="vdiskfs vault repair")
         raise NotFoundError(f"there is no site {name} in the vault", hint="vdiskfs site list")
     if call.out.document({"sites": found}):
         return
@@ -77,14 +85,16 @@ def show(call: Call, *, name: str) -> None:
             call.out.table(("DISK", "STATE", "HEALTH"), rows)
 
 
-def _sites(call: Call) -> list[dict[str, Any]]:
+def _sites(call: Call) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the sites, and the heartbeats that cannot be read."""
     from vdiskfs.liveness import age_s
-    from vdiskfs_tools.vaults import with_vault
+    from vdiskfs_tools.vaults import site_problem, with_vault
 
-    async def work(vault: Any) -> list[dict[str, Any]]:
+    async def work(vault: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         names = {record.id: record.name for record in await vault.disks()}
         found = []
-        for sign in await vault.sites():
+        signs, unreadable = await vault.read_sites()
+        for sign in signs:
             age = age_s(sign)
             disks = [
                 {"name": names.get(one, one), "id": one, "state": sign.states.get(one),
@@ -99,7 +109,7 @@ def _sites(call: Call) -> list[dict[str, Any]]:
                 "health": HEALTHS[max(worst)] if worst else None,
                 "disks": sorted(disks, key=lambda disk: str(disk["name"])),
             })  # fmt: skip
-        return found
+        return found, [site_problem(one) for one in unreadable]
 
     return with_vault(call, work)
 

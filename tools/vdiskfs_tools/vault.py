@@ -125,6 +125,8 @@ def info(call: Call, *, probe: bool) -> None:
                 for site in sites
             ],
         )
+    for one in document["unreadable_sites"]:
+        call.out.say(f"{one['object']}: unreadable: {one['why']} (written {one['written']})")
     if document["leases"]:
         call.out.line()
         call.out.table(

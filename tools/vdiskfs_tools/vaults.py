@@ -26,6 +26,7 @@ from vdiskfs.catalog import (
 from vdiskfs.catalog.anchor import check_unclaimed
 from vdiskfs.catalog.enforced import probe_enforced
 from vdiskfs.catalog.leases import Lease, list_leases
+from vdiskfs.catalog.records import UnreadableSite
 from vdiskfs.catalog.report import problem_document
 from vdiskfs.catalog.vaultfile import read_vault_file, slots_opened
 from vdiskfs.config import load_config, vault_environ
@@ -39,6 +40,7 @@ from vdiskfs.errors import (
 )
 from vdiskfs.groupview import group_point_document
 from vdiskfs.store import Store, open_store
+from vdiskfs.units import format_time
 from vdiskfs_tools.call import Call
 from vdiskfs_tools.failures import first_error
 from vdiskfs_tools.keys import open_vault
@@ -176,14 +178,21 @@ async def vault_document(vault: Vault) -> dict[str, Any]:
     """Return a vault as ``vault info --json`` prints it."""
     disks = await vault.disks()
     names = {record.id: record.name for record in disks}
+    sites, unreadable = await vault.read_sites()
     return {
         "vault_id": vault.vault_id,
         "created": vault.created,
         "encryption": SCHEME_NONE if vault.key is None else SCHEME_AES_256_GCM,
         "disks": [disk_document(record) for record in disks],
-        "sites": [asdict(record) for record in await vault.sites()],
+        "sites": [asdict(record) for record in sites],
+        "unreadable_sites": [site_problem(one) for one in unreadable],
         "leases": [lease_document(lease, names) for lease in await list_leases(vault)],
     }
+
+
+def site_problem(one: UnreadableSite) -> dict[str, Any]:
+    """Return a heartbeat that cannot be read as ``--json`` prints it."""
+    return {"object": one.object, "why": one.why, "written": format_time(one.modified_ns)}
 
 
 def lease_document(lease: Lease, names: Mapping[str, str]) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.inspection import NOTHING, Inspection, Looked, Progress, bare
 from vdiskfs.catalog.ledger import ledger_name, read_ledger
 from vdiskfs.catalog.line import MAX_LEVEL
+from vdiskfs.catalog.lostpoints import all_points, thinned_points
 from vdiskfs.catalog.named import still_named
-from vdiskfs.catalog.records import DiskRecord, LedgerRef
+from vdiskfs.catalog.records import DiskRecord, LedgerRef, named_by
 from vdiskfs.catalog.report import CheckReport, Problem
 from vdiskfs.catalog.vault import Vault, disk_object
 from vdiskfs.catalog.walk import LineState, LineWalk, Listing
 from vdiskfs.delta import genesis_digest
-from vdiskfs.delta.layout import head_from_metadata
+from vdiskfs.delta.layout import head_from_metadata, is_id
 from vdiskfs.delta.names import (
     joined_prefix,
     parse_joined,
@@ -28,7 +29,7 @@ from vdiskfs.delta.names import (
     segment_prefix,
     slot_prefix,
 )
-from vdiskfs.errors import DamagedError, FormatError, NotFoundError
+from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.point import PieceInfo
 
 _TRIES = 20
@@ -51,6 +52,10 @@ async def check(
     records = await find_records(vault, disks, report)
     for record in records:
         await check_disk(vault, record, report, read_data=read_data, progress=progress)
+    if disks is None:
+        # They stand in the way of thinning: also where no data is read.
+        for one in (await vault.read_sites())[1]:
+            report.problems.append(Problem(one.object, one.why, ""))
     if read_data and disks is None:
         await check_documents(vault.store, report, disks=records)
     return report
@@ -85,27 +90,32 @@ async def find_records(
     if disks is not None:
         return [await vault.find_disk(name) for name in disks]
     found: dict[str, DiskRecord] = {}
-    for name in [info.name async for info in vault.store.list("names/")]:
+    for info in [info async for info in vault.store.list("names/")]:
+        name, disk_id = info.name, info.metadata.get("disk", "")
+        title = named_by(name, "names/") or name
         try:
-            record = await vault.named_disk(name)
+            disk_id = await vault.named_id(name)
+        except DamagedError as error:
+            report.problems.append(Problem(name, bare(error, name), title))
+        except NotFoundError:
+            continue
+        if not is_id(disk_id):
+            continue
+        where = disk_object(disk_id)
+        try:
+            record = await vault.disk(disk_id)
         except NotFoundError:
             # A name whose disk was never made; but not if it has points.
-            report.problems += await _lost_record(vault, name)
+            points = await all_points(vault.store, disk_id)
+            if points:
+                message = "is missing, and its points are there"
+                report.problems.append(Problem(where, message, title, points))
         except DamagedError as error:
-            where = (error.where if isinstance(error, FormatError) else "") or name
-            report.problems.append(Problem(where, bare(error, where), ""))
+            points = await all_points(vault.store, disk_id)
+            report.problems.append(Problem(where, bare(error, where), title, points))
         else:
             found[record.id] = record
     return sorted(found.values(), key=lambda record: record.name)
-
-
-async def _lost_record(vault: Vault, name: str) -> list[Problem]:
-    """Return what is wrong if a name leads to a disk of which all but the record is there."""
-    disk_id = await vault.named_id(name)
-    deltas = [info.name async for info in vault.store.list(f"disks/{disk_id}/g")]
-    if not deltas:
-        return []
-    return [Problem(disk_object(disk_id), f"is missing, and {deltas[0]} is there", name)]
 
 
 async def _check_disk(vault: Vault, work: Inspection) -> None:
@@ -188,8 +198,10 @@ async def _from_ledger(work: Inspection, listing: Listing, ref: LedgerRef) -> in
         )
     except (DamagedError, NotFoundError) as error:
         name = ledger_name(record.id, generation, ref.id)
-        work.problem(name, bare(error, name))
-        listing.lost = ref.horizon
+        base, horizon = record.base(generation), ref.horizon
+        what = f"all points of generation {generation} up to #{horizon} are read by it"
+        listing.lost, listing.lost_by = horizon, work.problem(name, f"{bare(error, name)}: {what}")
+        listing.lost_points = await thinned_points(work.store, record.id, generation, base, horizon)
         return ref.horizon
     listing.leaves = {leaf.piece.from_epoch: leaf.piece for leaf in ledger.leaves}
     listing.joined += ledger.joins

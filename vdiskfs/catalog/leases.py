@@ -37,6 +37,7 @@ from vdiskfs.errors import (
     AlreadyExistsError,
     ConflictError,
     DamagedError,
+    FormatError,
     LocalError,
     NotFoundError,
     RefusedError,
@@ -183,9 +184,18 @@ async def open_points(
         tidy: doubt leases that are old, and remove those that have lapsed.
 
     Raises:
-        FormatError: what somebody has open cannot be read.
+        FormatError: what somebody has open cannot be read. A site's heartbeat that cannot be
+            read counts for a week, as one that can be.
     """
-    uses = [use for site in _alive(await vault.sites(), now_ns) for use in site.uses]
+    sites, unreadable = await vault.read_sites()
+    for one in unreadable:
+        if not is_forgotten(one.modified_ns, now_ns):
+            raise FormatError(
+                f"{one.why}: nobody knows which points its site has open: nothing is thinned",
+                where=one.object,
+                hint="its site writes it again; of one that is gone it counts for a week",
+            )
+    uses = [use for site in _alive(sites, now_ns) for use in site.uses]
     uses += await _leases(vault.store, now_ns, tidy=tidy)
     found = set()
     for disk_id, generation, epoch in uses:
@@ -231,6 +241,11 @@ async def _leases(store: Store, now_ns: int, *, tidy: bool) -> list[Use]:
         if old and tidy:
             await _doubt(store, info, lease)
     return found
+
+
+def is_forgotten(modified_ns: int, now_ns: int) -> bool:
+    """Say whether a heartbeat that cannot be read counts no more, by the store's clock."""
+    return abs(now_ns - modified_ns) >= SITE_S * NS
 
 
 def _is_old(info: ObjectInfo, now_ns: int) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from vdiskfs.catalog.ledger import Ledger, read_ledger, shortest
+from vdiskfs.catalog.ledger import Ledger, ledger_name, read_ledger, shortest
 from vdiskfs.catalog.records import LedgerRef
 from vdiskfs.delta.layout import HEAD_SIZE, ListedHead, decode_head, head_from_metadata, listed_of
 from vdiskfs.delta.names import (
@@ -33,6 +33,8 @@ DIGITS = 16
 END = 1 << 63
 # With this many slots at its end, a line is surveyed again: joins have been made.
 STALE_SLOTS = 48
+REPAIR = "see `vdiskfs vault repair`"
+"""What to do about a document without which points cannot be read."""
 
 Span = tuple[int, int]
 
@@ -95,13 +97,21 @@ class Line:
     async def _load(self) -> None:
         kept: list[PieceInfo] = []
         if self.ref is not None:
-            self.ledger = await read_ledger(
-                self.store, self.disk_id, self.generation, self.ref.id, self.base
-            )
+            self.ledger = await self._read_ledger(self.ref)
             kept = shortest(self.ledger.pieces, self.base, self.ref.horizon) or []
         await self._survey(self.floor)
         self.cover = [*kept, *self.cover]
         self.loaded = True
+
+    async def _read_ledger(self, ref: LedgerRef) -> Ledger:
+        try:
+            return await read_ledger(self.store, self.disk_id, self.generation, ref.id, self.base)
+        except NotFoundError:
+            name = ledger_name(self.disk_id, self.generation, ref.id)
+            raise FormatError("the ledger is missing", where=name, hint=REPAIR) from None
+        except DamagedError as error:
+            error.hint = error.hint or REPAIR
+            raise
 
     def append(self, info: PieceInfo) -> None:
         """Add the slot that starts at the tip; others are known already, or come later."""

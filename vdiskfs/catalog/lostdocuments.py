@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vdiskfs.catalog.documents import FORMAT, decode_document, encode_document, is_same_document
-from vdiskfs.catalog.garbage import CLOCK, CLOCK_DOCUMENT
+from vdiskfs.catalog.garbage import CLOCK, CLOCK_DOCUMENT, ClockError, store_time_ns
 from vdiskfs.catalog.groups import PREFIX as GROUPS
 from vdiskfs.catalog.keptdocuments import DocumentCopy
+from vdiskfs.catalog.leases import is_forgotten
 from vdiskfs.catalog.policy import PREFIX as POLICIES
 from vdiskfs.catalog.policy import PRESETS
 from vdiskfs.catalog.records import named_by
@@ -25,8 +26,10 @@ from vdiskfs.errors import ConflictError, DamagedError, FormatError, NotFoundErr
 from vdiskfs.store import READ_LIMIT, Store
 
 _MACHINES = "machines/"
+_SITES = "sites/"
 _AGAIN = {
-    "sites/": "its site writes it anew with its next heartbeat",
+    _SITES: "its site writes it anew with its next heartbeat; where the site is gone this command"
+    " removes it a week after the last one",
     "boot/": "machines start without it, and it is written anew",
     "names/": "run it where a mount has the disk: it puts the name back",
 }
@@ -68,7 +71,20 @@ async def restore_document(
             except (ConflictError, NotFoundError):
                 return Left(problem, "somebody else has changed it meanwhile")
         return Healed(problem, 1, 0, 0)
+    if name.startswith(_SITES) and await _is_forgotten(store, name):
+        if not dry_run:
+            await store.delete(name)
+        problem.message += " (removed: its site has been silent for a week)"
+        return Healed(problem, 1, 0, 0)
     return Left(problem, how_anew(name, known))
+
+
+async def _is_forgotten(store: Store, name: str) -> bool:
+    """Say whether nothing waits for a site any more whose heartbeat cannot be read."""
+    try:
+        return is_forgotten((await store.stat(name)).modified_ns, await store_time_ns(store))
+    except (ClockError, NotFoundError):
+        return False
 
 
 def how_anew(name: str, copies: Sequence[DocumentCopy] = ()) -> str:

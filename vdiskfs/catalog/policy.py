@@ -19,7 +19,7 @@ from vdiskfs.catalog.documents import (
     take,
 )
 from vdiskfs.catalog.groups import check_group_name
-from vdiskfs.catalog.records import DiskRecord, safe_name
+from vdiskfs.catalog.records import DiskRecord, named_by, safe_name
 from vdiskfs.catalog.retention import Ladder, parse_ladder
 from vdiskfs.crash import hook
 from vdiskfs.errors import (
@@ -158,17 +158,25 @@ async def read_policy(store: Store, name: str) -> Policy:
     return (await _read(store, name))[0]
 
 
-async def list_policies(store: Store) -> list[Policy]:
-    """Return all policies that can be read, by name; presets among them."""
-    found = dict(PRESETS)
+async def list_policies(store: Store) -> tuple[list[Policy], dict[str, str]]:
+    """Return all policies that can be read, by name, presets among them; and what cannot be.
+
+    That is: the objects of the others, each with why.
+    """
+    found, unreadable = dict(PRESETS), {}
     for object_name in [info.name async for info in store.list(PREFIX)]:
         try:
             data, _ = await store.read(object_name, limit=DOCUMENT_LIMIT)
+            policy = decode_policy(data, object_name)
         except NotFoundError:
             continue
-        policy = _decode(data, object_name)
-        found[policy.name] = policy
-    return [found[name] for name in sorted(found)]
+        except DamagedError as error:
+            unreadable[object_name] = error.message.removeprefix(f"{object_name}: ")
+            # A preset that was changed is not what it was made as.
+            found.pop(named_by(object_name, PREFIX) or "", None)
+        else:
+            found[policy.name] = policy
+    return [found[name] for name in sorted(found)], unreadable
 
 
 async def read_or_new(store: Store, name: str, *, anew: bool = False) -> tuple[Policy, str | None]:
@@ -193,7 +201,7 @@ async def read_or_new(store: Store, name: str, *, anew: bool = False) -> tuple[P
                 hint="it is made anew, of what is given, where its retention is:"
                 f" vdiskfs policy set {name} retention=...",
             ) from None
-        return Policy(name), (await store.stat(_object_name(name))).etag
+        return Policy(name), (await store.stat(policy_object(name))).etag
 
 
 async def set_policy(
@@ -209,7 +217,7 @@ async def set_policy(
         changed = check_policy(change(policy))
         document = encode_document({"format": FORMAT, "policy": changed.to_body()})
         try:
-            await store.replace(_object_name(name), document, etag=etag)
+            await store.replace(policy_object(name), document, etag=etag)
         except (ConflictError, NotFoundError):
             continue
         hook("policy.written")
@@ -222,7 +230,7 @@ async def missing_policies(store: Store, disks: Sequence[DiskRecord]) -> dict[st
     wanted: dict[str, list[str]] = {}
     for record in disks:
         if record.policy and record.policy not in PRESETS:
-            wanted.setdefault(_object_name(record.policy), []).append(record.name)
+            wanted.setdefault(policy_object(record.policy), []).append(record.name)
     if wanted:
         async for info in store.list(PREFIX):
             wanted.pop(info.name, None)
@@ -230,7 +238,7 @@ async def missing_policies(store: Store, disks: Sequence[DiskRecord]) -> dict[st
 
 
 async def _read(store: Store, name: str) -> tuple[Policy, str | None]:
-    where = _object_name(check_group_name(name))
+    where = policy_object(check_group_name(name))
     try:
         data, info = await store.read(where, limit=DOCUMENT_LIMIT)
     except NotFoundError:
@@ -239,13 +247,14 @@ async def _read(store: Store, name: str) -> tuple[Policy, str | None]:
         raise NotFoundError(
             f"the vault has no policy {name!r}", hint="see `vdiskfs policy list`"
         ) from None
-    policy = _decode(data, where)
+    policy = decode_policy(data, where)
     if policy.name != name:
         raise FormatError("the document of another policy", where=where)
     return policy, info.etag
 
 
-def _decode(data: bytes, where: str) -> Policy:
+def decode_policy(data: bytes, where: str) -> Policy:
+    """Return what a policy's document says; FormatError: it is damaged."""
     body = take(decode_document(data, where=where), "policy", dict, where=where)
     known = {field.name: field for field in fields(Policy)}
     values = {
@@ -273,5 +282,6 @@ def _check(key: str, text: str, parse: Callable[[str], object]) -> None:
         raise UsageError(f"{key}: {error}") from None
 
 
-def _object_name(name: str) -> str:
+def policy_object(name: str) -> str:
+    """Return the name of a policy's document."""
     return f"{PREFIX}{safe_name(name)}.json"

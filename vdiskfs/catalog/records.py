@@ -182,6 +182,15 @@ class SiteRecord:
     uses: tuple[Use, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadableSite:
+    """A heartbeat that cannot be read: its object, why, when it was written (store's time, ns)."""
+
+    object: str
+    why: str
+    modified_ns: int
+
+
 def encode_disk(record: DiskRecord) -> bytes:
     """Return the document of a disk."""
     parents = {

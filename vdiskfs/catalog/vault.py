@@ -25,11 +25,13 @@ from vdiskfs.catalog.documents import (
     take,
 )
 from vdiskfs.catalog.indexcache import IndexCache
+from vdiskfs.catalog.line import REPAIR
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import (
     DiskRecord,
     Owner,
     SiteRecord,
+    UnreadableSite,
     decode_disk,
     decode_site,
     encode_disk,
@@ -42,6 +44,7 @@ from vdiskfs.delta.layout import is_id
 from vdiskfs.errors import (
     AlreadyExistsError,
     ConflictError,
+    DamagedError,
     FormatError,
     NotFoundError,
     StateError,
@@ -182,9 +185,12 @@ class Vault:
         name = disk_object(disk_id)
         try:
             data, _ = await self.store.read(name, limit=DOCUMENT_LIMIT)
+            return decode_disk(data, disk_id, where=name)
         except NotFoundError:
             raise NotFoundError(f"the vault has no disk {disk_id}") from None
-        return decode_disk(data, disk_id, where=name)
+        except DamagedError as error:
+            error.hint = error.hint or REPAIR
+            raise
 
     async def find_log(self, name: str) -> DiskLog:
         """Return the points of DISK, or of DISK@BRANCH; NotFoundError.
@@ -205,21 +211,28 @@ class Vault:
             )
         return self.log(record, generation)
 
-    async def named_disk(self, object_name: str) -> DiskRecord:
-        """Return the disk that an object names/... means; NotFoundError."""
-        return await self.disk(await self.named_id(object_name))
-
     async def find_disk(self, name_or_id: str) -> DiskRecord:
-        """Return a disk by its name or its id; NotFoundError."""
-        if is_id(name_or_id):
-            return await self.disk(name_or_id)
+        """Return a disk by its name or its id.
+
+        Raises:
+            NotFoundError: there is none.
+            DamagedError: its record is damaged, or missing while its points are there.
+        """
+        disk_id = name_or_id
+        if not is_id(name_or_id):
+            try:
+                disk_id = await self.named_id(name_object(name_or_id))
+            except NotFoundError:
+                raise NotFoundError(
+                    f"the vault has no disk {name_or_id!r}", hint="see `vdiskfs disk list`"
+                ) from None
         try:
-            disk_id = await self.named_id(name_object(name_or_id))
+            return await self.disk(disk_id)
         except NotFoundError:
-            raise NotFoundError(
-                f"the vault has no disk {name_or_id!r}", hint="see `vdiskfs disk list`"
-            ) from None
-        return await self.disk(disk_id)
+            if not [info async for info in self.store.list(f"disks/{disk_id}/g")]:
+                raise
+            where = disk_object(disk_id)
+            raise FormatError("the disk's record is missing", where=where, hint=REPAIR) from None
 
     async def update_disk(
         self, disk_id: str, change: Callable[[DiskRecord], DiskRecord]
@@ -302,13 +315,22 @@ class Vault:
             return  # it writes just now, and looks at its next start; or it never ran
 
     async def sites(self) -> list[SiteRecord]:
-        """Return all sites, by name."""
-        listed = [info async for info in self.store.list("sites/")]
-        found = []
-        for info in listed:
-            data, _ = await self.store.read(info.name, limit=DOCUMENT_LIMIT)
-            found.append(decode_site(data, where=info.name))
-        return sorted(found, key=lambda record: record.site)
+        """Return all sites that can be read, by name."""
+        return (await self.read_sites())[0]
+
+    async def read_sites(self) -> tuple[list[SiteRecord], list[UnreadableSite]]:
+        """Return all sites, by name, and the heartbeats that cannot be read."""
+        found, unreadable = [], []
+        for listed in [info async for info in self.store.list("sites/")]:
+            try:
+                data, _ = await self.store.read(listed.name, limit=DOCUMENT_LIMIT)
+                found.append(decode_site(data, where=listed.name))
+            except DamagedError as error:
+                why = error.message.removeprefix(f"{listed.name}: ")
+                unreadable.append(UnreadableSite(listed.name, why, listed.modified_ns))
+            except NotFoundError:
+                continue  # it was removed since
+        return sorted(found, key=lambda record: record.site), unreadable
 
     def log(
         self, record: DiskRecord, generation: int | None = None, *, cache: IndexCache | None = None

@@ -33,7 +33,10 @@ class Listing:
     hidden: set[int] = field(default_factory=set)
     """Where one of these ends, and no point is."""
     lost: int = 0
-    """The horizon of a line whose ledger cannot be read."""
+    """The horizon of a line whose ledger cannot be read; ``lost_by``: the problem's number."""
+    lost_by: int = 0
+    lost_points: list[int] = field(default_factory=list)
+    """Its points up to there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +66,17 @@ class LineWalk:
         self._ending: dict[int, list[PieceInfo]] = {}
         self._last_use: dict[int, int] = {}
         self._lost: list[tuple[int, int]] = []
+        self._wanted: set[int] = set()
+        self._states: dict[int, LineState] = {}
 
     async def run(self, wanted: set[int]) -> dict[int, LineState]:
         """Walk to the end; return the state at the epochs wanted."""
-        states: dict[int, LineState] = {}
+        self._wanted = wanted
         await self._open_joined()
         order = sorted([*self._listing.leaves, *self._listing.slots])
         if self._listing.lost > self._position:
-            await self._lose(self._position, self._listing.lost, "cannot be found")
-        self._note(wanted, states)
+            await self._lose_ledger()
+        self._note(self._position)
         for number, epoch in enumerate(order):
             after = order[number + 1] if number + 1 < len(order) else None
             if epoch < self._position:
@@ -79,16 +84,16 @@ class LineWalk:
                 continue
             if epoch > self._position:
                 await self._lose(self._position, epoch, "is missing")
-                self._note(wanted, states)
+                self._note(self._position)
             if not await self._slot(self._info(epoch), after):
                 break
-            self._note(wanted, states)
-        return states
+            self._note(self._position)
+        return self._states
 
-    def _note(self, wanted: set[int], states: dict[int, LineState]) -> None:
-        if self._position in wanted:
+    def _note(self, epoch: int) -> None:
+        if epoch in self._wanted:
             hurt = dict(self._tracker.state)
-            states[self._position] = LineState(self._digest, self._size, hurt)
+            self._states[epoch] = LineState(self._digest, self._size, hurt)
 
     def _info(self, epoch: int) -> PieceInfo:
         leaf = self._listing.leaves.get(epoch)
@@ -149,10 +154,25 @@ class LineWalk:
         self._tracker.lose(self._work.problem(self._name(start), message))
         self._lost.append((start, end))
         self._work.gap(self._listing.generation, start, end)
+        await self._pass(start, end, self._points_between(start, end))
+
+    async def _pass(self, start: int, end: int, points: list[int]) -> None:
+        """Go on where what was lost ended; it hurts the points in it, and what forks off there."""
         self._digest = self._size = None
-        for epoch in self._points_between(start, end):
+        for epoch in points:
             self._count(epoch)
+        for epoch in self._wanted:
+            if start < epoch < end:
+                self._note(epoch)
         await self._reach(end)
+
+    async def _lose_ledger(self) -> None:
+        """Pass what the ledger told of: no point is read without it."""
+        base, horizon = self._position, self._listing.lost
+        self._tracker.lose(self._listing.lost_by)
+        self._lost.append((base, horizon))
+        points = [epoch for epoch in self._listing.lost_points if epoch < horizon]
+        await self._pass(base, horizon, points)
 
     async def _reach(self, epoch: int) -> None:
         """Arrive at an epoch: joined deltas that end here may lead past damage."""

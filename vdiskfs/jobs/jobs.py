@@ -151,14 +151,14 @@ class Jobs:
         Args:
             kind: what it is for.
             disk: the disk's name.
-            disk_id: the disk's id.
+            disk_id: the disk's id; "": it is none yet.
             progress: gives bytes done and bytes in all, where that is known.
             cancel: what `cancel` calls; None: it cannot be cancelled.
         """
         job = self.open_job(kind, disk_id)
         if job is None:
             self._number += 1
-            job_id = f"{disk_id[:8]}-{self._number}"
+            job_id = f"{disk_id[:8] or 'file'}-{self._number}"
             job = Job(job_id, self._number, kind, disk, disk_id, JobState.RUNNING, time.time_ns())
         self._live[job.id] = _Live("", progress, cancel)
         self._put(replace(job, state=JobState.RUNNING, disk=disk, error="", hint="", code=0))

@@ -32,6 +32,7 @@ __all__ = [
     "control_of",
     "is_split",
     "open_store",
+    "same_place",
 ]
 
 _FORMS = "use file:///FOLDER or azure://CONTAINER[/PREFIX][?control=CONTAINER]"
@@ -67,6 +68,19 @@ def open_store(url: str, *, environ: Mapping[str, str] = os.environ) -> Store:
     if scheme == "azure":
         return _open_azure(url, environ)
     raise UsageError(f"not a vault URL{_shown(url)}", hint=_FORMS)
+
+
+def same_place(url: str, other: str) -> bool:
+    """Say whether two vault URLs name one place, however each is written."""
+    return _place(url) == _place(other)
+
+
+def _place(url: str) -> tuple[str, ...]:
+    scheme, _, rest = url.partition("://")
+    if scheme == "file":
+        return scheme, os.path.realpath(unquote(urlsplit(url).path))
+    place, _, query = rest.partition("?")
+    return scheme, place.strip("/"), query
 
 
 def _harmless(url: str) -> bool:
