@@ -16,7 +16,8 @@ groups     consistency groups                       grouppoints   points that di
 policy     replication policies                     retention     which points a ladder keeps
 ledger     what a thinned line has                  leaves        deltas between kept states
 thinning   from points that stay to a new ledger    remains       and of what failed, taken up
-garbage    deleting what is doomed
+garbage    deleting what is doomed                  rewriting     what is moved, so that little is
+indexes    large ones, in parts, for joining        ways          few deltas to any leaf
 leases     points that are open somewhere           upkeep     a line thinned, collected; holds
 """
 

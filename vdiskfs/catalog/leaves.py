@@ -1,8 +1,8 @@
 """Writing what a thinned line is made of: leaves, and joins over them. Uploads, never deletes.
 
 A leaf is one delta for all that changed between two states that are kept. Its data is moved
-(read, verified, compressed anew) into segments of its own while it is little, or where what
-it would refer to is mostly garbage; else it refers to where its data is.
+(read, verified, compressed anew) into segments of its own while it is little, and out of objects
+that have garbage in them; else it refers to where its data is.
 """
 
 from __future__ import annotations
@@ -14,31 +14,26 @@ from pathlib import Path
 import numpy as np
 import trio
 
+from vdiskfs.catalog import rewriting
 from vdiskfs.catalog.indexcache import IndexCache
-from vdiskfs.catalog.joins import JOIN_LIMIT, keep_tail, read_tail
+from vdiskfs.catalog.indexes import JOIN_LIMIT, keep_tail, read_indexes
 from vdiskfs.catalog.ledger import JOIN_LEVEL, LEAF_LEVEL, Leaf
 from vdiskfs.catalog.publish import upload_segments
 from vdiskfs.catalog.remains import Remains
-from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, Tables, tail_bytes
+from vdiskfs.catalog.rewriting import Choice, Held
+from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, Tables
 from vdiskfs.crash import hook
-from vdiskfs.delta import DeltaWriter, PageBatch, delta_metadata
-from vdiskfs.delta.entries import Entries
+from vdiskfs.delta import DeltaWriter, PageBatch, SpooledSegment, delta_metadata
+from vdiskfs.delta.entries import I64, Entries
 from vdiskfs.delta.joined import points_of, write_joined, write_moved
 from vdiskfs.delta.layout import listed_of
-from vdiskfs.delta.local import LocalDelta, open_file, open_tail
+from vdiskfs.delta.local import LocalDelta, open_file
 from vdiskfs.delta.names import joined_name
 from vdiskfs.delta.points import PointTable, concat_points
-from vdiskfs.errors import AlreadyExistsError, DamagedError
+from vdiskfs.errors import AlreadyExistsError, DamagedError, NotFoundError
 from vdiskfs.point import Piece, PieceInfo
 from vdiskfs.point.fetch import Found, fetch_pages
-from vdiskfs.point.piece import check_identity
 from vdiskfs.units import PAGE_SIZE
-
-MOVE_LIMIT = 8 << 20
-"""Below so many bytes data is moved; above it is referred to where it is."""
-
-REWRITE_LIMIT = 1 << 30
-"""Above so many bytes it is never rewritten at once: there may not be room for it here."""
 
 _READS_AT_ONCE = 8
 
@@ -57,7 +52,14 @@ class LeafWriter:
     scratch: Path
     remains: Remains
     cache: IndexCache | None = None
+    shared: frozenset[str] = frozenset()
+    """Segments that other generations need, too."""
+
+    room: int = field(default_factory=lambda: rewriting.REWRITE_LIMIT)
+    """Bytes that may still be moved out of objects with garbage."""
+
     serial: int = field(init=False)
+    _tidied: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Begin above all revisions there are."""
@@ -73,23 +75,33 @@ class LeafWriter:
         found = await self.remains.find(self.tables, self.cache, joined)
         if found is not None:
             return found
-        table = joined.objects()
-        refs = [table.ref(number) for number in range(len(table))]
-        live = sum(_live_bytes(entries) for entries in joined.entries())
-        garbage = sum(ref.size for ref in refs) - live
-        if live and (live < MOVE_LIMIT or (garbage > live and live < REWRITE_LIMIT)):
-            return await self._move(joined)
-        for ref in refs:
-            if not ref.segment_id and ref.generation != self.generation:
-                raise DamagedError(f"{way[0].name}: refers to another generation")
-        piece = await self._store(path, joined)
-        names = tuple(ref.segment_id or f"{ref.from_epoch:016x}" for ref in refs)
-        return Leaf(piece, names, tight=not names)
+        choice = await trio.to_thread.run_sync(self._choose, joined)
+        moved = await self._try_move(joined, choice)
+        if moved is not None:
+            return moved
+        names = self._names(joined)
+        return Leaf(await self._store(path, joined), names, tight=choice.is_all)
 
-    async def make_join(self, way: Sequence[PieceInfo]) -> PieceInfo | None:
-        """Write one index over several deltas; None: it would be too large."""
-        if sum(tail_bytes(piece) for piece in way) > JOIN_LIMIT:
-            return None
+    async def tidy_leaf(self, leaf: Leaf) -> Leaf:
+        """Move data of a leaf out of objects with garbage, where it was left for a later run.
+
+        One leaf of a run, as its index is read for it.
+
+        Raises:
+            DamagedError: it is damaged.
+        """
+        if leaf.tight or self._tidied or self.room <= 0:
+            return leaf
+        self._tidied = True
+        _, joined = await self._join([leaf.piece], LEAF_LEVEL)
+        found = await self.remains.find(self.tables, self.cache, joined)
+        if found is not None:
+            return found
+        choice = await trio.to_thread.run_sync(self._choose, joined)
+        return await self._try_move(joined, choice) or replace(leaf, tight=True)
+
+    async def make_join(self, way: Sequence[PieceInfo]) -> PieceInfo:
+        """Write one index over several deltas; it is stored on return."""
         path, joined = await self._join(way, JOIN_LEVEL)
         found = await self.remains.find(self.tables, self.cache, joined)
         if found is not None:
@@ -97,47 +109,91 @@ class LeafWriter:
         return await self._store(path, joined)
 
     async def _join(self, way: Sequence[PieceInfo], level: int) -> tuple[Path, LocalDelta]:
-        tails = [await read_tail(self.tables, self.cache, piece) for piece in way]
+        indexes = await read_indexes(self.tables, self.cache, way)
 
         def write() -> tuple[Path, LocalDelta]:
-            deltas = []
-            for piece, tail in zip(way, tails, strict=True):
-                delta = open_tail(tail, where=piece.name)
-                check_identity(
-                    delta.head, piece, vault_id=self.tables.vault_id, disk_id=self.tables.disk_id
-                )
-                deltas.append(delta)
+            deltas = indexes.open(self.tables.vault_id, self.tables.disk_id)
             path, _ = write_joined(deltas, level, self.scratch, points=_last_point(deltas))
             return path, open_file(path)
 
         return await trio.to_thread.run_sync(write)
 
-    async def _move(self, joined: LocalDelta) -> Leaf:
+    def _choose(self, joined: LocalDelta) -> Choice:
+        table = joined.objects()
+        live = np.zeros(len(table) + 1, np.int64)
+        for entries in joined.entries():
+            live += np.bincount(
+                entries.object, weights=_live_bytes(entries), minlength=len(live)
+            ).astype(np.int64)  # fmt: skip
+        refs = [table.ref(number) for number in range(len(table))]
+        return rewriting.choose_moved(
+            [
+                Held(ref.size, int(live[number + 1]), ref.segment_id in self.shared)
+                for number, ref in enumerate(refs)
+            ],
+            self.room,
+        )
+
+    def _names(self, joined: LocalDelta) -> tuple[str, ...]:
+        table = joined.objects()
+        refs = [table.ref(number) for number in range(len(table))]
+        for ref in refs:
+            if not ref.segment_id and ref.generation != self.generation:
+                raise DamagedError(f"{joined.where}: refers to another generation")
+        return tuple(ref.segment_id or f"{ref.from_epoch:016x}" for ref in refs)
+
+    async def _try_move(self, joined: LocalDelta, choice: Choice) -> Leaf | None:
+        """Move what was chosen; None: nothing was, or it stays where it is, as it is damaged."""
+        if not choice.moved:
+            return None
+        try:
+            return await self._move(joined, choice)
+        except (DamagedError, NotFoundError):
+            # A check tells of damage in so much data that nobody reads now; it is not to stop
+            # thinning. What was stored until then is garbage: its names are here still.
+            if choice.is_little:
+                raise
+            return None
+
+    async def _move(self, joined: LocalDelta, choice: Choice) -> Leaf:
+        """Write a leaf of which the data that lies in some objects is moved."""
+        self.room -= choice.bytes
+        numbers = np.array(sorted(choice.moved), np.uint32) + np.uint32(1)
         writer = DeltaWriter(
             self.scratch, vault_id=self.tables.vault_id, disk_id=self.tables.disk_id,
             writer_id=self.writer_id, level=self.compression_level, inline_limit=0,
         )  # fmt: skip
         try:
             for entries in joined.entries():
-                batch = await self._batch(joined, entries)
-                await trio.to_thread.run_sync(writer.add, batch)
-            zeros = joined.zeros()
-            for start, end in zip(zeros.start.tolist(), zeros.end.tolist(), strict=True):
-                writer.add_zeros(start, end - start)
+                rows = np.flatnonzero(np.isin(entries.object, numbers))
+                if len(rows):
+                    batch = await self._batch(joined, entries.rows(rows))
+                    await trio.to_thread.run_sync(writer.add, batch)
+                    await self._upload(writer.take_segments())
             part = await trio.to_thread.run_sync(writer.finish_part)
         except BaseException:
             writer.abandon()
             raise
-        moved = await trio.to_thread.run_sync(
+        moved, _ = await trio.to_thread.run_sync(
             lambda: write_moved(joined, open_file(part.path), self.scratch)
         )
-        # Data, then delta, then what names it. The files stay until the ledger is committed:
-        # after a kill they tell which segments nobody names. Where they are lost `unclaimed` does.
-        segments = [replace(segment, leaf_of=self.generation) for segment in part.segments]
-        await upload_segments(self.tables.store, self.tables.disk_id, segments)
+        written = await trio.to_thread.run_sync(open_file, moved)
+        names = self._names(written)
+        # Data, then delta, then what names it. Segments with the index of the part alone are
+        # needed by nobody.
+        await self._upload([one for one in writer.take_segments() if one.id in names])
         hook("thin.moved")
-        piece = await self._store(moved[0], open_file(moved[0]))
-        return Leaf(piece, tuple(segment.id for segment in part.segments), tight=True)
+        return Leaf(await self._store(moved, written), names, tight=choice.is_all)
+
+    async def _upload(self, segments: list[SpooledSegment]) -> None:
+        """Store segments, and make room: their names stay until the ledger is committed.
+
+        After a kill they tell which segments nobody names. Where they are lost `unclaimed` does.
+        """
+        segments = [replace(segment, leaf_of=self.generation) for segment in segments]
+        await upload_segments(self.tables.store, self.tables.disk_id, segments)
+        for segment in segments:
+            empty_file(segment.path)
 
     async def _batch(self, joined: LocalDelta, entries: Entries) -> PageBatch:
         """Read the pages of some entries, verified."""
@@ -171,7 +227,11 @@ class LeafWriter:
             if self.cache is not None and head.tail_bytes <= SLOT_INDEX_LIMIT:
                 await trio.to_thread.run_sync(keep_tail, self.cache, name, path, head)
             hook("thin.stored")
-            if self.cache is not None and head.level == LEAF_LEVEL:
+            if (
+                self.cache is not None
+                and head.level == LEAF_LEVEL
+                and head.tail_bytes <= JOIN_LIMIT
+            ):
                 tail = await trio.to_thread.run_sync(_tail_of, path, head.tail_offset)
                 await trio.to_thread.run_sync(self.cache.put_aside, {name: tail})
             return PieceInfo(name, self.generation, head.level, *epochs, head.object_size,
@@ -184,11 +244,18 @@ def _tail_of(path: Path, start: int) -> bytes:
         return file.read()
 
 
-def _live_bytes(entries: Entries) -> int:
-    """Return the stored bytes of the pages that entries supply."""
+def empty_file(path: Path) -> None:
+    """Make a file empty that was stored. Not truncated: in a folder vault it is the object."""
+    empty = path.with_name("empty")
+    empty.touch()
+    empty.replace(path)
+
+
+def _live_bytes(entries: Entries) -> I64:
+    """Return the stored bytes of the pages that each entry supplies."""
     pages = np.bitwise_count(entries.mask).astype(np.int64)
     frames = np.bitwise_count(entries.frame_mask).astype(np.int64)
-    return int((entries.length.astype(np.int64) * pages // np.maximum(frames, 1)).sum())
+    return np.asarray(entries.length.astype(np.int64) * pages // np.maximum(frames, 1))
 
 
 def _last_point(deltas: Sequence[LocalDelta]) -> PointTable:

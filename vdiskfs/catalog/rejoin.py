@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs.catalog.joins import JOIN_LIMIT
+from vdiskfs.catalog.indexes import JOIN_LIMIT
 from vdiskfs.catalog.ledger import JOIN_LEVEL, LEAF_LEVEL, shortest
 from vdiskfs.catalog.tables import tail_bytes
 from vdiskfs.delta.joined import points_of, write_joined

@@ -14,17 +14,16 @@ from dataclasses import replace
 import trio
 
 from vdiskfs.catalog.indexcache import IndexCache
-from vdiskfs.catalog.joins import read_tail
+from vdiskfs.catalog.indexes import read_indexes
 from vdiskfs.catalog.ledger import LEAF_LEVEL, Leaf, Ledger
 from vdiskfs.catalog.tables import Tables
 from vdiskfs.delta.layout import HASH_SIZE, DeltaHead, listed_of
-from vdiskfs.delta.local import LocalDelta, open_tail
+from vdiskfs.delta.local import LocalDelta
 from vdiskfs.delta.names import parse_joined, parse_segment, segment_prefix
 from vdiskfs.delta.refs import ObjectRef
 from vdiskfs.delta.segments import LEAF_OF
 from vdiskfs.errors import DamagedError, NotFoundError
 from vdiskfs.point import PieceInfo
-from vdiskfs.point.piece import check_identity
 from vdiskfs.store import Store
 from vdiskfs.units import NS
 
@@ -69,26 +68,27 @@ class Remains:
     async def _leaf(
         self, tables: Tables, cache: IndexCache | None, piece: PieceInfo, wanted: LocalDelta
     ) -> Leaf | None:
-        tail = await read_tail(tables, cache, piece)
-        delta = open_tail(tail, where=piece.name)
-        head = delta.head
-        check_identity(head, piece, vault_id=tables.vault_id, disk_id=tables.disk_id)
+        indexes = await read_indexes(tables, cache, [piece])
+
+        def read() -> tuple[DeltaHead, list[ObjectRef], set[ObjectRef]]:
+            [delta] = indexes.open(tables.vault_id, tables.disk_id)
+            return delta.head, _refs(delta), set(_refs(wanted))
+
+        head, refs, known = await trio.to_thread.run_sync(read)
         if _said(head) != _said(wanted.head):
             return None
-        refs, known = _refs(delta), set(_refs(wanted))
-        moved = not known.intersection(refs) and all(ref.segment_id for ref in refs)
-        if head.level == LEAF_LEVEL and moved:
-            # Its data was stored before it; but is it there still?
-            for ref in refs:
-                name = ref.name(tables.disk_id)
-                if name in self._doomed or (await tables.store.stat(name)).size != ref.size:
-                    return None
-        elif not known.issuperset(refs):
+        fresh = [ref for ref in refs if ref not in known]
+        if fresh and (head.level != LEAF_LEVEL or not all(ref.segment_id for ref in fresh)):
             return None  # it needs what this run does not
-        if cache is not None and head.level == LEAF_LEVEL:
-            await trio.to_thread.run_sync(cache.put_aside, {piece.name: tail})
+        for ref in fresh:
+            # Its data was stored before it; but is it there still?
+            name = ref.name(tables.disk_id)
+            if name in self._doomed or (await tables.store.stat(name)).size != ref.size:
+                return None
+        if cache is not None and head.level == LEAF_LEVEL and piece.name in indexes.tails:
+            await trio.to_thread.run_sync(cache.put_aside, indexes.tails)
         names = tuple(ref.segment_id or f"{ref.from_epoch:016x}" for ref in refs)
-        return Leaf(replace(piece, listed=listed_of(head)), names, tight=moved)
+        return Leaf(replace(piece, listed=listed_of(head)), names, tight=len(fresh) == len(refs))
 
 
 async def unclaimed(

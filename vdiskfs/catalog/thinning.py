@@ -11,14 +11,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import trio
 
-from vdiskfs.catalog.joins import JOIN_LIMIT
-from vdiskfs.catalog.leaves import LeafWriter
+from vdiskfs.catalog.leaves import LeafWriter, empty_file
 from vdiskfs.catalog.ledger import (
     JOIN_LEVEL,
     LEAF_LEVEL,
@@ -34,13 +33,13 @@ from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import DiskRecord, LedgerRef
 from vdiskfs.catalog.remains import Remains, revisions, unclaimed
 from vdiskfs.catalog.retention import Ladder, kept
-from vdiskfs.catalog.tables import SLOT_INDEX_LIMIT, tail_bytes
 from vdiskfs.catalog.vault import Vault
+from vdiskfs.catalog.ways import join_leaves, leaf_runs, still_right
 from vdiskfs.crash import hook
 from vdiskfs.delta.entries import Bools
 from vdiskfs.delta.frames import DEFAULT_LEVEL
 from vdiskfs.delta.layout import Flags
-from vdiskfs.delta.names import segment_prefix
+from vdiskfs.delta.names import segment_name, segment_prefix
 from vdiskfs.delta.points import PointTable
 from vdiskfs.errors import ConflictError, DamagedError
 from vdiskfs.point import PieceInfo
@@ -51,11 +50,6 @@ SPAN_LIMIT = 1 << 16
 
 _ALIGN = 256  # epochs: where joined deltas of the second level end
 _BEHIND_NS = 600 * NS
-_GROUP_NS = 256 * NS
-_GROUP_FANOUT = 4
-# Of the 64 deltas that lead to any point, 34 may lie between a horizon and the tip.
-_WAY_LIMIT = 24
-_RUN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +124,20 @@ class Thinner:
         plan = await self._plan(ladder, thin_ns, leased, whole=behind)
         line, record = self._log.line, plan.record
         old = line.ledger
-        leftovers = {path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")}
+        leftovers = self._leftovers()
         if sweep:
             leftovers |= await unclaimed(self._log.store, record.id, old, line.generation, now_ns)
         caught_up = old is None or old.now_ns >= thin_ns - _BEHIND_NS
+        tidy = old is None or all(leaf.tight for leaf in old.leaves)
         if plan.horizon == line.base or (
             plan.horizon == line.floor and not len(plan.drops) and not leftovers and caught_up
-        ):
+            and tidy
+        ):  # fmt: skip
             return _outcome(line.generation, plan)
         self._clear()
         listed = await self._listed(plan.horizon)
         ledger = await self._write(plan, thin_ns, listed)
+        leftovers |= self._leftovers()
         doomed = await self._doomed(record, old, listed, leftovers) - ledger.live(record.id)
         since = dict(old.doomed) if old is not None else {}
         doomed = (doomed | set(since)) - set(gone)
@@ -167,6 +164,10 @@ class Thinner:
         hook("thin.done")
         return _outcome(line.generation, plan)
 
+    def _leftovers(self) -> set[str]:
+        """Return the segments that this and other runs may have stored."""
+        return {path.name.partition(".")[0] for path in self._scratch.glob("*.segment*")}
+
     def _clear(self) -> None:
         """Make room in the scratch directory, but for the names of segments of other runs.
 
@@ -174,12 +175,9 @@ class Thinner:
         goes away with the commit, whichever run it is that comes so far.
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
-        empty = self._scratch / "empty"
         for path in list(self._scratch.iterdir()):
             if ".segment" in path.name:
-                # Not truncated: in a folder vault the object is the same file.
-                empty.touch()
-                empty.replace(path)
+                empty_file(path)
             else:
                 path.unlink()
 
@@ -252,10 +250,6 @@ class Thinner:
         line, log = self._log.line, self._log
         old = line.ledger
         remains = Remains([*listed[LEAF_LEVEL], *listed[JOIN_LEVEL]], old)
-        writer = LeafWriter(
-            log.tables, line.generation, self._writer_id, self._level, self._scratch, remains,
-            log.cache,
-        )  # fmt: skip
         known = {(one.piece.from_epoch, one.piece.to_epoch): one
                  for one in (old.leaves if old is not None else ())}  # fmt: skip
         pieces = list(old.pieces) if old is not None else []
@@ -264,46 +258,42 @@ class Thinner:
             pieces += choose(listed[level], span)
         for piece in choose(listed[0], span):
             known[piece.from_epoch, piece.to_epoch] = await self._slot_leaf(piece)
-        # An index so large is not copied: such a delta stays as it is, and by itself.
-        apart = await log.tables.apart(one.piece for one in known.values())
-        leaves = await self._leaves(plan, writer, known, pieces, apart)
-        joins = _still_right(pieces, leaves, {one.piece.name for one in known.values()}, old)
-        joins += await _groups(writer, leaves, joins, apart)
-        joins += await _shortcuts(writer, leaves, joins, apart)
+        shared = await self._shared(plan.record, known.values())
+        writer = LeafWriter(
+            log.tables, line.generation, self._writer_id, self._level, self._scratch, remains,
+            log.cache, shared,
+        )  # fmt: skip
+        leaves = await self._leaves(plan, writer, known, pieces)
+        joins = still_right(pieces, leaves, {one.piece.name for one in known.values()})
+        apart = await log.tables.apart(one.piece for one in leaves)
+        joins += await join_leaves(writer, [leaf.piece for leaf in leaves], joins, apart)
         return Ledger(line.generation, line.base, plan.horizon, writer.serial, thin_ns,
                       tuple(leaves), tuple(joins), plan.stays)  # fmt: skip
 
     async def _leaves(
         self, plan: _Plan, writer: LeafWriter, known: dict[tuple[int, int], Leaf],
-        pieces: Sequence[PieceInfo], apart: set[str],
+        pieces: Sequence[PieceInfo],
     ) -> list[Leaf]:  # fmt: skip
-        base = self._log.line.base
         ends = {*plan.stays.epoch.tolist(), plan.horizon}
-        for (start, end), leaf in known.items():
-            if leaf.piece.name in apart:
-                ends |= {start, end}
         # The last step is never one over several: its head has the number of the point's seal.
         by_end = {end: leaf.piece for (_, end), leaf in known.items()}
         # Forks and holds may be where a point was dropped, and its state is there still.
         ends |= plan.protected & by_end.keys()
         by_start = {start: leaf for (start, _), leaf in known.items()}
         leaves: list[Leaf] = []
-        for start, end in pairwise(sorted({base, *ends})):
-            same = known.get((start, end))
-            if same is not None:
-                leaves.append(same)
-            else:
+        for low, high in pairwise(sorted({self._log.line.base, *ends})):
+            for start, end in leaf_runs(by_start, low, high):
+                same = known.get((start, end))
+                if same is not None:
+                    leaves.append(await writer.tidy_leaf(same))
+                    continue
                 last = by_end.get(end)
                 way = None if last is None else shortest(pieces, start, last.from_epoch)
                 if way is None or last is None:
                     raise DamagedError(
                         f"disk {plan.record.name}: no deltas lead from epoch {start} to {end}"
                     )
-                way.append(last)
-                if sum(tail_bytes(piece) for piece in way) > JOIN_LIMIT:
-                    leaves += _as_they_are(by_start, start, end)
-                    continue
-                leaves.append(await writer.make_leaf(way))
+                leaves.append(await writer.make_leaf([*way, last]))
         return leaves
 
     async def _slot_leaf(self, piece: PieceInfo) -> Leaf:
@@ -353,6 +343,13 @@ class Thinner:
                     needed |= ref_names(record.id, number, leaf.refs)
         return names & needed
 
+    async def _shared(self, record: DiskRecord, leaves: Iterable[Leaf]) -> frozenset[str]:
+        """Return the segments of leaves that other generations need, too."""
+        names = {segment_name(record.id, ref)
+                 for leaf in leaves for ref in leaf.refs if len(ref) == 32}  # fmt: skip
+        needed = await self._needed_elsewhere(record, names)
+        return frozenset(name.removeprefix(segment_prefix(record.id)) for name in needed)
+
     async def _commit(self, plan: _Plan, ledger: Ledger) -> None:
         generation, before = ledger.generation, plan.record
         ledger_id = await write_ledger(self._log.store, before.id, ledger, self._log.cache)
@@ -372,115 +369,6 @@ class Thinner:
 
         self._log.adopt(await self._vault.update_disk(before.id, change))
         hook("thin.committed")
-
-
-def _still_right(
-    pieces: Sequence[PieceInfo], leaves: Sequence[Leaf], known: set[str], old: Ledger | None
-) -> list[PieceInfo]:
-    """Return the joined deltas there are already that need nothing but what leaves need."""
-    starts = {leaf.piece.from_epoch: index for index, leaf in enumerate(leaves)}
-    ends = {leaf.piece.to_epoch: index for index, leaf in enumerate(leaves)}
-    # How many leaves up to each were rewritten, or are no slots.
-    new = np.cumsum([0, *(leaf.piece.name not in known for leaf in leaves)])
-    thick = np.cumsum([0, *(leaf.piece.level > 0 for leaf in leaves)])
-    right = []
-    for piece in pieces:
-        if piece.level in (0, LEAF_LEVEL):
-            continue
-        first, last = starts.get(piece.from_epoch), ends.get(piece.to_epoch)
-        if first is None or last is None or last <= first:
-            continue
-        counts = thick if piece.level <= MAX_LEVEL else new
-        if counts[last + 1] == counts[first]:
-            right.append(piece)
-    return right
-
-
-async def _groups(
-    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo], apart: set[str]
-) -> list[PieceInfo]:
-    """Make what joins are missing, so that few deltas lead to any leaf.
-
-    Leaves whose ends lie in one stretch of the calendar are joined, in stretches of 256 s,
-    and of 4 times as much, and so on.
-    """
-    made: list[PieceInfo] = []
-    spans = {(piece.from_epoch, piece.to_epoch) for piece in joins}
-    smalls = [leaf.piece for leaf in leaves if _is_small(leaf.piece, apart)]
-    if not smalls:
-        return made
-    newest = _end_ns(smalls[-1])
-    width = _GROUP_NS
-    while width <= max(_GROUP_NS, newest - _end_ns(smalls[0])):
-        for bucket, group in groupby(smalls, key=lambda piece: _end_ns(piece) // width):
-            for run in _unbroken(list(group)):
-                span = (run[0].from_epoch, run[-1].to_epoch)
-                if len(run) < 2 or span in spans or (bucket + 1) * width > newest:
-                    continue
-                way = shortest([*run, *_inside([*joins, *made], span)], *span) or run
-                piece = await writer.make_join(way) if len(way) > 1 else None
-                if piece is not None:
-                    made.append(piece)
-                    spans.add(span)
-        width *= _GROUP_FANOUT
-    return made
-
-
-async def _shortcuts(
-    writer: LeafWriter, leaves: Sequence[Leaf], joins: Sequence[PieceInfo], apart: set[str]
-) -> list[PieceInfo]:
-    """Make joins where many deltas lead to the horizon all the same.
-
-    So it is where much is kept of a stretch that is not over, by holds or by a ladder of many
-    steps. Joined are those with the smallest indexes that lie together.
-    """
-    made: list[PieceInfo] = []
-    pieces = [leaf.piece for leaf in leaves]
-    while leaves:
-        span = (pieces[0].from_epoch, pieces[-1].to_epoch)
-        way = shortest([*pieces, *joins, *made], *span) or []
-        if len(way) <= _WAY_LIMIT:
-            break
-        runs = [way[start : start + _RUN] for start in range(len(way) - _RUN + 1)]
-        small = [run for run in runs if all(_is_small(piece, apart) for piece in run)]
-        if not small:
-            break
-        piece = await writer.make_join(min(small, key=lambda run: sum(map(tail_bytes, run))))
-        if piece is None:
-            break
-        made.append(piece)
-    return made
-
-
-def _is_small(piece: PieceInfo, apart: set[str]) -> bool:
-    return piece.name not in apart and tail_bytes(piece) <= SLOT_INDEX_LIMIT
-
-
-def _inside(pieces: Iterable[PieceInfo], span: tuple[int, int]) -> list[PieceInfo]:
-    return [one for one in pieces if span[0] <= one.from_epoch and one.to_epoch <= span[1]]
-
-
-def _unbroken(pieces: Sequence[PieceInfo]) -> Iterable[list[PieceInfo]]:
-    """Cut a list where one does not follow the one before."""
-    run: list[PieceInfo] = []
-    for piece in pieces:
-        if run and run[-1].to_epoch != piece.from_epoch:
-            yield run
-            run = []
-        run.append(piece)
-    yield run
-
-
-def _as_they_are(by_start: dict[int, Leaf], start: int, end: int) -> list[Leaf]:
-    leaves = []
-    while start < end:
-        leaves.append(by_start[start])
-        start = leaves[-1].piece.to_epoch
-    return leaves
-
-
-def _end_ns(piece: PieceInfo) -> int:
-    return piece.listed.time_ns if piece.listed is not None else 0
 
 
 def _rows(table: PointTable, chosen: Bools) -> PointTable:

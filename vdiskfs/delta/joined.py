@@ -54,12 +54,12 @@ def write_joined(
 def write_moved(
     joined: LocalDelta, part: LocalDelta, directory: Path
 ) -> tuple[Path, DeltaHead]:  # fmt: skip
-    """Write a joined delta again, over the same pages as a part of a pass holds them.
+    """Write a joined delta again, of which a part of a pass holds some pages.
 
     Raises:
         FormatError: the part does not hold what the delta says.
     """
-    sources = [source_of(part, INVALID, 1 << 62)]
+    sources = [source_of(part, INVALID, 1 << 62), source_of(joined, INVALID, 1 << 62)]
     path, head = _write(sources, [joined.head], joined.head.level, joined.points(), directory)
     if head.content_digest != joined.head.content_digest:
         path.unlink()
