@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +19,7 @@ from vdiskfs.catalog import DiskLog
 from vdiskfs.catalog.ledger import Ledger
 from vdiskfs.catalog.retention import parse_ladder
 from vdiskfs.catalog.rewriting import MOVE_LIMIT, Held, choose_moved
+from vdiskfs.catalog.thinning import Thinner
 from vdiskfs.catalog.upkeep import Upkeep
 from vdiskfs.delta.blocks import DATA
 from vdiskfs.errors import DamagedError
@@ -150,6 +152,30 @@ async def test_damage_in_what_would_be_moved_stops_no_thinning_and_leaks_nothing
         assert not stored & set(test.store.objects)
         ledger = await _ledger(site)
         assert all(leaf.piece.level == 0 or leaf.refs for leaf in ledger.leaves)
+        await site.check()
+
+
+async def test_runs_that_come_to_nothing_move_the_same_data_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leaf of which a part was moved is taken up by the next run."""
+    monkeypatch.setattr("vdiskfs.catalog.rewriting.MOVE_LIMIT", 1)
+    monkeypatch.setattr("vdiskfs.catalog.rewriting.REWRITE_LIMIT", 1)
+    monkeypatch.setattr("vdiskfs.catalog.rewriting._PART", 1 << 40)
+    async with bench() as test:
+        site = Site(test, tmp_path, random.Random(5))
+        test.model.writer_options = {"inline_limit": 0, "segment_limit": 3_000}
+        await site.publish(100)
+        stored = []
+        for _ in range(3):
+            with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+                patch.setattr(Thinner, "_commit", Mock(side_effect=InterruptedError))
+                await site.thin()
+            stored.append({one for one in test.store.objects if one.startswith("segments/")})
+        assert stored[2] == stored[0]
+        await site.thin()
+        assert stored[0] & (await _ledger(site)).live(test.record.id)
+        await site.collect()
         await site.check()
 
 
