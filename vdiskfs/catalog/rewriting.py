@@ -18,7 +18,7 @@ REWRITE_LIMIT = 1 << 30
 """Bytes that one run moves out of objects with garbage; or a 64th of a leaf, if that is more."""
 
 # Parts of the live bytes: with more garbage than the first a leaf's data is moved until it is
-# the second. Moved are then 4 to 6 bytes for each that became garbage, where all pages of a disk
+# the second. Moved are then 6 bytes for each that became garbage, where all pages of a disk
 # are as likely to change: the oldest objects have twice the garbage of all.
 _GARBAGE_MOST = 0.08
 _GARBAGE_LEFT = 0.06
