@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SHORT = 64 << 20
 """Bytes: a file system with less is full; so much is given back at once, if there is so much."""
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 """Seconds after which a write is tried again, whatever was given back."""
 
 
