@@ -11,7 +11,8 @@ import pytest
 
 from tests.catalog.damage import thin
 from tests.catalog.harness import Bench, bench
-from vdiskfs.catalog import Point, Vault, check
+from tests.vaults import newcomer
+from vdiskfs.catalog import Point, check
 from vdiskfs.errors import DamagedError, NotFoundError
 
 RECORD = "/disk.json"
@@ -48,7 +49,7 @@ async def unreadable(test: Bench, points: list[Point]) -> list[tuple[str, int, i
     """Return the points that cannot be opened: the truth, by opening them all."""
     found = []
     for point in points:
-        vault = Vault(test.store, test.vault.vault_id, "")
+        vault = newcomer(test.vault, test.store)
         try:
             log = vault.log(await vault.disk(test.record.id), point.generation)
             async with await log.open(await log.find(point.epoch)) as reader:
@@ -69,7 +70,7 @@ async def test_check_names_exactly_the_points_that_a_lost_document_hurts(tmp_pat
                 del test.store.objects[name]
             else:
                 test.store.put(name, data[:30] + bytes([data[30] ^ 1]) + data[31:], metadata)
-            vault = Vault(test.store, test.vault.vault_id, "")
+            vault = newcomer(test.vault, test.store)
             report = await check(vault)
             hurt = await unreadable(test, points)
             assert len(hurt) == (0 if what == NAME else len(points))

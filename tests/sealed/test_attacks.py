@@ -417,7 +417,7 @@ TABLE: dict[str, tuple[Attack, Look, type[VdiskfsError]]] = {
     "a slot deleted": (delete_middle_slot, read_tip, VdiskfsError),
     "a slot deleted, checked": (delete_middle_slot, check_all, DamagedError),
     "segments deleted": (delete_segment, check_all, DamagedError),
-    "a record deleted": (delete_record, find_web01, NotFoundError),
+    "a record deleted": (delete_record, find_web01, DamagedError),
     "a name deleted": (delete_name, find_web01, NotFoundError),
     "the newest slot deleted": (delete_tip, anchor, WrongVaultError),
     "a record rolled back": (roll_back_record, disk_again, WrongVaultError),
