@@ -18,7 +18,8 @@ from vdiskfs.config import MountSettings
 from vdiskfs.delta import Flags
 from vdiskfs.disk import ProtectedDisk
 from vdiskfs.errors import NotFoundError, StateError, UsageError, VdiskfsError
-from vdiskfs.failovercontrol import FailoverControl, point_spec
+from vdiskfs.failover.choose import point_spec
+from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.groups import Groups
 from vdiskfs.groupview import group_document, group_point_document
 from vdiskfs.jobapi import Jobs

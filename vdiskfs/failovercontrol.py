@@ -17,6 +17,7 @@ from vdiskfs.failover import (
     failover_document,
     record_document,
 )
+from vdiskfs.failover.choose import point_spec
 from vdiskfs.requests import Document
 
 
@@ -130,8 +131,3 @@ class FailoverControl:
 
 def _dry(record: FailoverRecord) -> Document:
     return {**record_document(record), "dry_run": True}
-
-
-def point_spec(point: str) -> str | int:
-    """Return what names a point: an epoch, or a time and the like."""
-    return int(point) if point.isdigit() else point

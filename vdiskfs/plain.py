@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLAIN_EVENT = "mount.plain"
-
 Document = Mapping[str, object]
 
 
@@ -130,8 +128,8 @@ class PlainMount:
             thaw = partial(undo_all, state.path / "quiesce", partial(log.warning, "disk %s: %s"))
             nursery.start_soon(keep_running, "thawing", thaw)
             if watching is not None:
-                self._tell(watching, disks.records)
-                nursery.start_soon(keep_running, "telling of events", watching.tell_only)
+                tell = partial(self._tell, watching, disks.records)
+                nursery.start_soon(keep_running, "telling of events", tell)
             await self._serving.ended.wait()
             await self._serving.wait_answered()
             nursery.cancel_scope.cancel()
@@ -147,12 +145,10 @@ class PlainMount:
         # No clean end is noted: the next start compares all anyhow.
         state.close()
 
-    def _tell(self, watching: Watching, records: Sequence[DiskRecord]) -> None:
-        names = ",".join(sorted(one.name for one in records))
+    async def _tell(self, watching: Watching, records: Sequence[DiskRecord]) -> None:
         again = f"a daemon is tried again in {math.ceil(self.again_s)} s"
-        watching.events.tell(
-            PLAIN_EVENT, self._settings.mountpoint, f"{self._reason}; {again}", disk=names
-        )
+        names = ",".join(sorted(one.name for one in records))
+        await watching.tell_plain(f"{self._reason}; {again}", names)
 
     async def _try_again(self) -> None:
         """Hand over to a daemon after a time."""

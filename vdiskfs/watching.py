@@ -19,7 +19,7 @@ from vdiskfs.serving import keep_running
 from vdiskfs.sinks import Sinks
 from vdiskfs.store import Store
 from vdiskfs.units import parse_time
-from vdiskfs.watch import Watch
+from vdiskfs.watch import PLAIN, Watch
 from vdiskfs.watchsettings import RpoThresholds, listen_address
 
 MOST = 1000
@@ -71,8 +71,9 @@ class Watching:
 
             nursery.start_soon(keep_running, "the metrics' port", listen)
 
-    async def tell_only(self) -> None:
-        """Keep events, and tell of them, until cancelled; no disk is watched."""
+    async def tell_plain(self, text: str, disks: str) -> None:
+        """Tell that no daemon serves the mount; keep events until cancelled, watch no disk."""
+        self.events.tell(PLAIN, self._settings.mountpoint, text, disk=disks)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.events.run)
             nursery.start_soon(self.sinks.run)

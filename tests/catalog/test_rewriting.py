@@ -6,6 +6,8 @@ All objects are counted: indexes, joins, ledgers, what waits for its hour to be 
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -77,20 +79,14 @@ async def test_points_are_the_same_bytes_while_their_data_moves_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run may move next to nothing: what is left is moved by later ones, which thin nothing."""
-    monkeypatch.setattr("vdiskfs.catalog.rewriting.MOVE_LIMIT", 1)
-    monkeypatch.setattr("vdiskfs.catalog.rewriting.REWRITE_LIMIT", 1)
-    monkeypatch.setattr("vdiskfs.catalog.rewriting._PART", 1 << 40)
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(5))
-        test.model.writer_options = {"inline_limit": 0, "segment_limit": 3_000}
-        await site.publish(100)
+    async with moved_bit_by_bit(tmp_path, monkeypatch) as site:
         await site.thin()
         await site.collect()
         left = await site.check()
         ledger = await _ledger(site)
         untidy = [leaf for leaf in ledger.leaves if not leaf.tight]
         assert untidy
-        before = sum(len(one[0]) for one in test.store.objects.values())
+        before = sum(len(one[0]) for one in site.bench.store.objects.values())
         runs = 0
         while not all(leaf.tight for leaf in ledger.leaves):
             assert (await site.thin()).points == 0
@@ -100,11 +96,24 @@ async def test_points_are_the_same_bytes_while_their_data_moves_bit_by_bit(
             assert runs < 100
         assert runs >= len(untidy)
         assert await site.check() == left
-        assert sum(len(one[0]) for one in test.store.objects.values()) < before
+        assert sum(len(one[0]) for one in site.bench.store.objects.values()) < before
         # And then there is nothing to do.
         ledgers = (await site.record()).ledgers
         await site.thin()
         assert (await site.record()).ledgers == ledgers
+
+
+@asynccontextmanager
+async def moved_bit_by_bit(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """Give a line of 100 points of which a run may move next to nothing."""
+    monkeypatch.setattr("vdiskfs.catalog.rewriting.MOVE_LIMIT", 1)
+    monkeypatch.setattr("vdiskfs.catalog.rewriting.REWRITE_LIMIT", 1)
+    monkeypatch.setattr("vdiskfs.catalog.rewriting._PART", 1 << 40)
+    async with bench() as test:
+        site = Site(test, directory, random.Random(5))
+        test.model.writer_options = {"inline_limit": 0, "segment_limit": 3_000}
+        await site.publish(100)
+        yield site
 
 
 async def _needed(log: DiskLog) -> int:
@@ -159,22 +168,16 @@ async def test_runs_that_come_to_nothing_move_the_same_data_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leaf of which a part was moved is taken up by the next run."""
-    monkeypatch.setattr("vdiskfs.catalog.rewriting.MOVE_LIMIT", 1)
-    monkeypatch.setattr("vdiskfs.catalog.rewriting.REWRITE_LIMIT", 1)
-    monkeypatch.setattr("vdiskfs.catalog.rewriting._PART", 1 << 40)
-    async with bench() as test:
-        site = Site(test, tmp_path, random.Random(5))
-        test.model.writer_options = {"inline_limit": 0, "segment_limit": 3_000}
-        await site.publish(100)
+    async with moved_bit_by_bit(tmp_path, monkeypatch) as site:
         stored = []
         for _ in range(3):
             with monkeypatch.context() as patch, pytest.raises(InterruptedError):
                 patch.setattr(Thinner, "_commit", Mock(side_effect=InterruptedError))
                 await site.thin()
-            stored.append({one for one in test.store.objects if one.startswith("segments/")})
+            stored.append({one for one in site.bench.store.objects if one.startswith("segments/")})
         assert stored[2] == stored[0]
         await site.thin()
-        assert stored[0] & (await _ledger(site)).live(test.record.id)
+        assert stored[0] & (await _ledger(site)).live(site.bench.record.id)
         await site.collect()
         await site.check()
 

@@ -94,6 +94,11 @@ def logs_of(
     return find
 
 
+def point_spec(point: str) -> str | int:
+    """Return what names a point: an epoch, or a time and the like."""
+    return int(point) if point.isdigit() else point
+
+
 async def close(readers: Mapping[str, PointReader]) -> None:
     """Give points up that nobody wants any more."""
     with trio.CancelScope(shield=True):

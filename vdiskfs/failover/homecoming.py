@@ -24,7 +24,7 @@ from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import BusyError, StateError
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.bringing import Bringing
-from vdiskfs.failover.choose import choose, close, logs_of, new_record, path_of
+from vdiskfs.failover.choose import choose, close, logs_of, new_record, path_of, point_spec
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.homeimage import HomeImages
 from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended
@@ -379,10 +379,9 @@ class Homecomings:
         find = logs_of(vault, list(records.values()))
         left = [one.disk for one in failover.record.members
                 if not is_taken(records[one.disk], one)]  # fmt: skip
-        whole, text = len(left) == len(records), failover.record.unasked
+        whole, spec = len(left) == len(records), point_spec(failover.record.unasked)
         targets = [Target((name,), None, None) for name in left]
         for target in [failover.target] if whole else targets:
-            spec = int(text) if text.isdigit() else text
             found, readers = await choose(vault, find, target, spec)
             await close(readers)
             chosen.update({one.disk_id: one for one in found})
