@@ -196,6 +196,39 @@ async def test_a_spool_left_by_a_refused_start_killed_at_any_step_is_a_branch(
     assert hooks >= 3
 
 
+async def test_two_copies_that_begin_one_branch_at_once_keep_what_each_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with silence(), hooked() as hooks:
+        race, a, b = await two_hosts(tmp_path)
+        await a.stop()
+        await b.start(force=True)
+        hooks.at = 1
+        a.last_end = LastEnd.HOST_DIED
+        with pytest.raises(CrashError, match=r"branch\.started"):
+            await a.start()
+        await a.clone()
+        twin = race.hosts[-1]
+        twin.last_end = a.last_end = LastEnd.HOST_DIED
+        begun = leftovers.begun
+
+        async def late(*args: Any) -> int | None:
+            """The copy has written the branch that was found here."""
+            found = await begun(*args)
+            monkeypatch.setattr(ownership, "begun", begun)
+            await twin.start()
+            return found
+
+        monkeypatch.setattr(ownership, "begun", late)
+        await a.start()
+        for host in (a, twin):
+            assert not list((host.directory / "spool").glob("*.delta"))
+            assert not (host.directory / "set-aside").exists()
+        record = await Vault(cast("Any", race.store), race.vault_id, "").disk(race.disk_id)
+        assert len(record.branches) == 2
+        await finish(race)
+
+
 async def test_a_fence_whose_takeover_never_finished_is_passed_by_the_owner(
     tmp_path: Path, expect_log: Callable[..., None]
 ) -> None:

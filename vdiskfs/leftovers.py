@@ -48,11 +48,6 @@ def spool_end(spool: Path, end: ChainEnd | None) -> ChainEnd | None:
     return end if newest is None or (end is not None and end.epoch >= newest.epoch) else newest
 
 
-def _after(spooled: Spooled) -> Remembered:
-    head = spooled.head
-    return Remembered(head.generation, head.to_epoch, head.to_digest.hex())
-
-
 def after(spooled: Spooled) -> Remembered:
     """Return what a site remembers once a delta is stored."""
     head = spooled.head
@@ -103,8 +98,9 @@ async def ship(name: str, waiting: list[Spooled], points: DiskLog) -> list[Spool
         hook("branch.shipped")
         stored.append(moved)
         epoch, digest = moved.head.to_epoch, moved.head.to_digest
-    branch = points.record.branches[points.generation].name
-    log.warning("disk %s: what was not shipped is kept as branch %s", name, branch)
+    if stored:
+        branch = points.record.branches[points.generation].name
+        log.warning("disk %s: what was not shipped is kept as branch %s", name, branch)
     return stored
 
 

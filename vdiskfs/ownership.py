@@ -477,19 +477,24 @@ class DiskLine(LineClaims):
             # What leaves the spool is in no bitmap: nothing may be built upon these again.
             await self._write(spent=self._note.spend(*known))
         last, kept = known[0], []
-        while waiting and await is_stored(self._vault.store, waiting[0].head):
-            last = after(waiting[0])
-            kept.append(waiting.pop(0))
-        if waiting:
+        while waiting:
+            if await is_stored(self._vault.store, waiting[0].head):
+                last = after(waiting[0])
+                kept.append(waiting.pop(0))
+                continue
             number = await begun(self._log, record, self._note.token, waiting[0], last)
             if number is None:
                 await self._write(token="")
                 parent = await parent_of(self._log, record, waiting[0], last)
-                number = None if parent is None else await self._branch(record, parent)
-            if number is not None:
-                points = self._log(await self._vault.disk(record.id), number)
-                kept += await ship(self.name, waiting, points)
-                await self._write(token="")
+                if parent is None:
+                    break
+                number = await self._branch(record, parent)
+            record = await self._vault.disk(record.id)
+            stored = await ship(self.name, waiting, self._log(record, number))
+            # Invariant: none stored means that a copy of this directory, which has the same
+            # token, was first in that branch; the next one has a token of its own.
+            kept, waiting = kept + stored, waiting[len(stored) :]
+            await self._write(token="")
         for spooled in kept:
             await trio.to_thread.run_sync(remove_spooled, spooled)
         await trio.to_thread.run_sync(set_aside, self.name, self._directory)

@@ -145,7 +145,7 @@ async def test_a_damaged_joined_delta_hurts_no_point() -> None:
         await test.churn(20)
         name = next(name for name in test.store.objects if is_joined(name))
         data, metadata, _ = test.store.objects[name]
-        test.store.put(name, data[:-600] + b"x" + data[-599:], metadata)
+        test.store.put(name, data[:-600] + bytes([data[-600] ^ 1]) + data[-599:], metadata)
         report = await checked(test, read_data=False)
         assert [problem.object for problem in report.problems] == [name]
         assert "read without it" in report.problems[0].message
@@ -159,7 +159,7 @@ async def test_without_reading_data_a_flipped_frame_is_not_seen_and_a_lost_segme
         await test.publish()
         name = next(name for name in test.store.objects if name.startswith("segments/"))
         data, metadata, _ = test.store.objects[name]
-        test.store.put(name, data[:5000] + b"!" + data[5001:], metadata)
+        test.store.put(name, data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], metadata)
         assert (await checked(test, read_data=False)).ok
         assert not (await checked(test, read_data=True)).ok
         test.store.put(name, data[:-1], metadata)

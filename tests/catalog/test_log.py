@@ -280,7 +280,7 @@ async def test_a_broken_chain_is_not_joined() -> None:
         await test.churn(16, joins=False)
         name = sorted(name for name in test.store.objects if is_slot(name))[5]
         data, metadata, _ = test.store.objects[name]
-        test.store.put(name, data[:-1] + b"!", metadata)
+        test.store.put(name, data[:-1] + bytes([data[-1] ^ 1]), metadata)
         with pytest.raises(DamagedError, match=name):
             await test.fresh_log().publish_joins()
         assert not any(is_joined(name) for name in test.store.objects)

@@ -107,7 +107,7 @@ async def test_a_damaged_point_leaves_no_file(tmp_path: Path) -> None:
         await test.publish()
         name = next(name for name in test.store.objects if is_slot(name))
         data, metadata, _ = test.store.objects[name]
-        test.store.put(name, data[:90_000] + b"!" + data[90_001:], metadata)
+        test.store.put(name, data[:90_000] + bytes([data[90_000] ^ 1]) + data[90_001:], metadata)
         async with await test.fresh_log().open(1) as reader:
             with pytest.raises(
                 DamagedError, match=rf"web01@1: {name}: (page \d+ is damaged|does not auth)"
