@@ -49,3 +49,8 @@ def test_what_left_the_spool_before_a_crash_is_not_forgotten() -> None:
     assert note.has_spent(early)
     assert note.has_spent(late)
     assert not note.has_spent(Remembered(4, 3, "bb"))
+
+
+def test_a_writer_that_comes_back_while_a_generation_begins_looks_again() -> None:
+    """Its own takeover was lost for it, and a copy of it had begun the next one."""
+    race_round(6061)

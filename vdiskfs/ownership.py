@@ -31,12 +31,7 @@ from vdiskfs.catalog.vault import now_text
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, remove_spooled
 from vdiskfs.delta.rehead import rehead
-from vdiskfs.errors import (
-    ConflictError,
-    NotFoundError,
-    StateError,
-    VdiskfsError,
-)
+from vdiskfs.errors import ConflictError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.image import ChainEnd
 from vdiskfs.leftovers import advance, after, begun, parent_of, set_aside, ship, spooled_deltas
 from vdiskfs.lineclaims import LineClaims
@@ -408,7 +403,10 @@ class DiskLine(LineClaims):
             return
         if tip.fenced:
             wanted = await self._new_claim(record)
-            record = await next_generation(self._vault, record, tip, wanted)
+            try:
+                record = await next_generation(self._vault, record, tip, wanted)
+            except ConflictError:
+                return  # another one begins the next generation: the next try finds out
             await self._own(wanted)
         else:
             await self._write(token="", line=0, by="", since="", handed="")
