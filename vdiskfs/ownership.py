@@ -263,7 +263,9 @@ class DiskLine(LineClaims):
 
     # ---- publishing --------------------------------------------------------------------
 
-    async def publish(self, spooled: Spooled) -> Spooled:
+    async def publish(
+        self, spooled: Spooled, offered: Callable[[], None] = lambda: None
+    ) -> Spooled:
         """Store a delta that follows the newest stored epoch; return it as it was stored.
 
         A writer that finds itself displaced goes on in a branch.
@@ -278,7 +280,7 @@ class DiskLine(LineClaims):
             for _ in range(_TRIES):
                 spooled = await self._fit(spooled)
                 try:
-                    await self.points.publish(spooled)
+                    await self.points.publish(spooled, offered=offered)
                 except ConflictError as error:
                     log.info("disk %s: %s", self.name, error)
                     await self._left_behind()

@@ -24,7 +24,14 @@ import trio
 
 from vdiskfs import native
 from vdiskfs.crash import hook
-from vdiskfs.delta import DeltaWriter, PageBatch, Spooled, open_file, open_spooled
+from vdiskfs.delta import (
+    DeltaWriter,
+    PageBatch,
+    Spooled,
+    open_file,
+    open_spooled,
+    remove_spooled,
+)
 from vdiskfs.delta.entries import NO_EXTENTS, U8, U64, distinct, unite_extents
 from vdiskfs.errors import FormatError
 from vdiskfs.image import ChainEnd, LiveImage
@@ -108,6 +115,27 @@ class SuspectPass:
         self._live.suspect_pages(self._covered)
         native.sync_track(self._live.track)
         self.drop()
+
+    def give_up_unsent(self) -> int:
+        """Forget parts that are not stored: their pages are suspect again. Waits for the disk.
+
+        Returns:
+            The bytes of their segments, which are deleted.
+        """
+        unsent = [part for part in self.parts if _bytes_here(part)]
+        given = sum(map(_bytes_here, unsent))
+        try:
+            self._live.suspect_pages(unite_extents(changed_runs(unsent)))
+        except FormatError as error:
+            log.warning("%s: what was read is read again: %s", self._directory, error)
+            self.give_up_parts()
+            return given
+        native.sync_track(self._live.track)
+        for part in unsent:
+            # Others may hold a page of it, too: what is covered stays, so that it is stored again.
+            self.parts.remove(part)
+            remove_spooled(part)
+        return given
 
     def reads_beyond(self, size: int) -> bool:
         """Whether a part holds pages that begin at or beyond ``size`` bytes."""
@@ -241,6 +269,10 @@ class SuspectPass:
             self._live.image.suspect_clear(pages)
             self.done_pages += len(pages)
         self._live.image.suspect_clear_from(pages_of(self._live.image.size()))
+
+
+def _bytes_here(part: Spooled) -> int:
+    return sum(segment.size for segment in part.segments if segment.path.exists())
 
 
 def part_limit(directory: Path) -> int:

@@ -36,7 +36,7 @@ from vdiskfs.image import ChainEnd, EpochGivenUpError, EpochOutrunError, LiveIma
 from vdiskfs.ownership import DiskLine
 from vdiskfs.passes import MakeWriter, SuspectPass
 from vdiskfs.shipping import Shipper
-from vdiskfs.spool import Spool, remove_newest_first
+from vdiskfs.spool import Spool
 from vdiskfs.state import sync_directory
 from vdiskfs.stride import Pace, Stride
 from vdiskfs.suspects import Suspects
@@ -114,6 +114,7 @@ class Replicator:
         self._sealing = trio.Semaphore(1, max_value=1)
         self._moved = trio.Event()
         self._dirty_since_ns: int | None = None
+        self._behind_since_ns: int | None = None  # all that waited was given back
         self._captured = 0  # bytes of an epoch that the bitmaps may have forgotten already
         self.paused = False
         self.ended = False
@@ -150,6 +151,7 @@ class Replicator:
             host_died: marks that were made last may be missing in the bitmaps.
         """
         self.spool.load(self.points.generation, self.suspects.distrust_all)
+        self.shipper.loaded()
         self.suspects.load(host_died=host_died)
         self.paused = self._paused.exists()
         if self.paused:
@@ -213,11 +215,7 @@ class Replicator:
                 await self._moved.wait()
             try:
                 if self._is_too_much():
-                    self.suspects.stop()  # it may hold the seal until all of this is shipped
-                async with self._sealing:
-                    if self._is_too_much():
-                        waited = format_size(self.dirty_bytes() + self.spool.bytes)
-                        await self._give_back(f"{waited} waited while the vault was away")
+                    await self._give_back_too_much()
             except (LocalError, OSError) as error:
                 self.health.local_failed(str(error))
             with trio.move_on_after(LOOK_S):
@@ -265,32 +263,34 @@ class Replicator:
         limit = self.pace.resync_threshold * self.live.image.size()
         return self.dirty_bytes() + self.spool.bytes >= limit
 
+    async def _give_back_too_much(self) -> None:
+        with self.suspects.held_off():
+            async with self._sealing:
+                if self._is_too_much():
+                    waited = format_size(self.dirty_bytes() + self.spool.bytes)
+                    await self._give_back(f"{waited} waited while the vault was away")
+
     async def give_room(self) -> int:
         """Give the spool back to guests whose images lack its room; return how many bytes."""
-        if len(self.spool) < 2:
+        if not len(self.spool) and not self.pass_.is_unsent and self._sealing.value:
             return 0
-        self.suspects.stop()  # it may hold the seal until all of this is shipped
-        async with self._sealing:
-            return await self._give_back("images needed the room of what waited for the vault")
+        with self.suspects.held_off():
+            async with self._sealing, self.shipper.quiet(lambda: not self.paused):
+                # What a capture or a part under way had taken is given back, or lies here.
+                given = await trio.to_thread.run_sync(self.pass_.give_up_unsent)
+                keep = int(self.shipper.is_offered or not self.stored.epoch)
+                if len(self.spool) > keep:
+                    given += await self._give_back("images needed the room of what waited", keep)
+                if self.shipper.has_stored_first:
+                    given += await trio.to_thread.run_sync(self.spool.drop_stored)
+                return given
 
-    async def _give_back(self, reason: str) -> int:
-        """Give the spool back: what it held is to be compared with the vault later."""
-        before, end = self.spool.bytes, self.end
-        taken = self.spool.take_newer()
-        with trio.CancelScope(shield=True):
-            try:
-                await trio.to_thread.run_sync(
-                    self.suspects.mark_given_back, taken, end.size, reason
-                )
-            except BaseException:
-                for spooled in taken:
-                    self.spool.add(spooled)
-                raise
-            freed = before - self.spool.bytes
-            log.error("disk %s: is to be resynchronized: %s; %s of the spool and %d points are "
-                      "given back", self.name, reason, format_size(freed), len(taken))  # fmt: skip
-            self.health.resync_required(reason)
-            await trio.to_thread.run_sync(remove_newest_first, taken)
+    async def _give_back(self, reason: str, keep: int = 1) -> int:
+        behind_s = self.lag_s()
+        freed = await self.suspects.give_back(reason, keep)
+        if not len(self.spool):
+            # Nothing waits that would tell how far the vault is behind.
+            self._behind_since_ns = time.monotonic_ns() - int(behind_s * NS)
         self._dirty.set()
         self._announce()
         return freed
@@ -307,6 +307,7 @@ class Replicator:
         async with self._sealing:
             if self.ended:
                 return
+            self.suspects.arm()
             await self.begin_seal()
             bounded = by_itself and not self.suspects.is_first
             await self.suspects.run(self.resync.left_s() if bounded else math.inf)
@@ -372,7 +373,7 @@ class Replicator:
             raise
         finally:
             self._captured = 0  # no other task looks until it is in the spool
-        since_ns = self._dirty_since_ns
+        since_ns, self._behind_since_ns = self._dirty_since_ns, None
         self._dirty_since_ns = None if not self._dirty.is_set() else time.monotonic_ns()
         self.health.pass_finished()
         self.spool.add(spooled, since_ns)
@@ -467,6 +468,8 @@ class Replicator:
         """Return how far the vault is behind, in seconds: 0 when nothing waits."""
         if len(self.spool):
             return self.spool.lag_s()
+        if self._behind_since_ns is not None and self.suspects.needed:
+            return (time.monotonic_ns() - self._behind_since_ns) / NS
         if self._dirty_since_ns is not None and self.dirty_bytes():
             return (time.monotonic_ns() - self._dirty_since_ns) / NS
         return 0.0

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -68,14 +69,23 @@ class Shipper:
         self._go.set()
         self._join_after = -math.inf
         self._scope: trio.CancelScope | None = None
+        self._idle = trio.Event()
+        self._idle.set()
         self._news = trio.Event()
+        # The delta, by its epoch, whose slot was asked for; that of which this is not known.
+        self._offered: int | None = None
+        self._doubtful: int | None = None
 
     async def run(self) -> None:
         """Ship until cancelled."""
         while True:
             await self._go.wait()
-            with trio.CancelScope() as self._scope:
-                await self._ship_all()
+            self._idle = trio.Event()
+            try:
+                with trio.CancelScope() as self._scope:
+                    await self._ship_all()
+            finally:
+                self._idle.set()
 
     def stop(self) -> None:
         """Let nothing be sent until `go`. What the vault is just taking may still arrive."""
@@ -87,6 +97,32 @@ class Shipper:
     def go(self) -> None:
         """Ship again."""
         self._go.set()
+
+    @asynccontextmanager
+    async def quiet(self, goes_on: Callable[[], bool]) -> AsyncIterator[None]:
+        """Let nothing be sent inside, and the spool be changed; then `go`, if it ``goes_on``."""
+        self.stop()
+        try:
+            await self._idle.wait()
+            yield
+        finally:
+            if goes_on():
+                self.go()
+
+    def loaded(self) -> None:
+        """The spool is that of an earlier run: it is not known what that has offered."""
+        self._doubtful = self._spool.first.head.to_epoch if len(self._spool) else None
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether the vault may hold the spool's first delta in its slot."""
+        asked = (self._doubtful, self._offered)
+        return len(self._spool) > 0 and self._spool.first.head.to_epoch in asked
+
+    @property
+    def has_stored_first(self) -> bool:
+        """Whether the vault has all segments of the spool's first delta."""
+        return len(self._spool) > 0 and self._spool.first.head.to_epoch == self._offered
 
     def wake(self) -> None:
         """The spool has gained a delta."""
@@ -118,13 +154,16 @@ class Shipper:
         waiting = self._spool.first
         await self._take(waiting.head.object_size + _bytes_here(waiting))
         began = trio.current_time()
-        spooled = await self._line.publish(self._spool.first)
+        spooled = await self._line.publish(waiting, self._offer)
         self._spool.replace_first(spooled)
         self._checked_at = trio.current_time()
         head = spooled.head
         log.debug("epoch %d of %s was uploaded in %.3f s: %d bytes", head.to_epoch, head.disk_id,
                   self._checked_at - began, head.stored_bytes)  # fmt: skip
         return spooled
+
+    def _offer(self) -> None:
+        self._offered = self._spool.first.head.to_epoch
 
     async def _take(self, size: int) -> None:
         """Wait until so many bytes may be uploaded."""

@@ -2,7 +2,8 @@
 
 Deltas follow each other; the oldest leaves first, when the vault holds it. What is given
 back when the vault is away for too long are the newest: all but the oldest, because a slot
-that was offered to the vault may be taken there although its answer was lost.
+that was offered to the vault may be taken there although its answer was lost. Where an image
+needs its room that one goes, too, if it was not offered; else its segments, which are stored.
 
 Methods that touch files wait for the local disk and say so.
 """
@@ -14,6 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,13 +137,24 @@ class Spool:
         self.left += 1
         self.left_bytes += first.head.stored_bytes
 
-    def take_newer(self) -> list[Spooled]:
-        """Take all deltas but the first out, oldest first. Their files stay."""
-        taken = list(self._waiting)[1:]
-        while len(self._waiting) > 1:
+    def take_newer(self, keep: int = 1) -> list[Spooled]:
+        """Take all deltas but the ``keep`` oldest out, oldest first. Their files stay."""
+        taken = list(self._waiting)[keep:]
+        while len(self._waiting) > keep:
             self._waiting.pop()
         self.bytes -= sum(one.head.stored_bytes for one in taken)
         return taken
+
+    def drop_stored(self) -> int:
+        """Delete the first delta's segments, which the vault has; return their bytes.
+
+        Waits for the disk.
+        """
+        first = self._waiting[0]
+        self._waiting[0] = replace(first, segments=[])
+        for segment in first.segments:
+            segment.path.unlink(missing_ok=True)
+        return sum(segment.size for segment in first.segments)
 
 
 def changed_runs(deltas: Sequence[Spooled]) -> Iterator[Extents]:

@@ -9,7 +9,8 @@ the notes that make it survive the daemon and the host.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from vdiskfs.passes import SuspectPass
 from vdiskfs.point import PointReader
 from vdiskfs.resync import REGION_SIZE as RESYNC_REGION
 from vdiskfs.resync import Resync
-from vdiskfs.spool import Spool, changed_runs
+from vdiskfs.spool import Spool, changed_runs, remove_newest_first
 from vdiskfs.state import DISK_END, DistrustNote, Stretch
-from vdiskfs.units import PAGE_SIZE, REGION_SIZE
+from vdiskfs.units import PAGE_SIZE, REGION_SIZE, format_size
 from vdiskfs.window import Window
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Suspects:
         self._track = directory / "track"
         self._wait_shipped = wait_shipped
         self._scope: trio.CancelScope | None = None
+        self._stopped = False
+        self._held_off = 0
         self._noting = trio.Lock()
         self._distrusted = self._note.exists()
 
@@ -144,6 +147,33 @@ class Suspects:
         if spans or self._distrusted:
             self.distrust(spans)
 
+    async def give_back(self, reason: str, keep: int) -> int:
+        """Give back the spool but its ``keep`` oldest deltas, when nothing is sealed.
+
+        What the others held is to be compared with the vault later.
+
+        Returns:
+            How many bytes they had.
+
+        Raises:
+            LocalError: the disk refused to note it; nothing is given back.
+        """
+        before, end = self._spool.bytes, self._spool.end
+        taken = self._spool.take_newer(keep)
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(self.mark_given_back, taken, end.size, reason)
+            except BaseException:
+                for spooled in taken:
+                    self._spool.add(spooled)
+                raise
+            freed = before - self._spool.bytes
+            log.error("disk %s: is to be resynchronized: %s; %s of the spool and %d points are "
+                      "given back", self._name, reason, format_size(freed), len(taken))  # fmt: skip
+            self._health.resync_required(reason)
+            await trio.to_thread.run_sync(remove_newest_first, taken)
+        return freed
+
     def mark_given_back(self, deltas: Sequence[Spooled], size: int, reason: str) -> None:
         """Make what deltas hold suspect, before they go. Durable on return; in a thread.
 
@@ -224,6 +254,10 @@ class Suspects:
             return
         with trio.CancelScope() as scope:
             self._scope = scope
+            if self._stopped or self._held_off:
+                # It came before there was a pass, and after the seal was taken.
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
             if len(self._spool):
                 # What is compared with must hold all that was captured before.
                 await self._wait_shipped()
@@ -242,10 +276,25 @@ class Suspects:
         if scope.cancelled_caught:
             raise PassStoppedError(f"disk {self._name}: the resynchronization was stopped")
 
+    def arm(self) -> None:
+        """The seal was taken: whoever holds it may run the pass, until `stop`."""
+        self._stopped = False
+
     def stop(self) -> None:
-        """Stop the pass, if one runs, or waits for the spool to be empty."""
+        """Stop the pass, if one runs, waits for the spool to be empty, or is about to begin."""
+        self._stopped = True
         if self._scope is not None:
             self._scope.cancel()
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Let no pass go on, or begin, inside: it holds the seal until the spool is shipped."""
+        self._held_off += 1
+        self.stop()
+        try:
+            yield
+        finally:
+            self._held_off -= 1
 
     async def take_changed(self) -> None:
         """Make what changed since the last seal suspect: the pass compares it, too."""

@@ -165,28 +165,53 @@ def waits(site: MountedSite) -> int:
     return int(site.disk("web01")["spooled_bytes"])
 
 
+@contextlib.contextmanager
+def cramped(root: Path) -> Iterator[MountedSite]:
+    """A disk of 100 MiB whose spool shares 128 MiB with it, cut off from its vault.
+
+    In the end the vault is back, and holds what the disk does.
+    """
+    size, vault = 100 * MIB, root / "vault"
+    with (
+        file_system("ext4", make_image(root / "images.fs", 128 * MIB), root / "images") as room,
+        MountedSite(root, options=FAST, vault=f"file://{vault}") as site,
+    ):
+        site.source.rmdir()
+        site.source, site.state = room / "source", room / "state"
+        site.source.mkdir()
+        site.add_image("web01", size)
+        site.init().mount().wait_shipped("web01")
+        vault.rename(root / "away")
+        yield site
+        assert site.disk("web01")["state"] in ("ResyncRequired", "Resyncing")
+        (root / "away").rename(vault)
+        site.json("disk", "retry", "web01")
+        wait_same(site)
+        site.run("vault", "check", "--read-data", "--vault", site.vault)
+
+
 def test_what_waits_for_the_vault_gives_way_to_an_image_on_the_same_file_system(
     tmp_path: Path,
 ) -> None:
     """The image and the spool do not fit beside each other: the guest gets its room."""
-    size, place = 100 * MIB, tmp_path / "images"
-    with file_system("ext4", make_image(tmp_path / "images.fs", 128 * MIB), place) as room:
-        vault = tmp_path / "vault"
-        with MountedSite(tmp_path, options=FAST, vault=f"file://{vault}") as site:
-            site.source.rmdir()
-            site.source, site.state = room / "source", room / "state"
-            site.source.mkdir()
-            site.add_image("web01", size)
-            site.init().mount().wait_shipped("web01")
-            vault.rename(tmp_path / "away")
-            # The oldest delta stays, it may be in the vault already; so let it be small.
-            for start, end in ((0, 1), (1, 17), (17, 20)):
-                write_random(site.image("web01"), start * MIB, (end - start) * MIB, seed=end)
-                site.wait("it waits", lambda end=end: waits(site) >= end * MIB)  # type: ignore[misc]
-            write_random(site.image("web01"), 20 * MIB, size - 20 * MIB, seed=3)
-            assert site.disk("web01")["state"] == "ResyncRequired"
-            assert waits(site) < 2 * MIB
-            (tmp_path / "away").rename(vault)
-            site.json("disk", "retry", "web01")
-            wait_same(site)
-            site.run("vault", "check", "--read-data", "--vault", site.vault)
+    with cramped(tmp_path) as site:
+        # What is offered to the vault stays, it may be there already; so let it be small.
+        for start, end in ((0, 1), (1, 17), (17, 20)):
+            write_random(site.image("web01"), start * MIB, (end - start) * MIB, seed=end)
+            site.wait("it waits", lambda end=end: waits(site) >= end * MIB)  # type: ignore[misc]
+        write_random(site.image("web01"), 20 * MIB, 80 * MIB, seed=3)
+        assert waits(site) < 2 * MIB
+
+
+def test_all_that_waits_gives_way_where_no_slot_was_asked_for(tmp_path: Path) -> None:
+    """One large epoch waits: its segments never reached the vault, so it was not offered."""
+    with cramped(tmp_path) as site:
+        site.json("disk", "pause", "web01")
+        write_random(site.image("web01"), 0, 30 * MIB, seed=1)
+        site.json("disk", "resume", "web01")
+        site.wait("it waits", lambda: waits(site) >= 30 * MIB)
+        assert len(list(site.state.rglob("spool/*.delta"))) == 1
+        lag_s = site.disk("web01")["shipped_lag_s"]
+        write_random(site.image("web01"), 30 * MIB, 70 * MIB, seed=3)
+        assert waits(site) == 0
+        assert site.disk("web01")["shipped_lag_s"] > lag_s

@@ -48,8 +48,8 @@ class Line:
     def __init__(self, points: DiskLog) -> None:
         self.points = points
 
-    async def publish(self, spooled: Spooled) -> Spooled:
-        await self.points.publish(spooled)
+    async def publish(self, spooled: Spooled, offered: Callable[[], None]) -> Spooled:
+        await self.points.publish(spooled, offered=offered)
         return spooled
 
 

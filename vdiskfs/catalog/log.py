@@ -26,14 +26,7 @@ from vdiskfs.catalog.joins import make_joins
 from vdiskfs.catalog.line import END, DamagedJoinError, Line
 from vdiskfs.catalog.points import Point, Tip, Wanted, newest_row, parse_spec, point_of
 from vdiskfs.catalog.proofs import HASHED, list_proven, mark_proven
-from vdiskfs.catalog.publish import (
-    Progress,
-    check_segments,
-    collected,
-    keep_tail,
-    publish_slot,
-    upload_segments,
-)
+from vdiskfs.catalog.publish import Progress, collected, keep_tail, store_delta
 from vdiskfs.catalog.records import DiskRecord, LedgerRef, decode_disk
 from vdiskfs.catalog.saved import read_saved, write_saved
 from vdiskfs.catalog.tables import Tables
@@ -175,8 +168,13 @@ class DiskLog:
         pieces = await self._chains.open(lines, epoch)
         return point.generation, pieces[-1].head.to_digest
 
-    async def publish(self, spooled: Spooled, progress: Progress | None = None) -> Point:
+    async def publish(
+        self, spooled: Spooled, progress: Progress | None = None,
+        offered: Callable[[], None] = lambda: None,
+    ) -> Point:  # fmt: skip
         """Store a delta of the spool: segments first, then the slot. On return the point is.
+
+        ``offered`` is called when the segments are stored, before the slot is asked for.
 
         Raises:
             ConflictError: another writer's delta is in the slot: this site is displaced.
@@ -185,9 +183,7 @@ class DiskLog:
         head = spooled.head
         if head.from_epoch < self.line.floor:
             raise collected(head)
-        await upload_segments(self.store, self.record.id, spooled.segments, progress)
-        await check_segments(self.store, spooled)
-        await publish_slot(self.store, spooled)
+        await store_delta(self.store, spooled, progress, offered)
         # Invariant: a slot below the horizon may have been collected, and so be filled twice.
         # One that is not below it, as disk.json says afterwards, was never filled before.
         await self._be_fresh()

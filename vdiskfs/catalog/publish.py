@@ -81,6 +81,21 @@ async def check_segments(store: Store, spooled: Spooled) -> None:
             raise DamagedError(f"{name}: {size} bytes where {ref.size} were stored")
 
 
+async def store_delta(
+    store: Store, spooled: Spooled, progress: Progress | None, offered: Callable[[], None]
+) -> None:
+    """Store a delta: its segments, then its slot; in between ``offered`` is called.
+
+    Raises:
+        ConflictError: another writer's delta is in the slot: this site is displaced.
+        DamagedError: a segment it refers to is not in the vault.
+    """
+    await upload_segments(store, spooled.head.disk_id, spooled.segments, progress)
+    await check_segments(store, spooled)
+    offered()
+    await publish_slot(store, spooled)
+
+
 async def publish_slot(store: Store, spooled: Spooled) -> None:
     """Create the slot. On return the point exists.
 
