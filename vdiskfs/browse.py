@@ -17,6 +17,7 @@ import trio
 
 from vdiskfs.catalog import DiskLog, DiskRecord, Point, Vault
 from vdiskfs.catalog.proofs import Place, Proven, list_proven, mark_proven
+from vdiskfs.catalog.records import UnreadableDisk
 from vdiskfs.errors import DamagedError, NotFoundError, VaultUnreachableError
 from vdiskfs.hydration import OpenedPoint, PointImages
 from vdiskfs.tree import Access, DiskName, OpenPoint, PointFacts, PointKind, PointRef
@@ -50,6 +51,7 @@ class Browser:
         self._own = own
         self._access = access
         self._records: dict[str, DiskRecord] = {}
+        self._unreadable: list[UnreadableDisk] = []
         self._records_until = 0.0
         self._logs: dict[tuple[str, int], tuple[DiskLog, float]] = {}
         self._proofs: dict[str, tuple[Mapping[Place, Proven], float]] = {}
@@ -61,10 +63,17 @@ class Browser:
         return self._vault.store.requests
 
     async def records(self) -> Mapping[str, DiskRecord]:
-        """Return the vault's disks by name."""
+        """Return the vault's disks by name. One whose record was damaged since is as it was."""
         async with self._lock:
             if trio.current_time() >= self._records_until:
-                self._records = {one.name: one for one in await self._vault.disks()}
+                found, unreadable = await self._vault.read_disks()
+                for one in unreadable:
+                    if one not in self._unreadable:
+                        log.warning("disk %s: %s: %s", one.name, one.object, one.why)
+                    if one.name in self._records:
+                        found.append(self._records[one.name])
+                self._unreadable = unreadable
+                self._records = {one.name: one for one in found}
                 self._records_until = trio.current_time() + STALE_S
         return self._records
 
@@ -83,6 +92,8 @@ class Browser:
             return own
         record, generation = await self._meant(disk)
         if record is None:
+            if self._unreadable:
+                await self._vault.find_disk(disk.partition("@")[0])  # it may be one of these
             raise NotFoundError(f"there is no disk {disk} in the vault", hint="vdiskfs disk list")
         key = (record.id, generation)
         found, until = self._logs.get(key, (None, 0.0))

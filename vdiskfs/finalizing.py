@@ -85,7 +85,10 @@ class Finalizer:
         networks = ", ".join(one.name for one in machine.networks) or "none"
         text = f"machine {machine.name} is in the vault (networks: {networks})"
         others = [one.disk for one in machine.disks if one.disk != disk.name]
-        known = {record.name for record in await disk.site.vault.disks()} if others else set()
+        known: set[str] = set()
+        if others:
+            found, unreadable = await disk.site.vault.read_disks()
+            known = {one.name for one in found} | {one.name for one in unreadable}
         missing = [one for one in others if one not in known]
         return f"{text}, but not its disk {missing[0]}" if missing else text
 

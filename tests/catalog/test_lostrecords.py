@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tests.catalog.harness import Bench, bench
-from vdiskfs.catalog import Owner, Vault, check
+from tests.vaults import newcomer
+from vdiskfs.catalog import Owner, Vault, check, repair
 from vdiskfs.catalog.ledger import Ledger, write_ledger
 from vdiskfs.catalog.lostrecords import restore_name, restore_record
 from vdiskfs.catalog.records import DiskRecord, LedgerRef, encode_disk
@@ -110,6 +111,47 @@ async def test_a_name_that_is_gone_or_damaged_is_put_back() -> None:
         one.bench.store.put(one.stored(where), b"")
         assert isinstance(await restore_name(*args, dry_run=False), Healed)
         assert [record.id for record in await one.vault.disks()] == [one.record.id]
+
+
+async def test_a_disk_whose_name_is_gone_is_found_and_repaired_without_a_mount() -> None:
+    async with owned() as one:
+        where = name_object("web01")
+        written = await one.vault.store.read(where)
+        one.lose(where)
+        report = await check(newcomer(one.vault))
+        [problem] = report.problems
+        assert (problem.object, problem.disk, problem.points) == (where, "web01", {})
+        assert problem.message == f"is missing: only its id leads to {one.record.id}"
+        assert (report.disks, report.points) == (1, 3), "the disk is checked all the same"
+        planned = await repair(newcomer(one.vault), dry_run=True)
+        assert [healed.problem.object for healed in planned.healed] == [where]
+        assert one.stored(where) not in one.bench.store.objects
+        done = await repair(newcomer(one.vault))
+        assert ([healed.problem.object for healed in done.healed], done.left) == ([where], [])
+        assert (await one.vault.store.read(where))[0] == written[0]
+        assert (await check(newcomer(one.vault))).ok
+
+
+async def test_a_disk_without_name_and_record_is_found_by_its_points() -> None:
+    async with owned() as one:
+        where = disk_object(one.record.id)
+        one.lose(name_object("web01"))
+        one.lose(where)
+        [problem] = (await check(newcomer(one.vault))).problems
+        assert (problem.object, problem.points) == (where, {1: [1, 2, 3]})
+
+
+async def test_a_name_that_another_disk_has_taken_stays_that_ones() -> None:
+    async with owned() as one:
+        one.lose(name_object("web01"))
+        other = await one.vault.create_disk("web01", file="b.img", size=0, site="there")
+        report = await check(newcomer(one.vault))
+        assert [problem.message for problem in report.problems] == [
+            f"is the name of another disk, {other.id}: only its id leads to {one.record.id}"
+        ]
+        done = await repair(newcomer(one.vault))
+        assert [left.problem.object for left in done.left] == [name_object("web01")]
+        assert await one.vault.find_disk("web01") == other
 
 
 async def test_a_record_is_not_put_back_after_a_takeover() -> None:

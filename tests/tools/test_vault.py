@@ -115,6 +115,38 @@ def test_disks_are_listed_from_the_vault(
     assert run("disk", "show", "absent", "--vault", history.url).exit_code == 3
 
 
+async def add_disk(url: str, name: str) -> str:
+    store = open_store(url)
+    vault = await Vault.open(store, given())
+    record = await vault.create_disk(name, file="b.img", size=4096, site="here")
+    await store.aclose()
+    return record.id
+
+
+def test_a_damaged_record_hides_no_other_disk(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    where = f"disks/{trio.run(add_disk, history.url, 'db01')}/disk.json"
+    path = history.directory / where
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-30])
+    result = run("disk", "list", "--vault", history.url)
+    assert (result.exit_code, result.stderr.count("\n")) == (6, 1)
+    assert "web01" in result.stdout
+    assert f"disk db01 is not listed: {where}: " in result.stderr
+    assert "vdiskfs vault repair" in result.stderr
+    listed = run("disk", "list", "--vault", history.url, "--json")
+    assert listed.exit_code == 6
+    document = json.loads(listed.stdout)
+    assert [disk["name"] for disk in document["disks"]] == ["web01"]
+    [hidden] = document["unreadable"]
+    assert (hidden["name"], hidden["object"]) == ("db01", where)
+    assert run_json("vault", "info", "--vault", history.url)["unreadable_disks"] == [hidden]
+    for line in (["vault", "info"], ["policy", "list"], ["site", "list"]):
+        assert run(*line, "--vault", history.url).exit_code == 0
+    assert where in run("policy", "list", "--vault", history.url).stderr
+
+
 def test_points_are_listed_from_the_vault(
     history: Any, run: Run, run_json: Callable[..., Any]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import NotFoundError, UsageError
+from vdiskfs.errors import DamagedError, NotFoundError, UsageError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import client_of
@@ -26,19 +26,37 @@ def disk() -> None:
 def list_disks(call: Call) -> None:
     """List the disks of a mount; with --vault, those of the vault.
 
+    Exit code 6 when one of the vault cannot be read; the others are listed.
+
     Example:
         vdiskfs disk list --vault file:///srv/vault
     """
     if call.vault is not None:
-        document: dict[str, Any] = {"disks": _vault_disks(call)}
+        document = _vault_disks(call)
     else:
         with client_of(call) as client:
             document = client.get("disks")
-    if call.out.document(document):
-        return
-    disks = [item for item in document.get("disks") or [] if isinstance(item, dict)]
+    unreadable = document.get("unreadable") or []
+    if not call.out.document(document):
+        disks = [item for item in document.get("disks") or [] if isinstance(item, dict)]
+        _say_disks(call, disks, complete=not unreadable)
+    for one in unreadable[:-1]:
+        call.out.say(str(_damaged(one)))
+    if unreadable:
+        raise _damaged(unreadable[-1])
+
+
+def _damaged(one: dict[str, Any]) -> DamagedError:
+    return DamagedError(
+        f"disk {one['name']} is not listed: {one['object']}: {one['why']}",
+        hint="vdiskfs vault repair heals what can be healed",
+    )
+
+
+def _say_disks(call: Call, disks: list[dict[str, Any]], *, complete: bool) -> None:
     if not disks:
-        call.out.say("no disks")
+        if complete:
+            call.out.say("no disks")
         return
     if call.vault is not None:
         header = ("DISK", ">SIZE", "SITE", ">GENERATION", "CREATED", "RETIRED")
@@ -256,11 +274,11 @@ def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: 
     call.out.say(f"{shown}: would be {done}" if dry_run else f"{shown}: {done}")
 
 
-def _vault_disks(call: Call) -> list[dict[str, Any]]:
-    from vdiskfs_tools.vaults import disk_document, with_vault
+def _vault_disks(call: Call) -> dict[str, Any]:
+    from vdiskfs_tools.vaults import disks_document, with_vault
 
-    async def work(vault: Any) -> list[dict[str, Any]]:
-        return [disk_document(record) for record in await vault.disks()]
+    async def work(vault: Any) -> dict[str, Any]:
+        return disks_document(*await vault.read_disks())
 
     return with_vault(call, work)
 

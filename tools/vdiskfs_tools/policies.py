@@ -33,8 +33,10 @@ def policies_of(call: Call) -> dict[str, Any]:
     """Return all policies, each with the disks that follow it, and the objects of damaged ones."""
 
     async def work(vault: Vault) -> dict[str, Any]:
-        disks = await vault.disks()
+        disks, hidden = await vault.read_disks()
         policies, unreadable = await list_policies(vault.store)
+        # Whether they follow one is not known.
+        unreadable |= {one.object: one.why for one in hidden}
         return {
             "policies": [_document(one, disks) for one in policies],
             "unreadable": [{"object": name, "why": why} for name, why in unreadable.items()],

@@ -91,7 +91,7 @@ def _sites(call: Call) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from vdiskfs_tools.vaults import site_problem, with_vault
 
     async def work(vault: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        names = {record.id: record.name for record in await vault.disks()}
+        names = {record.id: record.name for record in (await vault.read_disks())[0]}
         found = []
         signs, unreadable = await vault.read_sites()
         for sign in signs:

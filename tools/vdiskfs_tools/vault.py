@@ -116,6 +116,8 @@ def info(call: Call, *, probe: bool) -> None:
             ("DISK", ">SIZE", "SITE", ">GENERATION", "RETIRED"),
             [[d["name"], format_bytes(d["size"]), *(d[key] or "-" for key in keys)] for d in disks],
         )
+    for one in document["unreadable_disks"]:
+        call.out.say(f"disk {one['name']}: {one['object']}: {one['why']}; vdiskfs vault repair")
     if sites:
         call.out.line()
         call.out.table(

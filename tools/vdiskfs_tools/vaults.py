@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from vdiskfs.catalog import (
 from vdiskfs.catalog.anchor import check_unclaimed
 from vdiskfs.catalog.enforced import probe_enforced
 from vdiskfs.catalog.leases import Lease, list_leases
-from vdiskfs.catalog.records import UnreadableSite
+from vdiskfs.catalog.records import UnreadableDisk, UnreadableSite
 from vdiskfs.catalog.report import problem_document
 from vdiskfs.catalog.vaultfile import read_vault_file, slots_opened
 from vdiskfs.config import load_config, vault_environ
@@ -176,7 +176,7 @@ async def probed_document(vault: Vault) -> dict[str, Any]:
 
 async def vault_document(vault: Vault) -> dict[str, Any]:
     """Return a vault as ``vault info --json`` prints it."""
-    disks = await vault.disks()
+    disks, unreadable_disks = await vault.read_disks()
     names = {record.id: record.name for record in disks}
     sites, unreadable = await vault.read_sites()
     return {
@@ -184,6 +184,7 @@ async def vault_document(vault: Vault) -> dict[str, Any]:
         "created": vault.created,
         "encryption": SCHEME_NONE if vault.key is None else SCHEME_AES_256_GCM,
         "disks": [disk_document(record) for record in disks],
+        "unreadable_disks": [asdict(one) for one in unreadable_disks],
         "sites": [asdict(record) for record in sites],
         "unreadable_sites": [site_problem(one) for one in unreadable],
         "leases": [lease_document(lease, names) for lease in await list_leases(vault)],
@@ -219,6 +220,16 @@ def disk_document(record: DiskRecord) -> dict[str, Any]:
     """Return a disk as ``--json`` prints it."""
     keys = ("name", "id", "size", "site", "file", "generation", "created", "retired")
     return {key: getattr(record, key) for key in keys}
+
+
+def disks_document(
+    disks: Sequence[DiskRecord], unreadable: Sequence[UnreadableDisk]
+) -> dict[str, Any]:
+    """Return the disks of a vault as ``disk list --vault --json`` prints them."""
+    return {
+        "disks": [disk_document(record) for record in disks],
+        "unreadable": [asdict(one) for one in unreadable],
+    }
 
 
 def branches_document(record: DiskRecord) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vdiskfs.catalog.lostpoints import all_points, thinned_points
 from vdiskfs.catalog.named import still_named
 from vdiskfs.catalog.records import DiskRecord, LedgerRef, named_by
 from vdiskfs.catalog.report import CheckReport, Problem
-from vdiskfs.catalog.vault import Vault, disk_object
+from vdiskfs.catalog.vault import Vault, disk_object, name_object
 from vdiskfs.catalog.walk import LineState, LineWalk, Listing
 from vdiskfs.delta import genesis_digest
 from vdiskfs.delta.layout import head_from_metadata, is_id
@@ -86,10 +86,14 @@ async def check_disk(
 async def find_records(
     vault: Vault, disks: Sequence[str] | None, report: CheckReport
 ) -> list[DiskRecord]:
-    """Return the disks meant (all of them); names that lead to none are reported."""
+    """Return the disks meant (all of them).
+
+    Names that lead to none are reported, and disks to which no name leads.
+    """
     if disks is not None:
         return [await vault.find_disk(name) for name in disks]
     found: dict[str, DiskRecord] = {}
+    led_to: set[str] = set()
     for info in [info async for info in vault.store.list("names/")]:
         name, disk_id = info.name, info.metadata.get("disk", "")
         title = named_by(name, "names/") or name
@@ -101,21 +105,62 @@ async def find_records(
             continue
         if not is_id(disk_id):
             continue
-        where = disk_object(disk_id)
-        try:
-            record = await vault.disk(disk_id)
-        except NotFoundError:
-            # A name whose disk was never made; but not if it has points.
-            points = await all_points(vault.store, disk_id)
-            if points:
-                message = "is missing, and its points are there"
-                report.problems.append(Problem(where, message, title, points))
-        except DamagedError as error:
-            points = await all_points(vault.store, disk_id)
-            report.problems.append(Problem(where, bare(error, where), title, points))
-        else:
+        led_to.add(disk_id)
+        record = await _find_record(vault, disk_id, title, report)
+        if record is not None:
             found[record.id] = record
+    for record in await _nameless(vault, led_to, report):
+        found[record.id] = record
     return sorted(found.values(), key=lambda record: record.name)
+
+
+async def _find_record(
+    vault: Vault, disk_id: str, title: str, report: CheckReport
+) -> DiskRecord | None:
+    """Return the record of a disk; where it cannot be read that is reported."""
+    where = disk_object(disk_id)
+    try:
+        return await vault.disk(disk_id)
+    except NotFoundError:
+        # A name whose disk was never made; but not if it has points.
+        points = await all_points(vault.store, disk_id)
+        if points:
+            message = "is missing, and its points are there"
+            report.problems.append(Problem(where, message, title, points))
+    except DamagedError as error:
+        points = await all_points(vault.store, disk_id)
+        report.problems.append(Problem(where, bare(error, where), title, points))
+    return None
+
+
+async def _nameless(vault: Vault, led_to: set[str], report: CheckReport) -> list[DiskRecord]:
+    """Return the disks that have objects and to which no name leads; all of them are reported.
+
+    A name is written before anything else of its disk, and stays. This costs one listing of all
+    that disks have.
+    """
+    listed = {info.name.split("/")[1] async for info in vault.store.list("disks/")}
+    known = {vault.stored_name(one.object) for one in report.problems}
+    found = []
+    for disk_id in sorted(listed - led_to):
+        record = await _find_record(vault, disk_id, disk_id, report) if is_id(disk_id) else None
+        if record is None:
+            continue
+        found.append(record)
+        where, message = name_object(record.name), f"is missing: only its id leads to {disk_id}"
+        try:
+            other = await vault.named_id(where)
+        except NotFoundError:
+            pass
+        except DamagedError as error:
+            message = bare(error, where)
+        else:
+            if other == disk_id:
+                continue  # the disk was made since the names were listed
+            message = f"is the name of another disk, {other}: only its id leads to {disk_id}"
+        if vault.stored_name(where) not in known:
+            report.problems.append(Problem(where, message, record.name))
+    return found
 
 
 async def _check_disk(vault: Vault, work: Inspection) -> None:

@@ -191,6 +191,15 @@ class UnreadableSite:
     modified_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadableDisk:
+    """A disk whose name or record cannot be read: which object, why, the name as far as known."""
+
+    object: str
+    why: str
+    name: str
+
+
 def encode_disk(record: DiskRecord) -> bytes:
     """Return the document of a disk."""
     parents = {

@@ -21,6 +21,7 @@ from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
 from vdiskfs.catalog.inspection import NOTHING, Inspection, Progress
 from vdiskfs.catalog.ledger import LEAF_LEVEL, read_ledger
 from vdiskfs.catalog.lostdocuments import DocumentCopies, restore_document
+from vdiskfs.catalog.lostrecords import restore_name
 from vdiskfs.catalog.named import still_named
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.references import gather
@@ -38,7 +39,6 @@ from vdiskfs.delta.layout import is_id
 from vdiskfs.delta.names import parse_joined, parse_slot, slot_name
 from vdiskfs.errors import DamagedError, NotFoundError, RefusedError, VdiskfsError
 from vdiskfs.point import PieceInfo
-from vdiskfs.sealed.names import stored_name
 from vdiskfs.store import Store
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,19 @@ async def repair(
     records = await find_records(vault, disks, names)
     if disks is None:
         await check_documents(vault.store, names, disks=records)
-    others = {_stored(vault, disk_object(one) if is_id(one) else name_object(one)) for one in skip}
+    others = {
+        vault.stored_name(disk_object(one) if is_id(one) else name_object(one)) for one in skip
+    }
+    named: dict[str, list[DiskRecord]] = {}
+    for record in records:
+        named.setdefault(vault.stored_name(name_object(record.name)), []).append(record)
     for problem in names.problems:
-        if _stored(vault, problem.object) not in others:
+        stored = vault.stored_name(problem.object)
+        if stored in others:
+            continue
+        if stored in named:
+            await _settle_name(vault, named[stored], problem, report)
+        else:
             await settle_document(vault.store, problem, report)
     for record in [one for one in records if one.id not in skip]:
         try:
@@ -108,9 +118,26 @@ async def settle_document(
         report.left.append(found)
 
 
-def _stored(vault: Vault, name: str) -> str:
-    """Return what an object is called in the store; of a damaged one nothing else is known."""
-    return name if vault.key is None else stored_name(vault.key, name)
+async def _settle_name(
+    vault: Vault, records: Sequence[DiskRecord], problem: Problem, report: RepairReport
+) -> None:
+    """Put the name of a disk back, whose record says it; unless those of several do."""
+    found: Healed | Left | None
+    if len(records) > 1:
+        ids = ", ".join(one.id for one in records)
+        found = Left(problem, f"several disks have it by their records; name them by id: {ids}")
+    else:
+        try:
+            found = await restore_name(
+                vault, records[0].name, records[0].id, dry_run=report.dry_run
+            )
+        except RefusedError as error:
+            report.refused = True
+            found = Left(problem, error.message)
+    if isinstance(found, Healed):
+        report.healed.append(found)
+    elif found is not None:
+        report.left.append(found)
 
 
 class _Repair:

@@ -31,11 +31,13 @@ from vdiskfs.catalog.records import (
     DiskRecord,
     Owner,
     SiteRecord,
+    UnreadableDisk,
     UnreadableSite,
     decode_disk,
     decode_site,
     encode_disk,
     encode_site,
+    named_by,
     safe_name,
 )
 from vdiskfs.catalog.vaultfile import VaultFile, read_vault_file, unlock
@@ -52,6 +54,7 @@ from vdiskfs.errors import (
 )
 from vdiskfs.point import BlockCache
 from vdiskfs.sealed import SealedStore, Seen
+from vdiskfs.sealed.names import stored_name
 from vdiskfs.store import PROBES, Store
 
 _NAME_TRIES = 1000
@@ -146,6 +149,10 @@ class Vault:
         """Return the vault's data key; None: it is not encrypted."""
         return self.store.key if isinstance(self.store, SealedStore) else None
 
+    def stored_name(self, name: str) -> str:
+        """Return what an object is called in the store; of a damaged one nothing else is known."""
+        return name if self.key is None else stored_name(self.key, name)
+
     async def create_disk(
         self, name: str, *, file: str, size: int, site: str, disk_id: str | None = None,
         owner: Owner | None = None,
@@ -167,18 +174,28 @@ class Vault:
         return record
 
     async def disks(self) -> list[DiskRecord]:
-        """Return all disks, by name."""
-        found = []
-        listed = [info async for info in self.store.list("names/")]
-        for info in listed:
-            disk_id = info.metadata.get("disk", "")
-            if not is_id(disk_id):
-                disk_id = await self.named_id(info.name)
+        """Return all disks, by name; DamagedError: one cannot be read."""
+        found, unreadable = await self.read_disks()
+        for one in unreadable:
+            raise DamagedError(f"{one.object}: {one.why}", hint=REPAIR)
+        return found
+
+    async def read_disks(self) -> tuple[list[DiskRecord], list[UnreadableDisk]]:
+        """Return all disks that can be read, by name, and those that cannot."""
+        found, unreadable = [], []
+        for info in [info async for info in self.store.list("names/")]:
+            where, disk_id = info.name, info.metadata.get("disk", "")
             try:
+                if not is_id(disk_id):
+                    disk_id = await self.named_id(info.name)
+                where = disk_object(disk_id)
                 found.append(await self.disk(disk_id))
             except NotFoundError:
                 continue  # a name was given, then its maker died: garbage, never a disk
-        return sorted(found, key=lambda record: record.name)
+            except DamagedError as error:
+                why, name = error.message.removeprefix(f"{where}: "), named_by(info.name, "names/")
+                unreadable.append(UnreadableDisk(where, why, name or info.name))
+        return sorted(found, key=lambda record: record.name), unreadable
 
     async def disk(self, disk_id: str) -> DiskRecord:
         """Return a disk by its id; NotFoundError."""
