@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -18,9 +20,18 @@ from tests.catalog.memory import MemoryStore
 from tests.catalog.test_thinning import Site
 from tests.catalog.test_upkeep import Tender
 from tests.vaults import FILE_KEY, is_encrypted, newcomer
-from vdiskfs.catalog import SiteRecord, Vault, leases
+from vdiskfs.catalog import SiteRecord, Vault, check, leases, repair, walk
 from vdiskfs.catalog.garbage import GRACE_S
-from vdiskfs.catalog.leases import OLD_S, SITE_S, Lease, decode_lease, leased
+from vdiskfs.catalog.leases import (
+    OLD_S,
+    SITE_S,
+    Lease,
+    decode_lease,
+    leased,
+    leased_whole,
+)
+from vdiskfs.catalog.look import look
+from vdiskfs.catalog.records import WHOLE_LINE
 from vdiskfs.crypto import Secrets
 from vdiskfs.errors import FormatError, RefusedError
 from vdiskfs.sealed import Seen
@@ -183,6 +194,107 @@ async def test_a_key_that_may_only_read_reads_with_a_warning(
             async with one.reading() as reader:
                 assert one.names == []
                 assert await content(reader) == one.site.bench.model.states[POINT]
+
+
+@contextmanager
+def looked_meanwhile(step: Callable[[], Awaitable[None]]) -> Iterator[None]:
+    """Do something each time when a check is about to look at a delta."""
+
+    async def looked(*args: Any) -> Any:
+        await step()
+        return await look(*args)
+
+    with mock.patch.object(walk, "look", looked):
+        yield
+
+
+async def test_what_a_check_reads_is_thinned_and_not_deleted(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        await one.tend_at(101)
+        before = set(one.tender.test.store.objects)
+        dropped: list[int] = []
+
+        async def tend() -> None:
+            if len(dropped) < 3:
+                await one.site.publish(20)
+                one.tender.at(200 + GRACE_S + len(dropped) * 30)
+                tended = await one.tender.tend()
+                assert tended.collected.deleted == 0
+                dropped.append(tended.thinned.points)
+
+        vault = newcomer(one.site.bench.vault)
+        with looked_meanwhile(tend):
+            report = await check(vault, read_data=True)
+        assert report.problems == []
+        assert sum(dropped) > 20
+        assert before <= set(one.tender.test.store.objects)
+        assert one.names == []
+        assert await one.tend_at(300 + GRACE_S) > 50
+
+
+async def test_a_check_that_is_interrupted_lets_go(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        held = []
+        with trio.CancelScope() as scope:
+
+            async def interrupt() -> None:
+                held.extend(one.names)
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+
+            with looked_meanwhile(interrupt):
+                await check(newcomer(one.site.bench.vault), read_data=True)
+        assert len(held) == 1
+        assert one.names == []
+
+
+async def test_a_check_without_a_lease_does_not_take_thinning_for_damage(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        vault = newcomer(one.site.bench.vault)
+        await one.tend_at(101)
+        deleted: list[int] = []
+        write = vault.store.replace
+
+        async def refuse(name: str, *args: Any, **rest: Any) -> str:
+            if name.startswith("leases/"):
+                raise RefusedError("the vault refused")
+            return await write(name, *args, **rest)
+
+        async def tend() -> None:
+            if not deleted:
+                await one.site.publish(20)
+                one.tender.at(200 + GRACE_S)
+                await one.tender.tend()
+                deleted.append(await one.tend_at(201 + 2 * GRACE_S))
+
+        with looked_meanwhile(tend), mock.patch.object(vault.store, "replace", refuse):
+            report = await check(vault, read_data=True)
+        assert deleted[0] > 0
+        assert report.problems == []
+
+
+async def test_each_line_of_a_disk_that_is_read_as_a_whole_is_kept() -> None:
+    async with bench() as test:
+        record = await test.vault.update_disk(
+            test.record.id, lambda old: replace(old, generation=2, parents={1: None, 2: (1, 9)})
+        )
+        async with leased_whole(test.vault, record, "test"):
+            found = await leases.open_points(test.vault, record, test.store.now_ns)
+        assert found == {(1, WHOLE_LINE), (2, WHOLE_LINE)}
+
+
+async def test_a_repair_reads_under_a_lease_a_dry_run_without(tmp_path: Path) -> None:
+    async with bed(tmp_path) as one:
+        for dry_run in (False, True):
+            held: list[str] = []
+
+            async def note(held: list[str] = held) -> None:
+                held.extend(one.names)
+
+            with looked_meanwhile(note):
+                assert (await repair(newcomer(one.site.bench.vault), dry_run=dry_run)).ok
+            assert bool(held) == (not dry_run)
+            assert one.names == []
 
 
 async def test_leases_of_an_encrypted_vault_are_renewed_whatever_the_clocks_say(

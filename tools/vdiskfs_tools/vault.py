@@ -135,10 +135,15 @@ def info(call: Call, *, probe: bool) -> None:
             ("READ BY", "HOST", ">PID", "SINCE", "POINTS"),
             [
                 [lease["what"], lease["host"], lease["pid"], lease["since"],
-                 " ".join(f"{one['disk']}@#{one['epoch']}" for one in lease["points"])]
+                 " ".join(dict.fromkeys(_shown(one) for one in lease["points"]))]
                 for lease in document["leases"]
             ],
         )  # fmt: skip
+
+
+def _shown(point: dict[str, Any]) -> str:
+    """Return a point that is held open as people read it; without an epoch it is the whole disk."""
+    return f"{point['disk']}@#{point['epoch']}" if point["epoch"] else f"{point['disk']} (whole)"
 
 
 @vault.command("check")

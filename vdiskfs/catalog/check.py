@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.inspection import NOTHING, Inspection, Looked, Progress, bare
+from vdiskfs.catalog.leases import leased_whole
 from vdiskfs.catalog.ledger import ledger_name, read_ledger
 from vdiskfs.catalog.line import MAX_LEVEL
 from vdiskfs.catalog.lostpoints import all_points, thinned_points
@@ -44,6 +45,8 @@ async def check(
 ) -> CheckReport:
     """Check disks (names or ids; all of them) and return what is wrong.
 
+    While all data of a disk is read nothing of it is deleted: there is a lease in the vault.
+
     Raises:
         NotFoundError: a disk named is not there.
         VaultUnreachableError, RefusedError: the vault cannot be asked now.
@@ -51,7 +54,10 @@ async def check(
     report = CheckReport()
     records = await find_records(vault, disks, report)
     for record in records:
-        await check_disk(vault, record, report, read_data=read_data, progress=progress)
+        async with contextlib.AsyncExitStack() as stack:
+            if read_data:
+                await stack.enter_async_context(leased_whole(vault, record, "vault check"))
+            await check_disk(vault, record, report, read_data=read_data, progress=progress)
     if disks is None:
         # They stand in the way of thinning: also where no data is read.
         for one in (await vault.read_sites())[1]:

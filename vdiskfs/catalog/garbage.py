@@ -116,7 +116,8 @@ async def collect(
         store: the vault's.
         ledger: of one generation.
         now_ns: the store's time.
-        open_points: leases. While one is thinned away already, nothing is deleted.
+        open_points: leases. While one is thinned away already, nothing is deleted, nor while the
+            line is read as a whole: the epoch 0 is no point's.
         skip: names that are known to be gone.
     """
     found = Collected(gone=set(skip) & set(ledger.doomed))

@@ -31,7 +31,7 @@ from vdiskfs.catalog.documents import (
     take,
 )
 from vdiskfs.catalog.points import Point
-from vdiskfs.catalog.records import DiskRecord, SiteRecord, Use, decode_uses
+from vdiskfs.catalog.records import WHOLE_LINE, DiskRecord, SiteRecord, Use, decode_uses
 from vdiskfs.catalog.vault import Vault, now_text
 from vdiskfs.errors import (
     AlreadyExistsError,
@@ -123,6 +123,40 @@ async def leased(
         log.warning("%s may be thinned away meanwhile: there is no lease: %s", names, error)
         yield
         return
+    async with _kept(held):
+        yield
+
+
+@asynccontextmanager
+async def leased_whole(vault: Vault, record: DiskRecord, what: str) -> AsyncIterator[None]:
+    """Keep all objects of a disk while they are read: it is thinned, but nothing is deleted.
+
+    Read the record and the ledgers inside. Where the vault takes no note of it, or is full, the
+    disk is read all the same: what is deleted meanwhile has to be told from damage then.
+
+    Args:
+        vault: that has the disk.
+        record: the disk's.
+        what: the command, for people.
+
+    Raises:
+        VaultUnreachableError: the vault does not answer.
+    """
+    uses = tuple((record.id, number, WHOLE_LINE) for number in sorted(record.parents))
+    held = _Held(vault.store, Lease(uses, what, socket.gethostname(), os.getpid(), now_text()))
+    try:
+        await held.renew()
+    except (RefusedError, LocalError) as error:
+        log.info("disk %s is read without a lease: %s", record.name, error)
+        yield
+        return
+    async with _kept(held):
+        yield
+
+
+@asynccontextmanager
+async def _kept(held: _Held) -> AsyncIterator[None]:
+    """Renew a lease, and give it back at the end, however that comes."""
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(held.keep)
@@ -177,6 +211,8 @@ async def open_points(
 ) -> set[tuple[int, int]]:
     """Return the points (generation, epoch) of a disk that are open somewhere.
 
+    With the epoch `WHOLE_LINE`: the generation is read as a whole.
+
     Args:
         vault: that has the disk.
         record: the disk's.
@@ -200,6 +236,9 @@ async def open_points(
     found = set()
     for disk_id, generation, epoch in uses:
         if disk_id != record.id or generation not in record.parents:
+            continue
+        if epoch == WHOLE_LINE:
+            found.add((generation, epoch))
             continue
         # A copy names the line that its point is looked up on: it may be an ancestor's.
         line = next((one for one, end in record.lineage(generation) if epoch <= end), generation)

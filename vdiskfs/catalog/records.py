@@ -17,6 +17,9 @@ ASKED, STOPPING, RELEASED, REFUSED = "asked", "stopping", "released", "refused"
 Use = tuple[str, int, int]
 """A point that is open: disk id, generation, epoch."""
 
+WHOLE_LINE = 0
+"""The epoch of a use that means no point: all that a line has is read, and nothing is deleted."""
+
 _SAFE = re.compile(r"[a-z0-9_-]")
 _BRANCH = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 

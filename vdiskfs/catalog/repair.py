@@ -19,6 +19,7 @@ from vdiskfs.catalog.check import check_disk, find_records, list_line, list_line
 from vdiskfs.catalog.documentcheck import check_documents
 from vdiskfs.catalog.healer import Healer, NoSources, Outcome, Sources
 from vdiskfs.catalog.inspection import NOTHING, Inspection, Progress
+from vdiskfs.catalog.leases import leased_whole
 from vdiskfs.catalog.ledger import LEAF_LEVEL, read_ledger
 from vdiskfs.catalog.lostdocuments import DocumentCopies, restore_document
 from vdiskfs.catalog.lostrecords import restore_name
@@ -93,7 +94,10 @@ async def repair(
             await settle_document(vault.store, problem, report)
     for record in [one for one in records if one.id not in skip]:
         try:
-            await _Repair(vault, record, sources(record), report, progress).run()
+            async with contextlib.AsyncExitStack() as stack:
+                if not dry_run:
+                    await stack.enter_async_context(leased_whole(vault, record, "vault repair"))
+                await _Repair(vault, record, sources(record), report, progress).run()
         except VdiskfsError as error:
             failed.append((record, error))
         else:

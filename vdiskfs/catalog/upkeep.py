@@ -22,7 +22,7 @@ from vdiskfs.catalog.leases import open_points
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.points import Point
 from vdiskfs.catalog.proofs import LEVELS, list_proven
-from vdiskfs.catalog.records import DiskRecord, Hold
+from vdiskfs.catalog.records import WHOLE_LINE, DiskRecord, Hold
 from vdiskfs.catalog.retention import Ladder
 from vdiskfs.catalog.thinning import Thinned, Thinner
 from vdiskfs.catalog.vault import Vault, now_text
@@ -105,6 +105,7 @@ class Upkeep:
                 if len(ledger.doomed) - len(done.gone) > DOOMED_MOST:
                     # The vault keeps what is to go: points that stay cost less than a ledger of it.
                     return Tended(Thinned(log.generation, 0, 0, None, len(table)), done)
+            leased = {place for place in leased if place[1] != WHOLE_LINE}
             newest = int(table.time_ns[-1]) if len(table) else now
             if newest > now + SKEW_S * NS:
                 raise ClockError(
