@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import trio
+
 from tests.races import PAGES, Host, Local
 from tests.splitowner import CutStore, Disk, Machines
 from vdiskfs.catalog import DiskRecord, Vault
@@ -205,7 +207,8 @@ class Site(Host):
             cast("Any", SimpleNamespace(vault=self.vault(), state=self.state)),
             cast("Any", SimpleNamespace(adopted=())), machines=Machines(self, asked.id),
             stopper=cast("Any", SimpleNamespace(stop=self.stop_machine)), mountpoint=Path("/nowhere"),
-            events=cast("Any", SimpleNamespace(tell=self.told)), jobs=Jobs(self.directory),
+            events=cast("Any", SimpleNamespace(tell=self.told, wait_kept=trio.lowlevel.checkpoint)),
+            jobs=Jobs(self.directory),
         )  # fmt: skip
         disk = cast("Any", Disk(self))
         if handovers._is_for_us(disk, asked):

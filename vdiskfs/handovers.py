@@ -151,6 +151,7 @@ class Handovers:
         disk.health.displaced(f"handed over to site {asked.site} since {asked.asked}", handed=True)
         log.warning("disk %s: handed over to site %s", disk.name, asked.site)
         self._tell_event("disk.handed", disk, f"handed over to site {asked.site}")
+        await self._events.wait_kept()
 
     async def stop_machine(self, disk: ProtectedDisk, reason: str) -> None:
         """Stop the machine on a disk: a failover's, or the host's own as it has set.

@@ -238,6 +238,22 @@ def _kept(state: Path) -> list[Event]:
     return Database(state).read(limit=100)
 
 
+async def test_what_was_told_is_there_after_a_kill_once_it_was_waited_for(tmp_path: Path) -> None:
+    """Whoever is killed leaves what is on the disk: that is what somebody else reads."""
+    events, successor = Events(tmp_path), Events(tmp_path)
+    events.tell("failover.state", "t1", "Starting -> FailedOver")
+    assert successor.last_text("failover.state", "t1") == ""
+    await events.wait_kept()
+    assert successor.last_text("failover.state", "t1") == "Starting -> FailedOver"
+    events.tell("failover.state", "t1", "FailedOver -> Committed")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(events.run)  # writes at the same time, or not
+        await events.wait_kept()
+        assert successor.last_text("failover.state", "t1") == "FailedOver -> Committed"
+        nursery.cancel_scope.cancel()
+    assert successor.last_text("failover.state", "t2") == ""
+
+
 def test_the_table_of_codes_is_that_of_the_page() -> None:
     page = (Path(__file__).parents[2] / "man/vdiskfs-monitoring.7").read_text()
     section = page.split(".SH CODES")[1].split(".SH ")[0].replace(r"\-", "-")

@@ -138,6 +138,17 @@ class Database:
         with self._file.opened() as database:
             return database.execute(query, (code, subject)).fetchone() is not None
 
+    def last_text(self, code: str, subject: str) -> str:
+        """Return the text of the last event of a code that concerns a subject; "": there is none.
+
+        Raises:
+            OSError, sqlite3.Error: it cannot be read.
+        """
+        query = "SELECT text FROM events WHERE code = ? AND subject = ? ORDER BY number DESC"
+        with self._file.opened() as database:
+            found = database.execute(f"{query} LIMIT 1", (code, subject)).fetchone()
+        return "" if found is None else str(found[0])
+
     def open_conditions(self) -> list[Event]:
         """Return the conditions that were told, and are not over.
 

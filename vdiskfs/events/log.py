@@ -134,6 +134,10 @@ class Events:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self.flush)
 
+    async def wait_kept(self) -> None:
+        """Wait until all that was told is durable; or the disk has refused it, and it waits."""
+        await trio.to_thread.run_sync(self.flush)
+
     def flush(self) -> None:
         """Write what waits; what the disk does not take goes on waiting. Blocks."""
         with self._writing:
@@ -190,6 +194,18 @@ class Events:
         except (OSError, sqlite3.Error) as error:
             log.warning("events cannot be read: %s: %s", self._database.path, error)
             return False
+
+    def last_text(self, code: str, subject: str) -> str | None:
+        """Return the text of the last event of a code and subject; "": there is none. Blocks.
+
+        None: it cannot be told.
+        """
+        self.flush()
+        try:
+            return self._database.last_text(code, subject)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("events cannot be read: %s: %s", self._database.path, error)
+            return None
 
     def open_conditions(self) -> list[Event]:
         """Return the conditions that were told, and are not over. Blocks."""

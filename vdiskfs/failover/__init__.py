@@ -4,6 +4,7 @@ record      what is known of a failover, on this host
 states      which step follows which           jobs      steps done once, over crashes
 copy        one disk's writable copy: absent bytes come from the vault, written ones stay
 taken       a disk that was failed over for good, over its copy (copyfile)
+told        what is told of them
 failovers   all of a mount's; documents: what scripts get of them; choose, targets: of which disks
 drills      test failovers                     machine, bootblocks   what runs on them
 free        may a disk be failed over here     known     of a disk, before it is taken

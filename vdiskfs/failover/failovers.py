@@ -37,6 +37,7 @@ from vdiskfs.failover.record import FailoverRecord, Job, Member
 from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.failover.targets import FindLog, Target
+from vdiskfs.failover.told import disks_of, tell_change, tell_made, tell_missed, tell_removed
 from vdiskfs.jobs import OF_FAILOVER, JobKind, Jobs, JobState
 from vdiskfs.machines import Attach, parse_machine
 from vdiskfs.point import PointReader
@@ -143,6 +144,7 @@ class Failovers:
                 log.error("%s: a failover that cannot be taken up: %s", directory, error)
                 continue
             self.enter(failover)
+            await tell_missed(self.events, record)
 
     async def aclose(self) -> None:
         """Close all copies; nobody uses them any more."""
@@ -223,13 +225,7 @@ class Failovers:
         """
         failover = await trio.to_thread.run_sync(self._make, record)
         self.enter(failover)
-        disks = ", ".join(one.disk for one in record.members)
-        self.events.tell(
-            "failover.state",
-            record.name,
-            f"{record.state}: {record.kind} of {disks}",
-            disk=_disks(record),
-        )
+        await tell_made(self.events, record)
         return failover
 
     def _make(self, record: FailoverRecord) -> Failover:
@@ -328,12 +324,7 @@ class Failovers:
             path, body = failover.directory / RECORD, record.to_body()
             await trio.to_thread.run_sync(write_record, path, body)
             before, failover.record = failover.record, record
-        if before.state is not record.state:
-            text = f"{before.state} -> {record.state}"
-            self.events.tell("failover.state", record.name, text, disk=_disks(record))
-        if record.health is not None and before.health != record.health:
-            text = f"{_points(record)}: {record.health.detail}"
-            self.events.tell("machine.health", record.name, text, disk=_disks(record))
+        await tell_change(self.events, before, record)
 
     # ---- machines ----------------------------------------------------------------------
 
@@ -450,9 +441,7 @@ class Failovers:
                 self._jobs.keep(_over(failover.record, job))
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
-        record = failover.record
-        text = f"removed: {record.notes}" if record.notes else "removed"
-        self.events.tell("failover.removed", record.name, text, disk=_disks(record))
+        await tell_removed(self.events, failover.record)
 
     def _remove_files(self, failover: Failover) -> None:
         gone = self._root / f".{failover.record.id}.old"
@@ -465,17 +454,6 @@ class Failovers:
             raise LocalError(f"{failover.directory}: {error.strerror}") from error
 
 
-def _disks(record: FailoverRecord) -> str:
-    return ",".join(one.disk for one in record.members)
-
-
-def _points(record: FailoverRecord) -> str:
-    """Return the points that the copies began with, as DISK@#EPOCH."""
-    return ", ".join(
-        f"{one.disk}@#{one.epoch}" if one.epoch else one.disk for one in record.members
-    )
-
-
 def _over(record: FailoverRecord, job: Job) -> jobs.Job:
     """Return a job of a failover that is removed now: by its last one, if that leads there."""
     removes = job is record.jobs[-1] and job.kind in (Step.ROLLBACK, Step.CLEANUP)
@@ -486,7 +464,7 @@ def _over(record: FailoverRecord, job: Job) -> jobs.Job:
     steps = (*job.done, "removed") if removes else job.done
     error, code = ("", 0) if removes else (job.error or "", job.code)
     return jobs.Job(
-        job.id, 0, JobKind(str(job.kind)), _disks(record), OF_FAILOVER + record.name, state,
+        job.id, 0, JobKind(str(job.kind)), disks_of(record), OF_FAILOVER + record.name, state,
         job.began_ns, job.ended_ns or time.time_ns(), tuple((step, 0) for step in steps),
         error=error, hint="" if removes else job.hint, code=code,
     )  # fmt: skip
