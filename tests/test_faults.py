@@ -20,6 +20,7 @@ TABLE: dict[str, dict[str, dict[str, Any]]] = tomllib.loads((TOP / "tests/faults
 KINDS = {
     "property": ["local", "tracking", "prefix", "immutable", "fence", "report"],
     "trap": [str(number) for number in range(1, 8)],
+    "feature": ["application", "policies", "rpo", "retry", "enabling", "encryption-cost"],
     "class": [str(number) for number in range(1, 27)],
 }
 ROWS = {f"{kind} {name}": row for kind, rows in TABLE.items() for name, row in rows.items()}
@@ -52,7 +53,7 @@ def missing(row: dict[str, Any]) -> Iterator[str]:
             yield module
 
 
-def test_each_property_trap_and_class_of_faults_is_in_the_table() -> None:
+def test_each_property_trap_feature_and_class_of_faults_is_in_the_table() -> None:
     assert {kind: list(rows) for kind, rows in TABLE.items()} == KINDS
 
 
