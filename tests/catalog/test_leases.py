@@ -283,6 +283,18 @@ async def test_each_line_of_a_disk_that_is_read_as_a_whole_is_kept() -> None:
         assert found == {(1, WHOLE_LINE), (2, WHOLE_LINE)}
 
 
+async def test_who_may_not_delete_leaves_a_lease_that_holds_nothing(tmp_path: Path) -> None:
+    async def refuse(*_: object) -> None:
+        raise RefusedError("the vault refused")
+
+    async with bed(tmp_path) as one:
+        with mock.patch.object(one.site.bench.vault.store, "delete", refuse):
+            async with one.reading():
+                assert await one.open_points() == {(1, POINT)}
+        assert len(one.names) == 1
+        assert await one.open_points() == set()
+
+
 async def test_a_repair_reads_under_a_lease_a_dry_run_without(tmp_path: Path) -> None:
     async with bed(tmp_path) as one:
         for dry_run in (False, True):

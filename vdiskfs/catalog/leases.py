@@ -175,6 +175,7 @@ class _Held:
     def __init__(self, store: Store, lease: Lease) -> None:
         self._store = store
         self._body = lease.encode()
+        self._ended = replace(lease, uses=()).encode()
         self._name = f"{PREFIX}{uuid.uuid4().hex}.json"
         self._etag: str | None = None
 
@@ -203,7 +204,12 @@ class _Held:
     async def give_back(self) -> None:
         # Where that fails it lapses.
         with contextlib.suppress(VdiskfsError):
-            await self._store.delete(self._name)
+            try:
+                await self._store.delete(self._name)
+            except RefusedError:
+                # A key that may not delete: it holds nothing until somebody else removes it.
+                self._body = self._ended
+                await self.renew()
 
 
 async def open_points(
