@@ -8,7 +8,7 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.routing import Route
 
-from vdiskfs.requests import Document, route
+from vdiskfs.requests import Document, read_body, route
 
 
 class Jobs(Protocol):
@@ -20,7 +20,7 @@ class Jobs(Protocol):
     async def one(self, job_id: str) -> Document:
         """Return one job."""
 
-    async def cancel(self, job_id: str) -> Document:
+    async def cancel(self, job_id: str, *, dry_run: bool) -> Document:
         """End a job that can be ended."""
 
 
@@ -34,7 +34,8 @@ def job_routes(asked: Callable[[], Jobs]) -> list[Route]:
         return await asked().one(request.path_params["job"])
 
     async def cancel(request: Request) -> Document:
-        return await asked().cancel(request.path_params["job"])
+        dry_run = (await read_body(request)).get("dry_run") is True
+        return await asked().cancel(request.path_params["job"], dry_run=dry_run)
 
     return [
         Route("/v1/jobs", route(jobs), methods=["GET"]),

@@ -36,7 +36,7 @@ class JobControl:
         """
         return self._of_failover(job_id) or self._jobs.document(self._jobs.find(job_id))
 
-    async def cancel(self, job_id: str) -> Document:
+    async def cancel(self, job_id: str, *, dry_run: bool) -> Document:
         """End a job that can be ended; on return that is under way.
 
         Raises:
@@ -50,7 +50,7 @@ class JobControl:
                 f"job {job_id}: the jobs of a failover are not cancelled",
                 hint=f"vdiskfs failover rollback {name}, or failover cleanup {name}",
             )
-        return self._jobs.document(await self._jobs.cancel(job_id))
+        return self._jobs.document(await self._jobs.cancel(job_id, dry_run=dry_run))
 
     def _of_failover(self, job_id: str) -> Document | None:
         for one in self._failovers.all():

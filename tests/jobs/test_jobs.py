@@ -85,11 +85,14 @@ async def test_only_what_can_be_cancelled_is(tmp_path: Path) -> None:
         asked.append(True)
 
     one = jobs.begin(JobKind.RESYNC, "web01", DISK, cancel=give_up)
+    await jobs.cancel(one, dry_run=True)
+    assert not asked
     await jobs.cancel(one)
     assert asked
     jobs.done(one, "")
-    with pytest.raises(StateError, match="is over"):
-        await jobs.cancel(one)
+    for dry_run in (False, True):
+        with pytest.raises(StateError, match="is over"):
+            await jobs.cancel(one, dry_run=dry_run)
     with pytest.raises(StateError, match="cannot be cancelled"):
         await jobs.cancel(jobs.begin(JobKind.PROTECT, "web01", DISK))
     with pytest.raises(NotFoundError):

@@ -43,7 +43,7 @@ def test_a_disk_is_changed(daemon: Any, run: Run, verb: str, body: dict[str, Any
     assert daemon.asked == [("POST", f"/disks/data.bin/{verb}", body)]
 
 
-@pytest.mark.parametrize("verb", ["protect", "unprotect"])
+@pytest.mark.parametrize("verb", ["protect", "unprotect", "retry", "resync"])
 def test_a_dry_run_only_looks(daemon: Any, run: Run, verb: str) -> None:
     daemon.answer("GET", "/disks/web01", DISK)
     result = run("disk", verb, "web01", "--dry-run", "--json")
@@ -51,9 +51,9 @@ def test_a_dry_run_only_looks(daemon: Any, run: Run, verb: str) -> None:
     assert [method for method, _, _ in daemon.asked] == ["GET"]
 
 
-@pytest.mark.parametrize("verb", ["show", "protect", "unprotect"])
+@pytest.mark.parametrize("verb", ["show", "protect", "unprotect", "resync --dry-run"])
 def test_no_such_disk_is_exit_3(daemon: Any, run: Run, verb: str) -> None:
-    result = run("disk", verb, "absent")
+    result = run("disk", *verb.split(), "absent")
     assert result.exit_code == 3
     assert daemon.asked
 

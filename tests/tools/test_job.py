@@ -26,3 +26,10 @@ def test_waiting_for_a_job_asks_for_that_one_alone(
     result = run("job", "wait", "1f0c77aa-1")
     assert (result.exit_code, "it is rotten" in result.stderr) == (6, True)
     assert daemon.asked == [("GET", "/jobs/1f0c77aa-1", None)] * 2
+
+
+def test_a_dry_run_of_a_cancel_asks_the_daemon_for_no_more(daemon: Any, run: Run) -> None:
+    daemon.answer("POST", "/jobs/1f0c77aa-1/cancel", JOB)
+    result = run("job", "cancel", "1f0c77aa-1", "--dry-run")
+    assert (result.exit_code, result.stderr) == (0, "job 1f0c77aa-1: would be cancelled\n")
+    assert daemon.asked == [("POST", "/jobs/1f0c77aa-1/cancel", {"dry_run": True})]

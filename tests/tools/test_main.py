@@ -161,8 +161,10 @@ def test_each_command_takes_the_global_options(path: list[str]) -> None:
 
 
 def test_what_changes_something_has_a_dry_run() -> None:
-    for path in ("vault init", "mount", "umount", "disk protect", "disk unprotect",
-                 "point create", "point restore"):  # fmt: skip
+    for path in ("vault init", "vault key add", "vault key change", "vault key remove", "mount",
+                 "umount", "disk protect", "disk unprotect", "disk retry", "disk resync",
+                 "point create", "point restore", "point hold", "point release",
+                 "job cancel"):  # fmt: skip
         command: click.Command = cli
         for name in path.split():
             assert isinstance(command, click.Group)

@@ -177,6 +177,20 @@ def test_a_point_is_shown_from_the_vault(history: Any, run_json: Callable[..., A
     assert document["size"] == len(history.states[3])
 
 
+def test_a_dry_run_of_a_hold_holds_nothing(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    where = ("--vault", history.url)
+    assert run_json("point", "hold", "web01@#2", "--dry-run", *where)["dry_run"] is True
+    assert run("point", "release", "web01@#2", "--dry-run", *where).exit_code == 3
+    assert not run_json("point", "show", "web01@#2", *where)["held"]
+    assert run("point", "hold", "web01@#2", *where).exit_code == 0
+    result = run("point", "release", "web01@#2", "--dry-run", *where)
+    assert (result.exit_code, "would not be held" in result.stderr) == (0, True)
+    assert run_json("point", "show", "web01@#2", *where)["held"]
+    assert run("point", "hold", "web01@#9", "--dry-run", *where).exit_code == 3
+
+
 def test_two_points_are_compared(history: Any, run: Run, run_json: Callable[..., Any]) -> None:
     line = ("point", "diff", "web01@1", "web01@2", "--vault", history.url)
     document = run_json(*line)

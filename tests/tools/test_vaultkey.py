@@ -241,3 +241,26 @@ def test_an_init_that_fails_keeps_the_key_file_of_what_it_made(
         assert run("vault", "info", "--vault", url, "--key-file", str(key)).exit_code == 0
     else:
         assert run("vault", "init", url, "--key-file", str(key)).exit_code == 0
+
+
+def test_a_dry_run_changes_no_key(
+    run: Run, run_json: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = str(tmp_path / "first"), tmp_path / "second"
+    where = ("--vault", f"file://{tmp_path}/v", "--key-file", first)
+    assert run("vault", "init", where[1], "--key-file", first).exit_code == 0
+    before = run_json("vault", "key", "list", *where)["keys"]
+    new = ("--new-key-file", str(second), "--dry-run")
+    assert run_json("vault", "key", "add", *new, *where)["would"] == "add"
+    assert run_json("vault", "key", "change", *new, *where)["replaced"] == before[0]
+    result = run("vault", "key", "remove", before[0]["id"], "--dry-run", *where)
+    assert result.exit_code == 4, "it is the last one"
+    assert run("vault", "key", "remove", "none", "--dry-run", *where).exit_code == 3
+    assert not second.exists()
+    assert run_json("vault", "key", "list", *where)["keys"] == before
+    assert run("vault", "key", "add", "--new-key-file", str(second), *where).exit_code == 0
+    removed = run_json("vault", "key", "remove", before[0]["id"], "--dry-run", *where)
+    assert (removed["removed"], removed["dry_run"]) == (before[0]["id"], True)
+    assert len(run_json("vault", "key", "list", *where)["keys"]) == 2
+    monkeypatch.setattr("vdiskfs.catalog.keys.SLOTS_MAX", 2)
+    assert run("vault", "key", "add", *new, *where).exit_code == 4

@@ -187,13 +187,17 @@ def branches(call: Call, *, name: str) -> None:
 
 @disk.command("retry")
 @click.argument("name", metavar="DISK", shell_complete=complete_disks)
+@dry_run_option
 @click.pass_obj
-def retry(call: Call, *, name: str) -> None:
+def retry(call: Call, *, name: str, dry_run: bool) -> None:
     """Try again now what failed, instead of at the end of the wait that status shows.
 
     Example:
         vdiskfs disk retry web01
     """
+    if dry_run:
+        _would(call, name, "retry", "what failed would be tried again")
+        return
     document = _ask(call, name, "retry", {})
     if not call.out.document(document):
         done = "is tried again" if document.get("retried") else "nothing waits to be tried again"
@@ -230,8 +234,9 @@ def resume(call: Call, *, name: str, dry_run: bool) -> None:
 @click.argument("name", metavar="DISK", shell_complete=complete_disks)
 @click.option("--now", is_flag=True, help="At once, whatever resync_window says.")
 @click.option("--cancel", is_flag=True, help="Stop it; what was found out stays.")
+@dry_run_option
 @click.pass_obj
-def resync(call: Call, *, name: str, now: bool, cancel: bool) -> None:
+def resync(call: Call, *, name: str, now: bool, cancel: bool, dry_run: bool) -> None:
     """Compare a disk with the vault and send what differs; its points stay usable meanwhile.
 
     What is compared are the pages that are marked, or else all that are allocated. No data
@@ -242,6 +247,10 @@ def resync(call: Call, *, name: str, now: bool, cancel: bool) -> None:
     """
     if now and cancel:
         raise UsageError("--now and --cancel exclude each other")
+    if dry_run:
+        done = "would not be resynchronized until you ask" if cancel else "would be resynchronized"
+        _would(call, name, "resync", done)
+        return
     document = _ask(call, name, "resync", {"now": now, "cancel": cancel})
     if not call.out.document(document):
         done = "is not resynchronized until you ask" if cancel else "is resynchronized"
@@ -258,20 +267,24 @@ def _ask(call: Call, name: str, verb: str, body: dict[str, Any]) -> dict[str, An
     return document
 
 
-def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: bool) -> None:
-    """Have the daemon do something to a disk that it can also undo."""
+def _would(call: Call, name: str, verb: str, text: str) -> None:
+    """Say what would be done to a disk of the mount, which is looked up."""
     parse_disk(name)
     with client_of(call) as client:
-        if dry_run:
-            document: dict[str, Any] = {"dry_run": True, "disk": name, "would": verb}
-            client.get("disks", name)
-        else:
-            document = client.post("disks", name, verb, body=body)
-    if call.out.document(document):
-        return
-    shown = document.get("name") or name
+        found = client.get("disks", name)
+    if not call.out.document({"dry_run": True, "disk": name, "would": verb}):
+        call.out.say(f"{found.get('name') or name}: {text}")
+
+
+def _change(call: Call, name: str, verb: str, body: dict[str, Any], *, dry_run: bool) -> None:
+    """Have the daemon do something to a disk that it can also undo."""
     done = verb + ("d" if verb.endswith("e") else "ed")
-    call.out.say(f"{shown}: would be {done}" if dry_run else f"{shown}: {done}")
+    if dry_run:
+        _would(call, name, verb, f"would be {done}")
+        return
+    document = _ask(call, name, verb, body)
+    if not call.out.document(document):
+        call.out.say(f"{document.get('name') or name}: {done}")
 
 
 def _vault_disks(call: Call) -> dict[str, Any]:

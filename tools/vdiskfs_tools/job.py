@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vdiskfs.errors import VdiskfsError
-from vdiskfs_tools.call import Call, Group
+from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_jobs
 from vdiskfs_tools.mounts import client_of
 from vdiskfs_tools.output import format_bytes
@@ -83,8 +83,9 @@ def wait_job(call: Call, *, job_id: str) -> None:
 
 @job.command("cancel")
 @job_argument
+@dry_run_option
 @click.pass_obj
-def cancel_job(call: Call, *, job_id: str) -> None:
+def cancel_job(call: Call, *, job_id: str, dry_run: bool) -> None:
     """End a job that can be ended: a resynchronization, a proof, a finalize job.
 
     Of a resynchronization the marks stay, and replication goes on in any case.
@@ -93,9 +94,11 @@ def cancel_job(call: Call, *, job_id: str) -> None:
         vdiskfs job cancel 1f0c77aa-1
     """
     with client_of(call) as client:
-        document: dict[str, Any] = client.post("jobs", job_id, "cancel", body={})
-    if not call.out.document(document):
-        call.out.say(f"job {job_id}: is being cancelled")
+        document: dict[str, Any] = client.post(
+            "jobs", job_id, "cancel", body={"dry_run": True} if dry_run else {}
+        )
+    if not call.out.document(document | {"dry_run": True} if dry_run else document):
+        call.out.say(f"job {job_id}: {'would be' if dry_run else 'is being'} cancelled")
 
 
 def check_job(document: dict[str, Any]) -> None:

@@ -172,8 +172,9 @@ def diff(call: Call, *, first: str, second: str) -> None:
 @point.command("hold")
 @click.argument("name", metavar="DISK@POINT", shell_complete=complete_points)
 @click.option("--note", metavar="TEXT", default="", help="Why; shown with the point.")
+@dry_run_option
 @click.pass_obj
-def hold(call: Call, *, name: str, note: str) -> None:
+def hold(call: Call, *, name: str, note: str, dry_run: bool) -> None:
     """Keep a point until it is released, whatever the disk's policy says.
 
     Example:
@@ -183,15 +184,17 @@ def hold(call: Call, *, name: str, note: str) -> None:
 
     if len(note.encode(errors="replace")) > 400:
         raise UsageError("--note: more than 400 bytes")
-    document = change_hold(call, parse_point(name), note)
+    document = change_hold(call, parse_point(name), note, dry_run=dry_run)
     if not call.out.document(document):
-        call.out.say(f"{document['disk']}@#{document['epoch']} ({document['time']}) is held")
+        done = "would be held" if dry_run else "is held"
+        call.out.say(f"{document['disk']}@#{document['epoch']} ({document['time']}) {done}")
 
 
 @point.command("release")
 @click.argument("name", metavar="DISK@POINT", shell_complete=complete_points)
+@dry_run_option
 @click.pass_obj
-def release(call: Call, *, name: str) -> None:
+def release(call: Call, *, name: str, dry_run: bool) -> None:
     """Let the disk's policy decide about a point again.
 
     Example:
@@ -199,9 +202,10 @@ def release(call: Call, *, name: str) -> None:
     """
     from vdiskfs_tools.policies import change_hold
 
-    document = change_hold(call, parse_point(name), None)
+    document = change_hold(call, parse_point(name), None, dry_run=dry_run)
     if not call.out.document(document):
-        call.out.say(f"{document['disk']}@#{document['epoch']} is not held any more")
+        done = "would not be held any more" if dry_run else "is not held any more"
+        call.out.say(f"{document['disk']}@#{document['epoch']} {done}")
 
 
 point.add_command(restore.restore)

@@ -20,7 +20,14 @@ from vdiskfs.catalog.policy import (
     set_policy,
 )
 from vdiskfs.catalog.retention import Ladder
-from vdiskfs.catalog.upkeep import Tended, Upkeep, choose_policy, hold_point, release_point
+from vdiskfs.catalog.upkeep import (
+    Tended,
+    Upkeep,
+    check_held,
+    choose_policy,
+    hold_point,
+    release_point,
+)
 from vdiskfs.catalog.walk import is_damage
 from vdiskfs.errors import DamagedError, VaultUnreachableError, VdiskfsError
 from vdiskfs.units import format_time
@@ -103,11 +110,17 @@ def follow_policy(call: Call, disk: str, name: str) -> None:
     with_vault(call, work)
 
 
-def change_hold(call: Call, wanted: PointName, note: str | None) -> dict[str, Any]:
+def change_hold(
+    call: Call, wanted: PointName, note: str | None, *, dry_run: bool
+) -> dict[str, Any]:
     """Hold a point with a note, or (None) release it; return it."""
 
     async def work(vault: Vault) -> dict[str, Any]:
         log, point, disk = await found_point(vault, wanted)
+        if dry_run:
+            if note is None:
+                check_held(log.record, point)
+            return point_document(disk, point) | {"dry_run": True}
         if note is None:
             record = await release_point(vault, log, point)
         else:

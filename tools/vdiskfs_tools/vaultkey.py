@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vdiskfs_tools.call import Call, FilePath, Group
+from vdiskfs_tools.call import Call, FilePath, Group, dry_run_option
 from vdiskfs_tools.mounts import vault_url
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def _new_key_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @key.command("add")
 @_new_key_options
 @click.option("--label", default="", metavar="TEXT", help="What it is for.")
+@dry_run_option
 @click.pass_obj
-def add(call: Call, /, *, label: str, **new: Any) -> None:
+def add(call: Call, /, *, label: str, dry_run: bool, **new: Any) -> None:
     """Let another key open the vault too.
 
     The vault is opened with a key that it has (see vdiskfs(1)); the new one is named by
@@ -55,12 +56,19 @@ def add(call: Call, /, *, label: str, **new: Any) -> None:
     Example:
         vdiskfs vault key add --new-key-file /root/second.key --vault file:///srv/vault
     """
-    from vdiskfs.catalog.keys import add_slot
-    from vdiskfs_tools.keys import new_key
+    from vdiskfs.catalog.keys import add_slot, check_room
+    from vdiskfs_tools.keys import new_key, new_kind
     from vdiskfs_tools.vaults import with_vault
 
     if len(label) > 100 or not label.isprintable():
         raise click.UsageError("a label has at most 100 characters, all printable")
+
+    if dry_run:
+        kind = new_kind(**_named(new))
+        with_vault(call, check_room)
+        if not call.out.document({"vault": vault_url(call), "dry_run": True, "would": "add"}):
+            call.out.say(f"a key ({kind}) would be added")
+        return
 
     async def work(vault: Vault) -> Slot:
         with new_key(**_named(new)) as made:
@@ -74,8 +82,9 @@ def add(call: Call, /, *, label: str, **new: Any) -> None:
 @key.command("change")
 @click.argument("key_id", metavar="[KEY]", required=False)
 @_new_key_options
+@dry_run_option
 @click.pass_obj
-def change(call: Call, /, *, key_id: str | None, **new: Any) -> None:
+def change(call: Call, /, *, key_id: str | None, dry_run: bool, **new: Any) -> None:
     """Put another key in the place of one.
 
     The one that goes is KEY; without it, the one of the new key's kind (a passphrase for a
@@ -96,10 +105,20 @@ def change(call: Call, /, *, key_id: str | None, **new: Any) -> None:
         # The configuration's key file opens the vault; it is not what is to go.
         given = Secrets(ask_passphrase(), given.file_key)
 
-    async def work(vault: Vault) -> tuple[Slot, Slot]:
-        old = await (
+    async def find(vault: Vault) -> Slot:
+        return await (
             opened_slot(vault, given, kind) if key_id is None else find_slot(vault, key_id)
         )
+
+    if dry_run:
+        old = with_vault(call, find, given=given)
+        document = {"vault": vault_url(call), "dry_run": True, "replaced": _document(old)}
+        if not call.out.document(document):
+            call.out.say(f"a key ({kind}) would be put in the place of {old.id} ({old.kind})")
+        return
+
+    async def work(vault: Vault) -> tuple[Slot, Slot]:
+        old = await find(vault)
         with new_key(**_named(new)) as made:
             return old, await change_slot(vault, old, made.secrets, sending=made.sending)
 
@@ -111,8 +130,9 @@ def change(call: Call, /, *, key_id: str | None, **new: Any) -> None:
 
 @key.command("remove")
 @click.argument("key_id", metavar="KEY")
+@dry_run_option
 @click.pass_obj
-def remove(call: Call, *, key_id: str) -> None:
+def remove(call: Call, *, key_id: str, dry_run: bool) -> None:
     """Let a key open the vault no more.
 
     Whoever has a copy of the vault as it was can still open that with the old key.
@@ -123,9 +143,10 @@ def remove(call: Call, *, key_id: str) -> None:
     from vdiskfs.catalog.keys import remove_slot
     from vdiskfs_tools.vaults import with_vault
 
-    with_vault(call, lambda vault: remove_slot(vault, key_id))
-    if not call.out.document({"vault": vault_url(call), "removed": key_id}):
-        call.out.say(f"key {key_id} is removed")
+    with_vault(call, lambda vault: remove_slot(vault, key_id, dry_run=dry_run))
+    document: dict[str, Any] = {"vault": vault_url(call), "removed": key_id}
+    if not call.out.document(document | {"dry_run": True} if dry_run else document):
+        call.out.say(f"key {key_id} {'would be' if dry_run else 'is'} removed")
 
 
 @key.command("list")

@@ -43,10 +43,7 @@ async def add_slot(
     slot = await _make(key, given, label)
 
     def add(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-        if len(slots) >= SLOTS_MAX:
-            raise StateError(
-                f"the vault has {SLOTS_MAX} keys already", hint="vdiskfs vault key remove"
-            )
+        _check_room(slots)
         sending()
         return (*slots, slot)
 
@@ -54,8 +51,22 @@ async def add_slot(
     return slot
 
 
-async def remove_slot(vault: Vault, slot_id: str) -> None:
-    """Let a slot open the vault no more; durable on return.
+async def check_room(vault: Vault) -> None:
+    """Check that a key may be added.
+
+    Raises:
+        UsageError, StateError: as `add_slot`.
+    """
+    _check_room((await _file(vault)).slots or ())
+
+
+def _check_room(slots: tuple[Slot, ...]) -> None:
+    if len(slots) >= SLOTS_MAX:
+        raise StateError(f"the vault has {SLOTS_MAX} keys already", hint="vdiskfs vault key remove")
+
+
+async def remove_slot(vault: Vault, slot_id: str, *, dry_run: bool = False) -> None:
+    """Let a slot open the vault no more; durable on return. ``dry_run``: only look.
 
     Raises:
         NotFoundError: there is no such slot.
@@ -70,6 +81,9 @@ async def remove_slot(vault: Vault, slot_id: str) -> None:
             raise StateError("the last key cannot be removed", hint="add another one first")
         return left
 
+    if dry_run:
+        remove((await _file(vault)).slots or ())
+        return
     await _change(vault, _key(vault), remove)
 
 

@@ -174,15 +174,19 @@ async def release_point(vault: Vault, log: DiskLog, point: Point) -> DiskRecord:
     """
 
     def change(found: DiskRecord) -> DiskRecord:
-        others = _others(found.holds, point)
-        if len(others) == len(found.holds):
-            raise NotFoundError(f"{found.name}@{point.epoch}: is not held")
-        return replace(found, holds=tuple(others))
+        check_held(found, point)
+        return replace(found, holds=tuple(_others(found.holds, point)))
 
     record = await vault.update_disk(log.record.id, change)
     hook("hold.released")
     log.adopt(record)
     return record
+
+
+def check_held(record: DiskRecord, point: Point) -> None:
+    """Check that a point is held; NotFoundError."""
+    if len(_others(record.holds, point)) == len(record.holds):
+        raise NotFoundError(f"{record.name}@{point.epoch}: is not held")
 
 
 async def choose_policy(vault: Vault, disk_id: str, policy: str) -> DiskRecord:

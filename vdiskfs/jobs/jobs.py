@@ -209,7 +209,7 @@ class Jobs:
         self._number += 1
         self._put(replace(job, number=self._number))
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str, *, dry_run: bool = False) -> Job:
         """End a job that can be ended; on return that is under way.
 
         Raises:
@@ -225,7 +225,8 @@ class Jobs:
             raise StateError(
                 f"job {job_id}: {job.kind} cannot be cancelled", hint=hint.get(job.kind, "")
             )
-        await live.cancel()
+        if not dry_run:
+            await live.cancel()
         return self._jobs[job_id]
 
     def _end(self, job_id: str, state: JobState, **changes: object) -> None:
