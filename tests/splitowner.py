@@ -44,6 +44,16 @@ class CutStore(HostStore):
             yield info
 
 
+class Told:
+    """Stand in for the events of a mount: nobody listens."""
+
+    def tell(self, *_: Any, **__: Any) -> None:
+        return
+
+    async def wait_kept(self) -> None:
+        return
+
+
 class Machines:
     """Stand in for `OwnMachines`."""
 

@@ -14,10 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-import trio
-
 from tests.races import PAGES, Host, Local
-from tests.splitowner import CutStore, Disk, Machines
+from tests.splitowner import CutStore, Disk, Machines, Told
 from vdiskfs.catalog import DiskRecord, Vault
 from vdiskfs.catalog.moves import Fork, is_forked, note_move
 from vdiskfs.delta import open_spooled
@@ -207,8 +205,7 @@ class Site(Host):
             cast("Any", SimpleNamespace(vault=self.vault(), state=self.state)),
             cast("Any", SimpleNamespace(adopted=())), machines=Machines(self, asked.id),
             stopper=cast("Any", SimpleNamespace(stop=self.stop_machine)), mountpoint=Path("/nowhere"),
-            events=cast("Any", SimpleNamespace(tell=self.told, wait_kept=trio.lowlevel.checkpoint)),
-            jobs=Jobs(self.directory),
+            events=cast("Any", Told()), jobs=Jobs(self.directory),
         )  # fmt: skip
         disk = cast("Any", Disk(self))
         if handovers._is_for_us(disk, asked):
@@ -224,9 +221,6 @@ class Site(Host):
         return SimpleNamespace(writer_id=self.writer)
 
     async def stop_machine(self, *_: Any) -> None:
-        return
-
-    def told(self, *_: Any, **__: Any) -> None:
         return
 
     # ---- taking ------------------------------------------------------------------------------

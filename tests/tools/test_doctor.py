@@ -1,5 +1,6 @@
 """vdiskfs doctor."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ def test_a_vault_is_tried(run: Run, run_json: Callable[..., Any], tmp_path: Path
     assert "vault folder" in statuses(document)
     left = [path for path in (tmp_path / "v").rglob("*probe*/*") if path.is_file()]
     assert left + list((tmp_path / "v").glob("probe-*")) == []
+
+
+def test_a_token_that_has_expired_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_BLOB_ENDPOINT", "http://127.0.0.1:1/acc")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1&se=2020-01-01&sig=SECRET")
+    monkeypatch.setattr("vdiskfs_tools.doctor.VAULT_LIMIT_S", 0.2)
+    document = json.loads(run("doctor", "--vault", "azure://box", "--json").stdout)
+    said = [one["detail"] for one in document["checks"] if one["name"] == "vault token"]
+    name = "AZURE_STORAGE_SAS_TOKEN"
+    assert said == [
+        f"{name}: has expired at 2020-01-01T00:00:00Z", f"{name}: is valid for http, too",
+    ]  # fmt: skip
+    assert statuses(document)["vault token"] == "warning"
+    assert "SECRET" not in json.dumps(document)
 
 
 def test_a_vault_that_is_not_there_is_missing(run: Run, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,12 +123,15 @@ def _check_keeper(entry: MountEntry) -> Finding:
 
 def _check_vault(call: Call, url: str) -> list[Finding]:
     """Look whether the vault is there, has space, lets us write, and has the same time."""
+    from vdiskfs.config import load_config, vault_environ
     from vdiskfs_tools.checks import Finding, check_space
     from vdiskfs_tools.vaults import with_store
 
     findings = []
     if url.startswith("file:///"):
         findings.append(check_space("vault folder", Path(url.removeprefix("file://"))))
+    if url.startswith("azure://"):
+        findings += _check_tokens(vault_environ(load_config(None)))
     try:
         findings.extend(with_store(url, lambda store: _probe(store, call), limit_s=VAULT_LIMIT_S))
     except NotFoundError as error:
@@ -136,6 +140,21 @@ def _check_vault(call: Call, url: str) -> list[Finding]:
         fix = error.hint or "see the credentials in vdiskfs(1)"
         findings.append(Finding("vault", "missing", error.message, fix))
     return findings
+
+
+def _check_tokens(environ: Mapping[str, str]) -> list[Finding]:
+    """Look at what shared access signatures say of themselves."""
+    from datetime import UTC, datetime
+
+    from vdiskfs.store.token import given_tokens, token_warnings
+    from vdiskfs_tools.checks import Finding
+
+    fix = "make one for https that lives some months, and put it there before that one expires"
+    return [
+        Finding("vault token", "warning", f"{name}: {said}", fix)
+        for name, token in given_tokens(environ).items()
+        for said in token_warnings(token, datetime.now(UTC))
+    ]
 
 
 async def _probe(store: Any, call: Call) -> list[Finding]:

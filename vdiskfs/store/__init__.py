@@ -1,7 +1,7 @@
 """Objects by name: a folder or Azure Blob Storage behind one interface, ``Store``.
 
 ``object`` says what a store is; ``local``, ``folder`` and ``file`` are the folder vault;
-``azure``, ``account``, ``body`` and ``answer`` are Azure Blob Storage; ``split`` is two
+``azure``, ``account``, ``token``, ``body`` and ``answer`` are Azure Blob Storage; ``split`` is two
 containers as one; ``retry`` tries again. What objects mean is the matter of ``catalog``. The
 libraries of a kind are imported when a URL of that kind is opened.
 
