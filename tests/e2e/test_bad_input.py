@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import pytest
 from tests.e2e.gauges import assert_same, resident_bytes, write_at
 from tests.e2e.loopdev import attached, make_fs, make_image, mounted
 from tests.e2e.mounted import PROGRAM, CommandError, MountedSite
+from tests.fs.posix import as_nobody
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -53,6 +56,31 @@ def site(tmp_path: Path) -> Iterator[MountedSite]:
     with MountedSite(tmp_path, options=FAST) as made:
         made.add_image("web01", MIB, os.urandom(MIB))
         yield made.init()
+
+
+def test_another_user_does_not_reach_the_control_socket(site: MountedSite) -> None:
+    """Two things are in the way: the directory, and the socket itself."""
+    ask = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1]); print('here')"
+
+    # Others may not run an interpreter below /root.
+    python = shutil.which("python3", path="/usr/bin:/bin") or str(Path(sys.executable).resolve())
+
+    def connects(path: Path) -> bool:
+        done = as_nobody(python, "-I", "-c", ask, str(path))
+        assert done.stdout == "here\n" or "PermissionError" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="site-") as place:
+        Path(place).chmod(0o755)
+        site.state = Path(place, "state")
+        site.mount()
+        socket = site.state / "control.sock"
+        assert not connects(socket)
+        site.state.chmod(0o755)
+        assert not connects(socket)
+        socket.chmod(0o777)
+        assert connects(socket), "nothing else was in the way"
+        site.umount()
 
 
 def test_a_source_that_is_missing(site: MountedSite) -> None:
