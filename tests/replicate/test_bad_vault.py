@@ -129,7 +129,7 @@ async def test_an_upload_that_is_taken_a_few_bytes_at_a_time_arrives(
     large = tmp_path / "large"
     large.write_bytes(data)
     with FaultProxy(azure_vault.azurite.port) as proxy, trio.fail_after(30):
-        async with behind(azure_vault, proxy, Timeouts(0.5, 10.0, 10.0)) as store:
+        async with behind(azure_vault, proxy, Timeouts(1.0, 20.0, 20.0)) as store:
             await store.prepare()
             sip = proxy.add(Fault("sip", "PUT", "/sipped", bytes_per_s=2 << 20))
             if of == "memory":

@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -238,8 +239,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _sip(self, length: int, fault: Fault) -> bytes:
         # Little is taken ahead.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 10)
-        taken = bytearray()
-        while len(taken) < length and not self.proxy.closing.wait(_SIP_BYTES / fault.bytes_per_s):
+        self.upstream.close()  # it would not be kept for so long
+        taken, began = bytearray(), time.monotonic()
+        while len(taken) < length:
+            ahead_s = len(taken) / fault.bytes_per_s - (time.monotonic() - began)
+            if ahead_s > 0 and self.proxy.closing.wait(ahead_s):
+                break
             piece = self.rfile.read(min(_SIP_BYTES, length - len(taken)))
             if not piece:
                 break
