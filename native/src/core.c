@@ -56,7 +56,10 @@ int vdf_core_create(int fuse_fd, unsigned workers, unsigned flags, vdf_core **ou
     vdf_queue_init(&core->to_names);
     vdf_queue_init(&core->to_notify);
     core->thread = calloc(core->workers + 3, sizeof *core->thread);
-    int error = core->thread == NULL ? -ENOMEM : open_descriptors(core);
+    core->buffer = calloc(core->workers + 1, sizeof *core->buffer);
+    int error = core->thread == NULL || core->buffer == NULL ? -ENOMEM : vdf_event_prepare(core);
+    if (error == 0)
+        error = open_descriptors(core);
     if (error != 0) {
         core->fuse_fd = -1; /* stays the caller's */
         vdf_core_free(core);
@@ -157,25 +160,20 @@ static ssize_t wait_request(vdf_core *core, uint8_t *buffer)
 static void *work(void *argument)
 {
     vdf_core *core = argument;
-    uint8_t *buffer = NULL;
+    uint8_t *buffer = core->buffer[atomic_fetch_add(&core->working, 1)];
 
     prctl(PR_SET_NAME, "vdf-worker");
-    if (posix_memalign((void **)&buffer, VDF_PAGE_SIZE, VDF_BUFFER_SIZE) != 0)
-        buffer = NULL;
-    if (buffer != NULL) {
-        /* A request copied to a page that is not here, by a thread that is being killed, fails
-         * for its caller with EIO: every page is here before the first request is read. */
-        memset(buffer, 0, VDF_BUFFER_SIZE);
-        mlock(buffer, VDF_BUFFER_SIZE);
-    }
-    while (buffer != NULL && !atomic_load(&core->stopped)) {
+    /* A request copied to a page that is not here, by a thread that is being killed, fails
+     * for its caller with EIO: every page is here before the first request is read. */
+    memset(buffer, 0, VDF_BUFFER_SIZE);
+    mlock(buffer, VDF_BUFFER_SIZE);
+    while (!atomic_load(&core->stopped)) {
         ssize_t length = wait_request(core, buffer);
         if (length < 0)
             break;
         if (length > 0)
             vdf_request_handle(core, buffer, (size_t)length);
     }
-    free(buffer);
     end(core);
     return NULL;
 }
@@ -213,12 +211,28 @@ static int start_thread(vdf_core *core, void *(*run)(void *))
     return -error;
 }
 
+/* The threads' buffers, made before the first of them: none ends for want of its own. */
+static int make_buffers(vdf_core *core)
+{
+    for (unsigned i = 0; i <= core->workers; i++)
+        if (core->buffer[i] == NULL &&
+            posix_memalign((void **)&core->buffer[i], VDF_PAGE_SIZE, VDF_BUFFER_SIZE) != 0) {
+            core->buffer[i] = NULL;
+            return -ENOMEM;
+        }
+    return 0;
+}
+
 int vdf_core_start(vdf_core *core)
 {
     struct sigaction stop = {.sa_handler = on_stop};
-    int error = 0;
 
-    if (core->fuse_fd < 0 || atomic_exchange(&core->started, true))
+    if (core->fuse_fd < 0 || atomic_load(&core->started))
+        return -EINVAL;
+    int error = make_buffers(core);
+    if (error != 0)
+        return error;
+    if (atomic_exchange(&core->started, true))
         return -EINVAL;
     sigemptyset(&stop.sa_mask);
     if (sigaction(STOP_SIGNAL, &stop, NULL) != 0)
@@ -326,6 +340,9 @@ void vdf_core_free(vdf_core *core)
     close_fd(core->names_fuse);
     close_fd(core->event_fd);
     free(core->event);
+    for (unsigned i = 0; core->buffer != NULL && i <= core->workers; i++)
+        free(core->buffer[i]);
+    free(core->buffer);
     free(core->thread);
     free(core);
 }

@@ -404,6 +404,8 @@ struct vdf_core {
     _Atomic bool started, stopping, stopped, ended;
 
     pthread_t *thread;
+    uint8_t **buffer; /* the workers', and behind them that of the thread that hears answers */
+    _Atomic unsigned working;
     unsigned threads;
     vdf_queue to_names; /* only what the socket would not take at once */
     vdf_queue to_notify;
@@ -432,6 +434,12 @@ struct vdf_core {
     _Atomic uint64_t read_bytes, write_bytes;
 };
 
+/* Room for the first events. */
+int vdf_event_prepare(vdf_core *core);
+/* -ENOMEM: it is not told. */
+int vdf_event_offer(vdf_core *core, uint32_t kind, int error, uint64_t cookie, uint64_t offset,
+                    uint64_t length);
+/* The same of what has to be told: where there is no memory for it the process ends. */
 void vdf_event_post(vdf_core *core, uint32_t kind, int error, uint64_t cookie, uint64_t offset,
                     uint64_t length);
 
@@ -455,8 +463,8 @@ void vdf_reply_error(vdf_core *core, uint64_t unique, int error);
 /* resume: taking a connection over. */
 #define VDF_FUSE_HAS_RESEND (1u << (39 - 32)) /* in flags2 of INIT; Linux 6.9 */
 
-/* Keeps a data request whose node has no image; false: it cannot be. */
-bool vdf_strand(vdf_core *core, const uint8_t *request, size_t length);
+/* Keeps a data request whose node has no image. -ENOMEM: it was not kept. */
+int vdf_strand(vdf_core *core, const uint8_t *request, size_t length);
 /* Answers EINTR to a stranded request; false: none has this id. */
 bool vdf_strand_interrupt(vdf_core *core, uint64_t unique);
 void vdf_strand_clear(vdf_core *core);

@@ -28,12 +28,12 @@ static vdf_pending **pending_bucket(vdf_core *core, uint64_t unique)
     return &core->pending[(unique >> 1) % VDF_PENDING_BUCKETS];
 }
 
-static void remember(vdf_core *core, const struct fuse_in_header *in)
+static int remember(vdf_core *core, const struct fuse_in_header *in)
 {
     vdf_pending *pending = calloc(1, sizeof *pending);
 
     if (pending == NULL)
-        return;
+        return -ENOMEM;
     pending->unique = in->unique;
     pending->nodeid = in->nodeid;
     pending->opcode = in->opcode;
@@ -42,6 +42,7 @@ static void remember(vdf_core *core, const struct fuse_in_header *in)
     pending->next = *at;
     *at = pending;
     pthread_mutex_unlock(&core->pending_lock);
+    return 0;
 }
 
 static vdf_pending *recall(vdf_core *core, uint64_t unique)
@@ -157,16 +158,17 @@ static void pass_forgets(vdf_core *core, uint8_t *request, size_t length)
 void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length)
 {
     const struct fuse_in_header *in = (const void *)request;
+    int error = 0;
 
     atomic_fetch_add(&core->names, 1);
     switch (in->opcode) {
     case FUSE_INIT:
         vdf_names_note_init(core, request, length);
-        remember(core, in);
+        error = remember(core, in);
         break;
     case FUSE_OPEN:
     case FUSE_CREATE:
-        remember(core, in);
+        error = remember(core, in);
         break;
     case FUSE_READDIR:
     case FUSE_READDIRPLUS:
@@ -177,6 +179,10 @@ void vdf_names_forward(vdf_core *core, uint8_t *request, size_t length)
         return;
     default:
         break;
+    }
+    if (error != 0) { /* its answer could not be made what it has to be */
+        vdf_reply_error(core, in->unique, error);
+        return;
     }
     put_number(request);
     pass_on(core, request, length);
@@ -265,9 +271,9 @@ static void rewrite(vdf_core *core, uint8_t *reply, size_t length)
 void *vdf_names_reply_loop(void *argument)
 {
     vdf_core *core = argument;
-    uint8_t *buffer = malloc(VDF_BUFFER_SIZE);
+    uint8_t *buffer = core->buffer[core->workers];
 
-    while (buffer != NULL) {
+    for (;;) {
         ssize_t got = recv(core->names_core, buffer, VDF_BUFFER_SIZE, 0);
         if (got < 0 && errno == EINTR)
             continue;
@@ -279,7 +285,9 @@ void *vdf_names_reply_loop(void *argument)
             continue;
         if (out->unique == 0) {
             /* A notification may wait for requests that we answer: not in this thread. */
-            vdf_queue_put(&core->to_notify, buffer, length);
+            while (vdf_queue_put(&core->to_notify, buffer, length) != 0 &&
+                   !atomic_load(&core->stopping))
+                vdf_sleep_ns(10 * 1000 * 1000);
             continue;
         }
         if (atomic_exchange(&core->init_answer, false))
@@ -291,7 +299,6 @@ void *vdf_names_reply_loop(void *argument)
         if (!(out->unique & VDF_UNIQUE_INTERRUPT))
             atomic_fetch_sub(&core->names_out, 1);
     }
-    free(buffer);
     return NULL;
 }
 

@@ -25,6 +25,52 @@ static vdf_parked *copy_of(const vdf_parked *request)
     return parked;
 }
 
+/* Taken from the list: it waits no more. Before its answer, so that who hears that sees it. */
+static void count_out(vdf_core *core, const vdf_parked *parked)
+{
+    atomic_fetch_sub(&core->parked_count, 1);
+    atomic_fetch_sub(&core->parked_bytes, parked->payload);
+}
+
+static void drop(vdf_parked *parked)
+{
+    vdf_image_unref(parked->image);
+    free(parked);
+}
+
+/* Nobody heard that it waits: it is no longer parked. False: it was answered all the same. */
+static bool leave(vdf_core *core, vdf_parked *parked)
+{
+    pthread_mutex_lock(&core->park_lock);
+    vdf_parked **at = &core->parked;
+    while (*at != NULL && *at != parked)
+        at = &(*at)->next;
+    bool found = *at != NULL;
+    if (found)
+        *at = parked->next;
+    pthread_mutex_unlock(&core->park_lock);
+    if (found) {
+        count_out(core, parked);
+        drop(parked);
+    }
+    return found;
+}
+
+static int tell(vdf_core *core, const vdf_parked *request)
+{
+    uint32_t kind = request->opcode == FUSE_LSEEK ? VDF_EVENT_SEEK : VDF_EVENT_WANT;
+    uint64_t cookie = request->image->cookie;
+    int error = 0;
+
+    if (request->wants == 0)
+        return vdf_event_offer(core, VDF_EVENT_NO_ROOM, ENOSPC, cookie, request->offset,
+                               request->length);
+    for (unsigned i = 0; i < request->wants && error == 0; i++)
+        error = vdf_event_offer(core, kind, 0, cookie, request->want[i].offset,
+                                request->want[i].length);
+    return error;
+}
+
 int vdf_park(vdf_core *core, const vdf_parked *request)
 {
     vdf_parked *parked = copy_of(request);
@@ -38,27 +84,9 @@ int vdf_park(vdf_core *core, const vdf_parked *request)
     parked->next = core->parked;
     core->parked = parked;
     pthread_mutex_unlock(&core->park_lock);
-    /* Posted after it is parked: the answer cannot come too early. */
-    for (unsigned i = 0; i < request->wants; i++)
-        vdf_event_post(core, request->opcode == FUSE_LSEEK ? VDF_EVENT_SEEK : VDF_EVENT_WANT, 0,
-                       request->image->cookie, request->want[i].offset, request->want[i].length);
-    if (request->wants == 0)
-        vdf_event_post(core, VDF_EVENT_NO_ROOM, ENOSPC, request->image->cookie, request->offset,
-                       request->length);
-    return 0;
-}
-
-/* Taken from the list: it waits no more. Before its answer, so that who hears that sees it. */
-static void count_out(vdf_core *core, const vdf_parked *parked)
-{
-    atomic_fetch_sub(&core->parked_count, 1);
-    atomic_fetch_sub(&core->parked_bytes, parked->payload);
-}
-
-static void drop(vdf_parked *parked)
-{
-    vdf_image_unref(parked->image);
-    free(parked);
+    /* Told after it is parked: the answer cannot come too early. */
+    int error = tell(core, request);
+    return error != 0 && leave(core, parked) ? error : 0;
 }
 
 bool vdf_park_interrupt(vdf_core *core, uint64_t unique)

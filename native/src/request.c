@@ -43,6 +43,15 @@ static void park(vdf_core *core, const vdf_parked *request)
         vdf_reply_error(core, request->unique, error);
 }
 
+static void strand(vdf_core *core, const uint8_t *request, size_t length)
+{
+    const struct fuse_in_header *in = (const void *)request;
+    int error = vdf_strand(core, request, length);
+
+    if (error != 0)
+        vdf_reply_error(core, in->unique, error);
+}
+
 /*
  * Whether a request that found no space has been parked, or told why not, until something has
  * been asked to give way: once. Of a WRITE some may be written; all of it is written again then.
@@ -342,9 +351,8 @@ void vdf_request_handle(vdf_core *core, uint8_t *buffer, size_t length)
         vdf_image *image = vdf_nodes_find(core, in->nodeid);
         if (length < sizeof *in + body)
             vdf_reply_error(core, unique, -EINVAL);
-        else if (image == NULL && core->resumed && in->opcode != FUSE_FLUSH &&
-                 vdf_strand(core, buffer, length))
-            ; /* it runs when the node has its image */
+        else if (image == NULL && core->resumed && in->opcode != FUSE_FLUSH)
+            strand(core, buffer, length);
         else if (image == NULL)
             vdf_reply_error(core, unique, in->opcode == FUSE_FLUSH ? 0 : -EBADF);
         else

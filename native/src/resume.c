@@ -59,25 +59,6 @@ int vdf_resume_begin(vdf_core *core)
 
 /* ---- requests for nodes without an image ------------------------------------- */
 
-bool vdf_strand(vdf_core *core, const uint8_t *request, size_t length)
-{
-    const struct fuse_in_header *in = (const void *)request;
-    vdf_stranded *stranded = malloc(sizeof *stranded + length);
-
-    if (stranded == NULL)
-        return false;
-    stranded->length = length;
-    memcpy(stranded->data, request, length);
-    uint64_t nodeid = in->nodeid;
-    pthread_mutex_lock(&core->park_lock);
-    stranded->next = core->stranded;
-    core->stranded = stranded;
-    pthread_mutex_unlock(&core->park_lock);
-    atomic_fetch_add(&core->parked_count, 1);
-    vdf_event_post(core, VDF_EVENT_NODE, 0, 0, nodeid, 0);
-    return true;
-}
-
 /* Takes the first stranded request with this node, or this number; 0: either is not asked. */
 static vdf_stranded *take(vdf_core *core, uint64_t nodeid, uint64_t unique)
 {
@@ -96,6 +77,29 @@ static vdf_stranded *take(vdf_core *core, uint64_t nodeid, uint64_t unique)
     if (found != NULL)
         atomic_fetch_sub(&core->parked_count, 1);
     return found;
+}
+
+int vdf_strand(vdf_core *core, const uint8_t *request, size_t length)
+{
+    const struct fuse_in_header *in = (const void *)request;
+    vdf_stranded *stranded = malloc(sizeof *stranded + length);
+
+    if (stranded == NULL)
+        return -ENOMEM;
+    stranded->length = length;
+    memcpy(stranded->data, request, length);
+    uint64_t nodeid = in->nodeid, unique = in->unique;
+    pthread_mutex_lock(&core->park_lock);
+    stranded->next = core->stranded;
+    core->stranded = stranded;
+    pthread_mutex_unlock(&core->park_lock);
+    atomic_fetch_add(&core->parked_count, 1);
+    int error = vdf_event_offer(core, VDF_EVENT_NODE, 0, 0, nodeid, 0);
+    if (error != 0 && (stranded = take(core, nodeid, unique)) != NULL) {
+        free(stranded);
+        return error;
+    }
+    return 0; /* else it was taken up meanwhile */
 }
 
 static void refuse(vdf_core *core, vdf_stranded *stranded, int error)

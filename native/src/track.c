@@ -247,7 +247,8 @@ static int open_intent(vdf_track *track, uint32_t slots)
 
     slots = slots == 0 ? VDF_INTENT_SLOTS : slots < VDF_INTENT_MIN ? VDF_INTENT_MIN : slots;
     int error = vdf_intentlog_open(track->dir, files, VDF_INTENT_FILES, &log, &record);
-    if (error != 0) {
+    /* One that could not be read for want of memory is as good as it was. */
+    if (error != 0 && error != -ENOMEM) {
         record = (vdf_intent_record){.flags = VDF_INTENT_VOID};
         error = vdf_track_make_log(track, slots > VDF_INTENT_MAX ? VDF_INTENT_MAX : slots, &log);
     }

@@ -149,6 +149,37 @@ def test_points_are_read_while_a_disk_is_resynchronized(
         assert site.disk("web01")["epoch"] == epoch
 
 
+@pytest.mark.azurite
+def test_a_guest_does_not_wait_for_a_vault_that_takes_a_few_bytes_at_a_time(
+    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy, tell: Callable[[str], None]
+) -> None:
+    """What it writes waits in the spool, the status says so, and it arrives when the line is well."""
+    environ = azure_vault.azurite.environ(proxy.port)
+    with MountedSite(tmp_path, options=FAST, vault=azure_vault.url, environ=environ) as site:
+        site.add_image("web01", 8 * MIB, os.urandom(MIB))
+        site.init()
+        before = points_made(site, 1)
+        sip = proxy.add(Fault("sip", "PUT", count=1 << 30, bytes_per_s=8 << 10))
+        taken = proxy.taken_bytes
+        with site.image("web01").open("r+b", buffering=0) as guest:
+            for number in range(8):
+                data = os.urandom(MIB)
+                assert os.pwrite(guest.fileno(), data, number * MIB) == MIB
+                os.fsync(guest.fileno())
+                assert os.pread(guest.fileno(), MIB, number * MIB) == data
+        site.wait("it waits in the spool", lambda: site.disk("web01")["spooled_bytes"] > MIB)
+        site.wait("its lag is shown", lambda: site.disk("web01")["shipped_lag_s"] > 1)
+        arrived = proxy.taken_bytes - taken
+        tell(f"few bytes at a time: {sip.fired} uploads, {arrived} bytes of 8 MiB arrived")
+        assert sip.fired > 0
+        assert arrived < MIB
+        assert digests(site.point_images("web01")[: len(before)]) == before
+        proxy.hang_up()
+        site.wait_shipped("web01")
+        assert_same(site.point("web01"), site.image("web01"))
+        assert site.disk("web01")["health"] == "Normal"
+
+
 def test_a_disk_is_paused_resumed_and_its_resync_cancelled(tmp_path: Path) -> None:
     with began(tmp_path) as site:
         site.mount()

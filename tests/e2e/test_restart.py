@@ -141,35 +141,55 @@ def test_what_changed_behind_the_mount_is_found_and_only_that_is_sent(tmp_path: 
         assert "was changed behind the mount" in (site.state / "daemon.log").read_text()
 
 
-def test_a_first_replication_killed_again_and_again_goes_on(tmp_path: Path) -> None:
-    size = 300 * MIB
-    with began(tmp_path, size) as site:
-        vault = tmp_path / "vault"
+def fill(image: Path, size: int) -> None:
+    """Fill an image: a small one with bytes that do not compress, a large one with ones that do."""
+    with image.open("wb") as file:
+        for _ in range(size // MIB):
+            pages = (os.urandom(64) + bytes(PAGE - 64) for _ in range(MIB // PAGE))
+            file.write(os.urandom(MIB) if size <= 1024 * MIB else b"".join(pages))
 
-        def stored() -> int:
-            return total(data_objects(vault))
+
+def test_a_first_replication_killed_again_and_again_goes_on(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    """Written to all the while; VDISKFS_TEST_FIRST is its MiB and kills, such as 5120,10."""
+    mib, kills = map(int, os.environ.get("VDISKFS_TEST_FIRST", "300,4").split(","))
+    size, patience_s = mib * MIB, 60 + mib / 2
+    with MountedSite(tmp_path, options=FAST) as site:
+        fill(site.add_image("web01", size), size)
+        site.init()
 
         def in_pass(pattern: str) -> bool:
+            return any((site.state / "disks").glob(f"*/pass/{pattern}")) or compared() == size
+
+        def compared() -> int:
+            row = site.disk("web01")
             # A machine that is faster than we look has shipped it all.
-            return any((site.state / "disks").glob(f"*/pass/{pattern}")) or stored() >= size
+            done = size if row["state"] == "Protected" else 0
+            return int(row["progress"]["done_bytes"]) if row["progress"] else done
 
         moments: list[Callable[[], bool]] = [
             lambda: True,
             lambda: in_pass("*"),
             lambda: in_pass("*.part"),
-            lambda: stored() > 100 * MIB,
+            *[lambda: compared() >= size // kills] * (kills - 3),  # of what was left
         ]
+        stored = [0]
         for number, moment in enumerate(moments):
             site.mount()
-            site.wait(f"moment {number}", moment)
-            site.kill_for_good()
-            print(f"killed at moment {number}: {stored() // MIB} MiB stored")
-            site.run("umount", site.mountpoint)
-            site.pid = 0
-        site.mount().wait_shipped("web01")
+            write_at(site.image("web01"), number * size // kills, os.urandom(PAGE + 512))
+            site.wait(f"moment {number}", moment, patience_s)
+            write_at(site.image("web01"), size - (number + 1) * MIB + 512, os.urandom(PAGE))
+            done = compared()
+            end_daemon(site)
+            stored.append(total(data_objects(tmp_path / "vault")))
+            tell(f"killed at {done // MIB} of {mib} MiB: {stored[-1] // MIB} MiB stored")
+        assert stored == sorted(stored)
+        site.mount()
+        site.wait("it is protected", lambda: compared() == size, patience_s)
+        site.wait_shipped("web01")
         assert_latest_is_live(site)
         site.run("vault", "check", "--vault", site.vault)
-        print(f"{stored() // MIB} MiB stored in the end")
 
 
 def test_a_spool_left_behind_is_shipped_after_the_next_mount(tmp_path: Path) -> None:

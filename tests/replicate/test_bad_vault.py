@@ -7,6 +7,7 @@ that each of its faults has fired, by count, and that nothing unreadable is left
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -116,6 +117,29 @@ async def test_an_upload_that_nobody_takes_is_given_up_and_made_again(
                 await store.create_from_file(f"deaf{size}", large)
                 assert deaf.fired == 1
                 assert (await store.stat(f"deaf{size}")).size == size
+
+
+@pytest.mark.azurite
+@pytest.mark.parametrize("of", ["a file", "memory"])
+async def test_an_upload_that_is_taken_a_few_bytes_at_a_time_arrives(
+    azure_vault: AzureVault, tmp_path: Path, of: str
+) -> None:
+    """However long it takes as a whole: what is waited for is each next piece of it."""
+    data = os.urandom(6 << 20)
+    large = tmp_path / "large"
+    large.write_bytes(data)
+    with FaultProxy(azure_vault.azurite.port) as proxy, trio.fail_after(30):
+        async with behind(azure_vault, proxy, Timeouts(1.0, 20.0, 20.0)) as store:
+            await store.prepare()
+            sip = proxy.add(Fault("sip", "PUT", "/sipped", bytes_per_s=2 << 20))
+            if of == "memory":
+                await store.create("sipped", data)
+            else:
+                await store.create_from_file("sipped", large)
+            assert sip.fired == 1
+            assert isinstance(store, RetryingStore)
+            assert store.retries == 0
+            assert (await store.read("sipped"))[0] == data
 
 
 @pytest.mark.azurite

@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -34,8 +35,10 @@ Kind = Literal[
     "drip",  # the answer's body, a byte at a time
     "lie",  # the answer's body, which is said to be shorter, and ends there
     "deaf",  # not applied; the request's body is never taken
+    "sip",  # applied, once its body was taken: a few bytes at a time, `bytes_per_s`
 ]
 _DRIP_S = 0.05
+_SIP_BYTES = 512
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Fault:
     skip: int = 0
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
+    bytes_per_s: int = 1 << 20
     fired: int = 0
 
 
@@ -175,6 +179,11 @@ class _Server(ThreadingHTTPServer):
         self.proxy = proxy
         super().__init__(("127.0.0.1", 0), _Handler)
 
+    def server_bind(self) -> None:
+        """Take segments as a network's: those of the loopback interface are 64 KiB."""
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        super().server_bind()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that leave are what faults are about."""
 
@@ -205,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.proxy.closing.wait(30)
             self.close_connection = True
             return
-        body = self.rfile.read(length)
+        body = self._sip(length, fault) if fault and kind == "sip" else self.rfile.read(length)
         if len(body) < length:
             self.close_connection = True  # whoever sent it has given up
             return
@@ -226,6 +235,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(kind, status, headers, data)
 
     do_GET = do_HEAD = do_PUT = do_DELETE = _serve  # noqa: N815 - http.server's names
+
+    def _sip(self, length: int, fault: Fault) -> bytes:
+        # Little is taken ahead.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 10)
+        self.upstream.close()  # it would not be kept for so long
+        taken, began = bytearray(), time.monotonic()
+        while len(taken) < length:
+            ahead_s = len(taken) / fault.bytes_per_s - (time.monotonic() - began)
+            if ahead_s > 0 and self.proxy.closing.wait(ahead_s):
+                break
+            piece = self.rfile.read(min(_SIP_BYTES, length - len(taken)))
+            if not piece:
+                break
+            taken += piece
+        return bytes(taken)
 
     def _start(self) -> None:
         self.upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

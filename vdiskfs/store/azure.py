@@ -267,17 +267,11 @@ class AzureStore:
         length = size_of(body) if isinstance(body, Path) else body.nbytes
 
         def put() -> Mapping[str, Any]:
-            if not isinstance(body, Path):
-                return upload(bytes(body))
             with Body(body, length) as sent:
-                # The SDK would read the whole body of a single Put Blob into memory.
-                return upload(b"", raw_request_hook=sent.replace_body)
-
-        def upload(data: bytes, **more: Any) -> Mapping[str, Any]:
-            return blob.upload_blob(
-                data, length=len(data), metadata=checked, overwrite=True, max_concurrency=1,
-                content_settings=_CONTENT, **condition, **more,
-            )  # fmt: skip
+                return blob.upload_blob(
+                    b"", length=0, metadata=checked, overwrite=True, max_concurrency=1,
+                    content_settings=_CONTENT, raw_request_hook=sent.replace_body, **condition,
+                )  # fmt: skip
 
         answer = await self._call(name, put, length=length)
         self.bytes_sent += length

@@ -1,15 +1,17 @@
-"""A file as the body of one request, read while it is sent. Runs in trio's threads.
+"""The body of one request, read piece by piece while it is sent. Runs in trio's threads.
 
-The SDK reads the whole body of a single Put Blob into memory; its hook for requests, which
-it calls before it signs, lets a file of any size take the body's place.
+The SDK reads the whole body of a single Put Blob into memory, and bytes are sent as one piece,
+for which a slow line has no more time than for a connection. Its hook for requests, which it
+calls before it signs, lets pieces of a file of any size, or of memory, take the body's place.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import trio
 from azure.core.pipeline import PipelineRequest
@@ -24,17 +26,21 @@ def size_of(path: Path) -> int:
 
 
 class Body:
-    """The bytes of one file; reading stops when the task that waits has left."""
+    """The bytes of one file, or of memory; reading stops when the task that waits has left."""
 
-    def __init__(self, path: Path, length: int) -> None:
-        """Name the file; it is open while this is entered."""
-        self._path = path
+    def __init__(self, source: Path | memoryview, length: int) -> None:
+        """Name the source; a file is open while this is entered."""
+        self._source = source
+        self._name = source if isinstance(source, Path) else "what is in memory"
         self._length = length
         self._missing = length
 
     def __enter__(self) -> Self:
-        with _reading(self._path):
-            self._file = self._path.open("rb", buffering=0)
+        if isinstance(self._source, Path):
+            with _reading(self._source):
+                self._file: BinaryIO = self._source.open("rb", buffering=0)
+        else:
+            self._file = io.BytesIO(self._source)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,10 +53,10 @@ class Body:
     def read(self, size: int) -> bytes:
         """Return the next piece."""
         trio.from_thread.check_cancelled()
-        with _reading(self._path):
+        with _reading(self._name):
             data = self._file.read(min(size, self._missing))
         if not data and self._missing:
-            raise LocalError(f"{self._path} became shorter while it was sent")
+            raise LocalError(f"{self._name} became shorter while it was sent")
         self._missing -= len(data)
         return data
 
@@ -61,7 +67,7 @@ class Body:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
