@@ -18,6 +18,7 @@ import trio
 from vdiskfs import enrolment, native
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.diskfiles import DiskFiles, source_file, writable_again
+from vdiskfs.earlydisk import EarlyDisk
 from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
 from vdiskfs.health import State
 from vdiskfs.image import end_image
@@ -103,7 +104,7 @@ class Protection(DiskFiles):
         except BaseException:
             image.close()
             raise
-        self._early[file] = image, record
+        self._early[file] = EarlyDisk(image, record)
 
     async def start(self, files: Disks, *, protect: bool, patient: bool = False) -> None:
         """Take up every disk that is known, and with ``protect`` all files that match.
@@ -141,9 +142,9 @@ class Protection(DiskFiles):
                 else:
                     file.drop()
 
-        for image, _ in list(self._early.values()):
+        for early in list(self._early.values()):
             # Until then a death of the host would make everything suspect.
-            await trio.to_thread.run_sync(native.begin_intent, image)
+            await trio.to_thread.run_sync(native.begin_intent, early.image)
         unnamed = files.unnamed() if patient else []
         async with trio.open_nursery() as nursery:
             for file in [*files.scan(wanted), *unnamed]:
@@ -170,16 +171,19 @@ class Protection(DiskFiles):
                 await self._protect(file, record, how)
                 break
             except VdiskfsError as error:
-                known = file in self._early
-                log.log(logging.WARNING if known else logging.ERROR,
-                        "%s: is not replicated yet: %s", file.path, error)  # fmt: skip
-                if not known:
+                early = self._early.get(file)
+                if early is None:
+                    log.error("%s: is not replicated yet: %s", file.path, error)
                     break
-            except Exception:
+                if str(error) != str(early.error):
+                    log.warning("%s: is not replicated yet: %s", file.path, error)
+                await early.wait_retry(error, TAKE_UP_S)
+            except Exception as error:
                 # Whatever is the matter with one file, the others are served and replicated on.
                 log.exception("%s: is not replicated", file.path)
+                if (early := self._early.get(file)) is not None:
+                    early.give_up(error)
                 break
-            await trio.sleep(TAKE_UP_S)
         file.drop()
 
     async def _protect(
@@ -207,7 +211,8 @@ class Protection(DiskFiles):
                     lock.close()
                 raise
             self._locks[file] = lock
-            if self._early.pop(file, None) is not None:
+            if (early := self._early.pop(file, None)) is not None:
+                early.started.set()
                 file.drop()  # the hold of `resume`
         except BaseException as error:
             file.drop()
@@ -265,7 +270,7 @@ class Protection(DiskFiles):
         """Return the image that guests have open already, if it can be written, or a new one."""
         early = self._early.get(file)
         if early is not None:
-            return early[0]
+            return early.image
         return self._plain.take_writable(file) or self._plain.open(file, writable=True)
 
     def _forget(self, disk: ProtectedDisk) -> None:
@@ -290,8 +295,9 @@ class Protection(DiskFiles):
             self._forget(disk)
             source_file(disk).drop()
         self._plain.close()
-        for file, (image, record) in self._early.items():
+        for file, early in self._early.items():
             # Never taken up again: what its bitmaps say holds until the next mount.
+            image, record = early.image, early.record
             sums = self._site.state.disk(record.disk_id).sums if clean else None
             await trio.to_thread.run_sync(end_image, image, sums)
             if clean:
