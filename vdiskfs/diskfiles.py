@@ -130,6 +130,10 @@ class DiskFiles:
         """Start a disk over a held file; the hold becomes the disk's."""
         raise NotImplementedError
 
+    async def _take_up(self, file: SourceFile, record: DiskRecord | None, how: Start) -> None:
+        """Protect a held file, later if the vault is away; the hold is dropped."""
+        raise NotImplementedError
+
     async def _retire(self, disk: ProtectedDisk, *, gone: bool) -> None:
         """Ship what there is, mark the disk retired, and let the file go."""
         raise NotImplementedError
@@ -158,17 +162,7 @@ class DiskFiles:
         wanted = fresh and self.matches(file.path) and file.status().st_nlink > 0
         if wanted and not self.closing and file not in self._disks:
             file.hold()
-            self._nursery.start_soon(self._protect_later, file)
-
-    async def _protect_later(self, file: SourceFile) -> None:
-        health_name = file.path
-        try:
-            await self._protect(file, None, Start(LastEnd.NONE))
-        except VdiskfsError as error:
-            log.error("%s: is not protected: %s", health_name, error)
-        except Exception:
-            # Whatever is the matter with one file, the others are served and replicated on.
-            log.exception("%s: is not protected", health_name)
+            self._nursery.start_soon(self._take_up, file, None, Start(LastEnd.NONE))
 
     async def linked(self, file: SourceFile, path: str) -> None:
         """One more name changes nothing."""
@@ -210,7 +204,7 @@ class DiskFiles:
         elif not self.closing:
             # Written under a temporary name, then renamed: as good as closed.
             file.hold()
-            self._nursery.start_soon(self._protect_later, file)
+            self._nursery.start_soon(self._take_up, file, None, Start(LastEnd.NONE))
 
     async def directory_renamed(self, old_path: str, new_path: str) -> None:
         """The files below it have new paths."""

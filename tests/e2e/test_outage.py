@@ -191,6 +191,36 @@ def test_a_daemon_replaced_while_the_vault_is_away_says_so_and_drains_later(
         assert_same(restored, site.source / "web01.img")
 
 
+@pytest.mark.azurite
+@pytest.mark.slow
+def test_a_file_made_while_the_vault_is_away_becomes_one_disk_when_it_is_back(
+    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy
+) -> None:
+    environ = azure_vault.azurite.environ(proxy.port)
+    with MountedSite(tmp_path, vault=azure_vault.url, environ=environ, options=FAST) as site:
+        site.init().mount()
+        # It goes away when the disk was made there, and not started yet.
+        away = proxy.add(Fault("reset", "*", r"/disk\.json", count=1 << 30, skip=1))
+        made = site.image("web01")
+        made.write_bytes(os.urandom(MIB))
+
+        def failed() -> list[dict[str, Any]]:
+            jobs = site.json("job", "list")["jobs"]
+            return [job for job in jobs if job["disk"] == "web01.img" and job["state"] == "failed"]
+
+        site.wait("it is told", lambda: bool(failed()))
+        assert away.fired > 0
+        write_at(made, 0, os.urandom(PAGE))
+        proxy.clear()
+        site.wait_shipped("web01")
+        assert_same(site.point("web01"), made)
+        assert len(failed()) == 1
+        site.umount()
+        site.mount().wait_shipped("web01")
+        listed = site.json("disk", "list")["disks"]
+        assert [disk["name"] for disk in listed] == ["web01"]
+
+
 def test_a_disk_is_paused_resumed_and_its_resync_cancelled(tmp_path: Path) -> None:
     with began(tmp_path) as site:
         site.mount()
