@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.replicate.rig import Rig, page_of
-from vdiskfs import passes, resync
+from vdiskfs import passes, resync, spool
 from vdiskfs.catalog import DiskLog
 from vdiskfs.delta import Spooled
 from vdiskfs.errors import LocalError, StateError
@@ -274,6 +274,41 @@ async def test_what_a_part_read_and_is_suspect_again_is_stored_again(
         await rig.open()
         assert rig.replicator.pass_.parts
         await rig.replicator.start_resync(now=True)
+        async with rig.running():
+            await settled(rig)
+            await rig.check()
+
+
+async def test_killed_while_the_spool_is_given_back_the_rest_of_it_follows(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[[str], None],
+) -> None:
+    """The newest go first: a line with a hole would have all of the disk compared."""
+    expect_log("is to be resynchronized: images needed the room")
+    expect_log("the memory store is away")
+
+    def die(_: str) -> None:
+        raise KeyboardInterrupt
+
+    async with Rig(tmp_path, SIZE) as rig:
+        async with rig.running():
+            rig.write(0, b"".join(page_of(number) for number in range(PAGES)))
+            await settled(rig)
+            rig.memory.away = True
+            for number in range(4):
+                rig.write(number * PAGE_SIZE, page_of(5000 + number))
+                await rig.wait(lambda number=number: rig.replicator.waiting > number)  # type: ignore[misc]
+            await rig.wait(lambda: rig.health.next_retry_s is not None)
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(spool, "hook", die)
+                await rig.replicator.give_room()
+        rig.close()
+        rig.memory.away = False
+        await rig.open()
+        assert rig.replicator.waiting == 3
+        assert rig.replicator.live.counts().suspect_pages == 3
         async with rig.running():
             await settled(rig)
             await rig.check()
