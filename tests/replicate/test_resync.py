@@ -308,7 +308,7 @@ async def test_killed_while_the_spool_is_given_back_the_rest_of_it_follows(
         rig.memory.away = False
         await rig.open()
         assert rig.replicator.waiting == 3
-        assert rig.replicator.live.counts().suspect_pages == 3
+        assert rig.replicator.live.counts().suspect_pages == 4
         async with rig.running():
             await settled(rig)
             await rig.check()
