@@ -39,6 +39,7 @@ The modules, from the top
     diskfiles     what is known of the source's files, and what follows when they come and go
     plaintree     the names of a mount that is served plainly
     untracked     images that nobody tracks
+    earlydisk     a disk that guests go on with, and that waits to be started
     enrolment     a file becomes a disk, or is refused
     diskjobs      the jobs of disks: enabled, finalized, resynchronized
     finalizing    what is done once, when the first replication has ended

@@ -23,7 +23,7 @@ from vdiskfs.failovercontrol import FailoverControl
 from vdiskfs.groups import Groups
 from vdiskfs.groupview import group_document, group_point_document
 from vdiskfs.jobapi import Jobs
-from vdiskfs.monitor import disk_details, disk_document, status_document
+from vdiskfs.monitor import disk_details, disk_document, early_document, status_document
 from vdiskfs.native import CoreCounts
 from vdiskfs.protection import Protection
 from vdiskfs.repairing import Repairs
@@ -64,7 +64,8 @@ class MountControl:
 
     async def status(self) -> Document:
         """Return the document of ``vdiskfs status --json``."""
-        document = status_document(self._settings, self._protection.disks(), self._vault_error())
+        disks, early = self._protection.disks(), self._protection.early()
+        document = status_document(self._settings, disks, early, self._vault_error())
         counts = asdict(self._counts())
         return {**document, "requests": counts, "vault_requests": self._browser.requests}
 
@@ -73,6 +74,9 @@ class MountControl:
         here = [{**disk_document(disk), "site": self._settings.site, "here": True,
                  "file": disk.file.path}
                 for disk in self._protection.disks()]  # fmt: skip
+        here += [{**early_document(one), "site": self._settings.site, "here": True,
+                  "file": one.record.file}
+                 for one in self._protection.early()]  # fmt: skip
         names = {row["name"] for row in here}
         others = [
             {"name": one.name, "id": one.id, "size": one.size, "here": False,
@@ -102,6 +106,13 @@ class MountControl:
 
     async def retry(self, name: str) -> Document:
         """End the wait for the next try of what failed."""
+        early = self._protection.find_early(name)
+        if early is not None:
+            error, waited = early.error, early.retry_now()
+            return {
+                "name": early.record.name, "retried": waited,
+                "last_error": None if error is None else str(error),
+            }  # fmt: skip
         disk = self._protection.find(name)
         waited = disk.health.retry_now()
         return {"name": disk.name, "retried": waited, "last_error": disk.health.last_error}

@@ -364,7 +364,7 @@ class Daemon:
         nursery.start_soon(keep_running, "the heartbeat", heartbeat.run)
         nursery.start_soon(keep_running, "keeping jobs", self._jobs.run)
         self._watching.begin(
-            nursery, protection.disks, vault.store, core.counts, lambda: heartbeat.vault_error
+            nursery, protection, vault.store, core.counts, lambda: heartbeat.vault_error
         )
 
     # ---- tasks -------------------------------------------------------------------------
@@ -395,17 +395,18 @@ class Daemon:
     def _unmount_for(self, protection: Protection, groups: Groups) -> Unmounter:
         async def unmount(*, drain: bool, lazy: bool) -> Mapping[str, object]:
             if drain:
-                disks = [one for one in protection.disks()
+                await protection.wait_started()
+                disks = [one.replicator for one in protection.disks()
                          if one.health.shown_as is not State.FAILED_OVER]  # fmt: skip
                 for disk in disks:
-                    disk.replicator.check_not_paused()
+                    disk.check_not_paused()
                 await groups.seal_last()
                 for disk in disks:
-                    await disk.replicator.seal_if_changed()
-                    await disk.replicator.wait_shipped()
+                    await disk.seal_if_changed()
+                    await disk.wait_shipped()
             self._drain = drain
             await self._serving.let_go(lazy)
-            waiting = sum(disk.replicator.spooled_bytes for disk in protection.disks())
+            waiting = sum(one.spooled_bytes for one in protection.replicators())
             return {"unmounted": True, "spooled_bytes": waiting}
 
         return unmount
@@ -414,12 +415,11 @@ class Daemon:
         """Nobody writes any more: seal, capture, ship what can be shipped soon."""
         protection.closing = True
         self._events.tell("mount.ended", self._settings.mountpoint, "unmounted")
-        limit = math.inf if self._drain else FINAL_SHIP_S
-        with trio.move_on_after(limit):
+        with trio.move_on_after(math.inf if self._drain else FINAL_SHIP_S):
             await groups.seal_last()
             async with trio.open_nursery() as nursery:
-                for disk in protection.disks():
-                    nursery.start_soon(_finish_disk, disk.replicator)
+                for replicator in protection.replicators():
+                    nursery.start_soon(_finish_disk, replicator)
 
 
 async def _finish_disk(replicator: Replicator) -> None:

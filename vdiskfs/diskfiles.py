@@ -19,6 +19,7 @@ import trio
 from vdiskfs import enrolment, native
 from vdiskfs.catalog import DiskLog
 from vdiskfs.disk import ProtectedDisk, Site
+from vdiskfs.earlydisk import EarlyDisk
 from vdiskfs.errors import NotFoundError, VdiskfsError
 from vdiskfs.ownernote import Start
 from vdiskfs.state import DiskRecord, ImageLock, LastEnd
@@ -40,7 +41,7 @@ class DiskFiles:
         self._disks: dict[SourceFile, ProtectedDisk] = {}
         self._plain = UntrackedImages(site.core, site.next_cookie)
         self._locks: dict[SourceFile, ImageLock] = {}
-        self._early: dict[SourceFile, tuple[native.Image, DiskRecord]] = {}
+        self._early: dict[SourceFile, EarlyDisk] = {}
         self._fresh: set[SourceFile] = set()
         self._starting: set[SourceFile] = set()
         self._retiring: set[ProtectedDisk] = set()
@@ -63,18 +64,42 @@ class DiskFiles:
 
     def known_ids(self) -> set[str]:
         """Return the ids of the disks that are here, whether they were started yet or not."""
-        early = {record.disk_id for _, record in self._early.values()}
+        early = {one.record.disk_id for one in self._early.values()}
         return {disk.disk_id for disk in self._all()} | early | set(self._parked)
+
+    def early(self) -> list[EarlyDisk]:
+        """Return the disks that are tracked and wait to be started, by name."""
+        waiting = [
+            early for file, early in self._early.items()
+            if file not in self._disks or not self._disks[file].started
+        ]  # fmt: skip
+        return sorted(waiting, key=lambda early: early.record.name)
+
+    async def wait_started(self) -> None:
+        """Wait until no disk waits to be started."""
+        for early in self.early():
+            await early.started.wait()
+
+    def find_early(self, name: str) -> EarlyDisk | None:
+        """Return a disk that waits to be started by its name, its id or its file's path."""
+        for early in self.early():
+            if name in (early.record.name, early.record.disk_id, early.record.file):
+                return early
+        return None
 
     def find(self, name: str) -> ProtectedDisk:
         """Return a disk by its name, its id, or its file's path in the source.
 
         Raises:
             NotFoundError: it is not protected here.
+            StateError: it waits to be started.
         """
         for disk in self.disks():
             if name in (disk.name, disk.disk_id, disk.file.path):
                 return disk
+        early = self.find_early(name)
+        if early is not None:
+            raise early.refusal()
         raise NotFoundError(f"no disk {name} is protected here", hint="vdiskfs disk list")
 
     def by_cookie(self, cookie: int) -> ProtectedDisk | None:
@@ -105,6 +130,10 @@ class DiskFiles:
         """Start a disk over a held file; the hold becomes the disk's."""
         raise NotImplementedError
 
+    async def _take_up(self, file: SourceFile, record: DiskRecord | None, how: Start) -> None:
+        """Protect a held file, later if the vault is away; the hold is dropped."""
+        raise NotImplementedError
+
     async def _retire(self, disk: ProtectedDisk, *, gone: bool) -> None:
         """Ship what there is, mark the disk retired, and let the file go."""
         raise NotImplementedError
@@ -114,7 +143,7 @@ class DiskFiles:
     async def image_for(self, file: SourceFile, *, writable: bool) -> native.Image:
         """Return the disk's image, or a plain one."""
         disk, early = self._disks.get(file), self._early.get(file)
-        image = disk.image if disk is not None else early[0] if early is not None else None
+        image = disk.image if disk is not None else early.image if early is not None else None
         if image is not None:
             if image.refuses and writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), file.path)
@@ -133,17 +162,7 @@ class DiskFiles:
         wanted = fresh and self.matches(file.path) and file.status().st_nlink > 0
         if wanted and not self.closing and file not in self._disks:
             file.hold()
-            self._nursery.start_soon(self._protect_later, file)
-
-    async def _protect_later(self, file: SourceFile) -> None:
-        health_name = file.path
-        try:
-            await self._protect(file, None, Start(LastEnd.NONE))
-        except VdiskfsError as error:
-            log.error("%s: is not protected: %s", health_name, error)
-        except Exception:
-            # Whatever is the matter with one file, the others are served and replicated on.
-            log.exception("%s: is not protected", health_name)
+            self._nursery.start_soon(self._take_up, file, None, Start(LastEnd.NONE))
 
     async def linked(self, file: SourceFile, path: str) -> None:
         """One more name changes nothing."""
@@ -178,12 +197,14 @@ class DiskFiles:
             self._nursery.start_soon(self._tell_name, disk, new_path)
         elif self.matches(old_path) or not self.matches(new_path) or file in self._starting:
             return  # the name says nothing new: what the user left alone stays alone
+        elif file in self._early:
+            return  # a disk already, which waits to be started
         elif file.is_open:
             self._fresh.add(file)
         elif not self.closing:
             # Written under a temporary name, then renamed: as good as closed.
             file.hold()
-            self._nursery.start_soon(self._protect_later, file)
+            self._nursery.start_soon(self._take_up, file, None, Start(LastEnd.NONE))
 
     async def directory_renamed(self, old_path: str, new_path: str) -> None:
         """The files below it have new paths."""

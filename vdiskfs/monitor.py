@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from vdiskfs.config import MountSettings
 from vdiskfs.disk import ProtectedDisk
+from vdiskfs.earlydisk import EarlyDisk
 from vdiskfs.health import Level, State
 from vdiskfs.running import VERSION
 from vdiskfs.state import DiskRecord
@@ -19,10 +20,11 @@ from vdiskfs.units import NS, PAGE_SIZE, format_time
 
 
 def status_document(
-    settings: MountSettings, disks: Sequence[ProtectedDisk], vault_error: str | None
-) -> dict[str, object]:
-    """Return the document of ``vdiskfs status --json``."""
-    shown = [disk_document(disk) for disk in disks]
+    settings: MountSettings, disks: Sequence[ProtectedDisk], early: Sequence[EarlyDisk],
+    vault_error: str | None,
+) -> dict[str, object]:  # fmt: skip
+    """Return the document of ``vdiskfs status --json``; ``early`` disks wait to be started."""
+    shown = [disk_document(disk) for disk in disks] + [early_document(one) for one in early]
     return {
         "site": settings.site,
         "mountpoint": settings.mountpoint,
@@ -41,10 +43,6 @@ def plain_document(
     settings: MountSettings, records: Sequence[DiskRecord], reason: str, again_s: float
 ) -> dict[str, object]:
     """Return the document of ``vdiskfs status --json`` while a mount is served plainly."""
-    row: dict[str, object] = dict.fromkeys((
-        "group", "shipped_lag_s", "proven_point_age_s", "dirty_bytes", "spooled_bytes",
-        "points_waiting", "progress",
-    ))  # fmt: skip
     again = round(again_s, 1)
     return {
         "site": settings.site,
@@ -57,22 +55,43 @@ def plain_document(
         "version": VERSION,
         "plain": {"reason": reason, "again_s": again},
         "disks": [
-            row | {
-                "name": record.name,
-                "id": record.disk_id,
+            _record_row(record) | {
                 "size": record.size,
                 "state": str(State.RESYNC_REQUIRED),
                 "health": str(Level.CRITICAL),
-                "generation": record.generation,
-                "epoch": record.epoch,
-                "usable_point_age_s":
-                    round((time.time_ns() - record.time_ns) / NS, 3) if record.epoch else None,
-                "paused": False,
                 "last_error": "neither tracked nor replicated",
                 "next_retry_s": again,
             }
             for record in records
         ],
+    }  # fmt: skip
+
+
+def early_document(early: EarlyDisk) -> dict[str, object]:
+    """Return the row of a disk that is tracked and waits to be started: what is known here."""
+    retry = early.next_retry_s
+    return _record_row(early.record) | {
+        "size": early.image.size(),
+        "state": str(State.ENABLING),
+        "health": str(Level.CRITICAL if early.is_hopeless else Level.WARNING),
+        "last_error": early.reason,
+        "next_retry_s": None if retry is None else round(retry, 1),
+    }
+
+
+def _record_row(record: DiskRecord) -> dict[str, object]:
+    """Return what the state directory knows of a disk's row; None: nobody knows."""
+    unknown = ("group", "shipped_lag_s", "proven_point_age_s", "dirty_bytes", "spooled_bytes",
+               "points_waiting", "progress")  # fmt: skip
+    return {
+        **dict.fromkeys(unknown),
+        "name": record.name,
+        "id": record.disk_id,
+        "generation": record.generation,
+        "epoch": record.epoch,
+        "usable_point_age_s":
+            round((time.time_ns() - record.time_ns) / NS, 3) if record.epoch else None,
+        "paused": False,
     }  # fmt: skip
 
 

@@ -89,10 +89,11 @@ class SuspectPass:
         """Take up the parts that an earlier run left; False: one is damaged, `drop` is due.
 
         Parts from before another epoch than ``end`` are part of a delta already, which the
-        daemon, or the host, did not live to note: what they hold is older than that delta.
+        daemon, or the host, did not live to note: what they hold is older than that delta. So
+        are those without a base.
         """
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        if self._base.exists() and self._base.read_bytes() != _base_of(end):
+        if not self._base.exists() or self._base.read_bytes() != _base_of(end):
             self.drop()
         for path in sorted(self._directory.glob("*.part"), key=lambda one: one.stat().st_mtime_ns):
             try:
@@ -165,8 +166,10 @@ class SuspectPass:
         self.parts.clear()
         self._covered = NO_EXTENTS
         if self._directory.exists():
-            for path in self._directory.iterdir():
+            # The base last: a part that a kill, or the host's death, leaves is of no use without.
+            for path in sorted(self._directory.iterdir(), key=lambda one: one == self._base):
                 path.unlink()
+                hook("part.dropped")
 
     async def run(self, compare: Sums | None, end: ChainEnd) -> None:
         """Read until no page is suspect and all that differs is stored.

@@ -18,7 +18,14 @@ import trio
 from vdiskfs import enrolment, native
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.diskfiles import DiskFiles, source_file, writable_again
-from vdiskfs.errors import BusyError, NotFoundError, StateError, VdiskfsError
+from vdiskfs.earlydisk import EarlyDisk
+from vdiskfs.errors import (
+    BusyError,
+    NotFoundError,
+    StateError,
+    VaultUnreachableError,
+    VdiskfsError,
+)
 from vdiskfs.health import State
 from vdiskfs.image import end_image
 from vdiskfs.ownernote import Start, read_note
@@ -103,7 +110,7 @@ class Protection(DiskFiles):
         except BaseException:
             image.close()
             raise
-        self._early[file] = image, record
+        self._early[file] = EarlyDisk(image, record)
 
     async def start(self, files: Disks, *, protect: bool, patient: bool = False) -> None:
         """Take up every disk that is known, and with ``protect`` all files that match.
@@ -136,14 +143,14 @@ class Protection(DiskFiles):
                     else:
                         self._hold_parked(record.disk_id, file)
                 elif record is not None or (protect and not ended and wanted(file.path)):
-                    take_up = self._take_up if patient else self._protect
+                    take_up = self._take_up if patient else self._protect_at_once
                     await take_up(file, record, self._how(self._site.state.last_end))
                 else:
                     file.drop()
 
-        for image, _ in list(self._early.values()):
+        for early in list(self._early.values()):
             # Until then a death of the host would make everything suspect.
-            await trio.to_thread.run_sync(native.begin_intent, image)
+            await trio.to_thread.run_sync(native.begin_intent, early.image)
         unnamed = files.unnamed() if patient else []
         async with trio.open_nursery() as nursery:
             for file in [*files.scan(wanted), *unnamed]:
@@ -156,31 +163,55 @@ class Protection(DiskFiles):
     def _how(self, last_end: LastEnd) -> Start:
         return Start(last_end, self._force, self._accept)
 
-    async def _take_up(
-        self, file: SourceFile, record: DiskRecord | None, how: Start
-    ) -> None:  # fmt: skip
-        """Protect a held file; a disk that guests use waits for the vault, not they for it."""
+    async def _take_up(self, file: SourceFile, record: DiskRecord | None, how: Start) -> None:
+        """Protect a held file; guests use it, and it waits for the vault, not they for it."""
         if file not in self._early and record is not None:
             how = replace(
                 how, last_end=LastEnd.UNKNOWN
             )  # guests write, and nobody has tracked them so far
+        told = ""
         while not (self.closing or file in self._disks or file in self._starting):
             file.hold()
             try:
                 await self._protect(file, record, how)
                 break
             except VdiskfsError as error:
-                known = file in self._early
-                log.log(logging.WARNING if known else logging.ERROR,
-                        "%s: is not replicated yet: %s", file.path, error)  # fmt: skip
-                if not known:
+                early = self._early.get(file)
+                if str(error) != told:
+                    told = str(error)
+                    log.log(logging.WARNING if early is not None else logging.ERROR,
+                            "%s: is not replicated yet: %s", file.path, error)  # fmt: skip
+                    if record is None:
+                        self._site.refused(file.path, error)
+                if early is not None:
+                    await early.wait_retry(error, TAKE_UP_S)
+                elif isinstance(error, VaultUnreachableError):
+                    await trio.sleep(TAKE_UP_S)
+                    if record is None and not self._may_become_disk(file):
+                        break
+                else:
                     break
-            except Exception:
+            except Exception as error:
                 # Whatever is the matter with one file, the others are served and replicated on.
                 log.exception("%s: is not replicated", file.path)
+                if (early := self._early.get(file)) is not None:
+                    early.give_up(error)
                 break
-            await trio.sleep(TAKE_UP_S)
         file.drop()
+
+    def _may_become_disk(self, file: SourceFile) -> bool:
+        return file.status().st_nlink > 0 and self.matches(file.path)
+
+    async def _protect_at_once(
+        self, file: SourceFile, record: DiskRecord | None, how: Start
+    ) -> ProtectedDisk:
+        """Protect a held file; a new one that cannot become a disk leaves a job that failed."""
+        try:
+            return await self._protect(file, record, how)
+        except VdiskfsError as error:
+            if record is None:
+                self._site.refused(file.path, error)
+            raise
 
     async def _protect(
         self, file: SourceFile, record: DiskRecord | None, how: Start
@@ -190,15 +221,13 @@ class Protection(DiskFiles):
             file.drop()
             raise StateError(f"{file.path}: is protected already")
         self._starting.add(file)
-        is_new = record is None
         try:
             lock = self._locks.pop(file, None) or await enrolment.lock_image(
                 self._site, file, record, force=how.force
             )
             try:
                 if record is None:
-                    record = await enrolment.enroll(self._site, file, force=how.force)
-                    how = replace(how, last_end=LastEnd.NONE)
+                    record, how = await self._enrolled(file, how)
                 disk = await self._start_disk(file, record, how)
             except BaseException:
                 if file in self._early:
@@ -207,12 +236,11 @@ class Protection(DiskFiles):
                     lock.close()
                 raise
             self._locks[file] = lock
-            if self._early.pop(file, None) is not None:
+            if (early := self._early.pop(file, None)) is not None:
+                early.started.set()
                 file.drop()  # the hold of `resume`
-        except BaseException as error:
+        except BaseException:
             file.drop()
-            if is_new and isinstance(error, VdiskfsError):
-                self._site.refused(file.path, error)
             raise
         finally:
             self._starting.discard(file)
@@ -224,6 +252,15 @@ class Protection(DiskFiles):
         elif record.file != file.path:
             self._nursery.start_soon(self._tell_name, disk, file.path)
         return disk
+
+    async def _enrolled(self, file: SourceFile, how: Start) -> tuple[DiskRecord, Start]:
+        """Make a disk of a file; an earlier try may have, and have failed to start it."""
+        records = await trio.to_thread.run_sync(self._site.state.records)
+        record = find_record(records, file.identity(), file.path)
+        if record is not None and not record.retired:
+            return record, replace(how, last_end=LastEnd.UNKNOWN)
+        made = await enrolment.enroll(self._site, file, force=how.force)
+        return made, replace(how, last_end=LastEnd.NONE)
 
     async def _start_disk(self, file: SourceFile, record: DiskRecord, how: Start) -> ProtectedDisk:
         refused = file in self._plain.refused
@@ -265,7 +302,7 @@ class Protection(DiskFiles):
         """Return the image that guests have open already, if it can be written, or a new one."""
         early = self._early.get(file)
         if early is not None:
-            return early[0]
+            return early.image
         return self._plain.take_writable(file) or self._plain.open(file, writable=True)
 
     def _forget(self, disk: ProtectedDisk) -> None:
@@ -290,8 +327,9 @@ class Protection(DiskFiles):
             self._forget(disk)
             source_file(disk).drop()
         self._plain.close()
-        for file, (image, record) in self._early.items():
+        for file, early in self._early.items():
             # Never taken up again: what its bitmaps say holds until the next mount.
+            image, record = early.image, early.record
             sums = self._site.state.disk(record.disk_id).sums if clean else None
             await trio.to_thread.run_sync(end_image, image, sums)
             if clean:
@@ -378,7 +416,7 @@ class Protection(DiskFiles):
             raise NotFoundError(f"{path}: no such file below disks/") from error
         record = enrolment.unprotected(records, file)
         if record is None:
-            return await self._protect(file, None, Start(LastEnd.NONE))
+            return await self._protect_at_once(file, None, Start(LastEnd.NONE))
         # The same disk goes on. What was written meanwhile is not known: nothing is trusted.
         try:
             await enrolment.tell(self._site, record.disk_id, enrolment.revived)

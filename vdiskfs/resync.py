@@ -69,17 +69,23 @@ class Resync:
             body = read_record(self._path)
             self.reason = str(body["reason"])
             self.cancelled = bool(body["cancelled"])
+            self.forced = bool(body.get("forced", False))
             packed = zlib.decompress(base64.b64decode(body["regions"]))
         except NotFoundError:
             return []
         except (DamagedError, KeyError, TypeError, ValueError, zlib.error):
-            self.reason, self.cancelled = "its record is damaged", False
+            self.reason, self.cancelled, self.forced = "its record is damaged", False, False
             return None
         self._regions = np.unpackbits(np.frombuffer(packed, np.uint8)).astype(np.bool_)
         return [int(region) for region in np.flatnonzero(self._regions)]
 
-    def require(self, reason: str, regions: Iterable[int] = ()) -> None:
+    def require(self, reason: str, regions: Iterable[int] = (), *, forced: bool = False) -> None:
         """Note that the disk is to be resynchronized; durable on return.
+
+        Args:
+            reason: for people.
+            regions: those whose only other copy is given up.
+            forced: outside its window, too, until it is done, whoever dies: the user asks.
 
         Raises:
             LocalError: the disk refused; then nothing may be given up.
@@ -91,7 +97,7 @@ class Resync:
         merged[wanted] = True
         before, self._regions = self._regions, merged
         try:
-            self._write(reason, cancelled=False)
+            self._write(reason, cancelled=False, forced=forced or self.forced)
         except BaseException:
             self._regions = before
             raise
@@ -104,11 +110,10 @@ class Resync:
             LocalError: the disk refused; it is not held back then.
         """
         try:
-            self._write(reason, cancelled=True)
+            self._write(reason, cancelled=True, forced=False)
         except BaseException:
             self.cancelled = False
             raise
-        self.forced = False
         hook("resync.cancelled")
 
     def settle(self) -> None:
@@ -121,17 +126,14 @@ class Resync:
         self.reason, self.cancelled, self.forced = None, False, False
         self._regions = np.zeros(0, np.bool_)
 
-    def _write(self, reason: str, *, cancelled: bool) -> None:
+    def _write(self, reason: str, *, cancelled: bool, forced: bool) -> None:
         packed = zlib.compress(np.packbits(self._regions).tobytes())
         regions = base64.b64encode(packed).decode("ascii")
-        write_record(self._path, {"reason": reason, "cancelled": cancelled, "regions": regions})
-        self.reason, self.cancelled = reason, cancelled
+        body = {"reason": reason, "cancelled": cancelled, "forced": forced, "regions": regions}
+        write_record(self._path, body)
+        self.reason, self.cancelled, self.forced = reason, cancelled, forced
 
     # ---- when ----------------------------------------------------------------------------
-
-    def force(self) -> None:
-        """Run it outside its window, too: the user asks."""
-        self.forced = True
 
     def wait_s(self) -> float | None:
         """Return for how long it has to wait at least; None: it may run now."""

@@ -204,6 +204,8 @@ class Suspects:
     async def ask(self, *, now: bool) -> None:
         """Let a pass run: over what is marked, or else over all. ``now``: at any time of day.
 
+        What was asked for outlives the daemon.
+
         Raises:
             StateError: the first replication is not finished.
         """
@@ -212,14 +214,14 @@ class Suspects:
                 f"disk {self._name}: the first replication is not finished",
                 hint="wait for it: vdiskfs status --watch",
             )
-        if not self.needed:
-            # The note first: what is marked only in its name must not be forgotten.
-            await trio.to_thread.run_sync(self.resync.require, "asked for")
-            await trio.to_thread.run_sync(self.distrust)
-        elif self.resync.cancelled:
-            await trio.to_thread.run_sync(self.resync.require, self.reason)
-        if now:
-            self.resync.force()
+        async with self._noting:
+            note = partial(self.resync.require, forced=now)
+            if not self.needed:
+                # The note first: what is marked only in its name must not be forgotten.
+                await trio.to_thread.run_sync(note, "asked for")
+                await trio.to_thread.run_sync(self.distrust)
+            elif self.resync.cancelled or now:
+                await trio.to_thread.run_sync(note, self.reason)
 
     async def cancel(self) -> None:
         """Stop the pass, or hold it back until it is asked for. The marks stay.

@@ -9,14 +9,15 @@ twice. Trio thread only; decides nothing about the disks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from vdiskfs.disk import ProtectedDisk
+from vdiskfs.earlydisk import EarlyDisk
 from vdiskfs.events import Events
-from vdiskfs.health import Level, State
+from vdiskfs.health import Level, State, code_of_error
 from vdiskfs.watchsettings import RpoThresholds
 
 LOOK_S = 1.0
@@ -43,7 +44,8 @@ class Watch:
     """Watches while its `run` runs."""
 
     def __init__(
-        self, events: Events, disks: Callable[[], Sequence[ProtectedDisk]], *,
+        self, events: Events, disks: Callable[[], Sequence[ProtectedDisk]],
+        early: Callable[[], Sequence[EarlyDisk]], *,
         thresholds: Callable[[ProtectedDisk], RpoThresholds], hold_s: float,
     ) -> None:  # fmt: skip
         """Prepare.
@@ -51,12 +53,14 @@ class Watch:
         Args:
             events: is told.
             disks: gives those protected here.
+            early: gives those that wait to be started: nothing of them is over.
             thresholds: what a disk's shipped lag may be.
             hold_s: how long something must be gone to be over.
         """
         self.thresholds = thresholds
         self._events = events
         self._disks = disks
+        self._early = early
         self._hold_s = hold_s
         self._told: dict[tuple[str, str], _Told] = {}
 
@@ -77,8 +81,17 @@ class Watch:
         here = {disk.name: disk for disk in self._disks()}
         for disk in here.values():
             self._look_at(disk)
+        early = {one.record.name: one for one in self._early()}
+        for name, one in early.items():
+            if one.error is not None:
+                level = Level.CRITICAL if one.is_hopeless else Level.WARNING
+                self._tell(name, {code_of_error(one.error): str(one.error)}, level)
         for (name, code), told in list(self._told.items()):
-            if name not in here and self._is_gone(told, max(ABSENT_S, self._hold_s)):
+            if (
+                name not in here
+                and name not in early
+                and self._is_gone(told, max(ABSENT_S, self._hold_s))
+            ):
                 del self._told[name, code]
                 self._events.end(code, name, "the disk is not protected here", disk=name)
 
@@ -87,18 +100,19 @@ class Watch:
         late = self._late(disk)
         health.late = _worst(late)
         found = {**health.conditions(), **late}
-        for code, reason in found.items():
-            told = self._told.get((disk.name, code))
-            if told is not None:
-                told.gone_at, told.reason = None, reason
-                continue
-            self._told[disk.name, code] = _Told(trio.current_time(), reason)
-            self._events.tell(
-                code, disk.name, reason, disk=disk.name, health=str(health.level), fold=""
-            )
+        self._tell(disk.name, found, health.level)
         for (name, code), told in list(self._told.items()):
             if name == disk.name and code not in found and self._is_gone(told, self._hold_s):
                 self._end(disk, code, told)
+
+    def _tell(self, name: str, found: Mapping[str, str], level: Level) -> None:
+        for code, reason in found.items():
+            told = self._told.get((name, code))
+            if told is not None:
+                told.gone_at, told.reason = None, reason
+                continue
+            self._told[name, code] = _Told(trio.current_time(), reason)
+            self._events.tell(code, name, reason, disk=name, health=str(level), fold="")
 
     def _is_gone(self, told: _Told, hold_s: float) -> bool:
         now = trio.current_time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
@@ -15,6 +15,7 @@ from vdiskfs.events import EventLevel, Events, event_document
 from vdiskfs.exporter import metrics_route, serve_metrics
 from vdiskfs.metrics import Metrics, Watched
 from vdiskfs.native import CoreCounts
+from vdiskfs.protection import Protection
 from vdiskfs.serving import keep_running
 from vdiskfs.sinks import Sinks
 from vdiskfs.store import Store
@@ -49,12 +50,15 @@ class Watching:
         self.sinks.open(strict=strict)
 
     def begin(
-        self, nursery: trio.Nursery, disks: Callable[[], Sequence[ProtectedDisk]], store: Store,
+        self, nursery: trio.Nursery, protection: Protection, store: Store,
         counts: Callable[[], CoreCounts], vault_error: Callable[[], str | None],
     ) -> None:  # fmt: skip
         """Watch until the nursery is cancelled."""
         config = self._settings.options.watch
-        watch = Watch(self.events, disks, thresholds=self.thresholds, hold_s=config.hold_s)
+        disks = protection.disks
+        watch = Watch(
+            self.events, disks, protection.early, thresholds=self.thresholds, hold_s=config.hold_s
+        )
         self._metrics = Metrics(Watched(
             self._settings.site, disks, self.thresholds, counts, store, vault_error,
             self.events, self.sinks,

@@ -41,7 +41,7 @@ class CommandError(AssertionError):
 
 
 class NotListedError(AssertionError):
-    """A disk is not in the status."""
+    """A disk is not in the status, or waits to be started."""
 
 
 class MountedSite:
@@ -197,7 +197,8 @@ class MountedSite:
             except CommandError:
                 return False
             self.pid = int(status["pid"])
-            return self.pid != before and disks <= {row["name"] for row in status["disks"]}
+            started = {row["name"] for row in status["disks"] if row["state"] != "Enabling"}
+            return self.pid != before and disks <= started
 
         self.wait("a successor of the daemon", answers, wait_s)
 
@@ -215,8 +216,11 @@ class MountedSite:
         return path
 
     def disk(self, disk: str) -> dict[str, Any]:
-        """Return the disk's row of ``status``."""
-        rows = [row for row in self.json("status")["disks"] if row["name"] == disk]
+        """Return the disk's row of ``status``, once it is started."""
+        rows = [
+            row for row in self.json("status")["disks"]
+            if row["name"] == disk and row["state"] != "Enabling"
+        ]  # fmt: skip
         if not rows:
             raise NotListedError(f"no disk {disk} in status")
         return dict(rows[0])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +180,77 @@ def test_a_guest_does_not_wait_for_a_vault_that_takes_a_few_bytes_at_a_time(
         site.wait_shipped("web01")
         assert_same(site.point("web01"), site.image("web01"))
         assert site.disk("web01")["health"] == "Normal"
+
+
+@pytest.mark.azurite
+@pytest.mark.slow
+def test_a_daemon_replaced_while_the_vault_is_away_says_so_and_drains_later(
+    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy
+) -> None:
+    environ = azure_vault.azurite.environ(proxy.port)
+    with MountedSite(tmp_path, vault=azure_vault.url, environ=environ, options=FAST) as site:
+        site.add_image("web01", MIB, os.urandom(MIB))
+        site.init().mount().wait_shipped("web01")
+        proxy.add(Fault("reset", "*", count=1 << 30))
+        write_at(site.image("web01"), 0, os.urandom(PAGE))
+        before = site.pid
+        os.kill(before, signal.SIGKILL)
+        site.wait_successor(before, set())
+        write_at(site.image("web01"), PAGE, os.urandom(PAGE))
+        drain = site.begin("umount", site.mountpoint, "--drain")
+
+        def row() -> dict[str, Any]:
+            [found] = site.json("status")["disks"]
+            return dict(found)
+
+        site.wait("the wait is shown", lambda: row()["next_retry_s"] is not None)
+        shown = row()
+        assert site.json("disk", "retry", "web01")["retried"] is True
+        assert (shown["name"], shown["state"]) == ("web01", "Enabling")
+        assert (shown["health"], shown["epoch"]) == ("Warning", 1)
+        assert "the connection was lost" in shown["last_error"]
+        assert "no disk is protected" not in site.run("-m", site.mountpoint, "status").stdout
+        refused = site.run("-m", site.mountpoint, "disk", "pause", "web01", code=4)
+        assert "web01: tracked, not replicated yet" in refused.stderr
+        site.wait("it is told", lambda: "vault.away" in {
+            event["code"] for event in site.json("event", "list", "--disk", "web01")["events"]})  # fmt: skip
+        assert drain.poll() is None
+        proxy.clear()
+        assert drain.wait(60) == 0
+        site.pid = 0
+        restored = tmp_path / "restored.img"
+        site.run("point", "restore", "web01@latest", restored, "--vault", site.vault)
+        assert_same(restored, site.source / "web01.img")
+
+
+@pytest.mark.azurite
+@pytest.mark.slow
+def test_a_file_made_while_the_vault_is_away_becomes_one_disk_when_it_is_back(
+    tmp_path: Path, azure_vault: AzureVault, proxy: FaultProxy
+) -> None:
+    environ = azure_vault.azurite.environ(proxy.port)
+    with MountedSite(tmp_path, vault=azure_vault.url, environ=environ, options=FAST) as site:
+        site.init().mount()
+        # It goes away when the disk was made there, and not started yet.
+        away = proxy.add(Fault("reset", "*", r"/disk\.json", count=1 << 30, skip=1))
+        made = site.image("web01")
+        made.write_bytes(os.urandom(MIB))
+
+        def failed() -> list[dict[str, Any]]:
+            jobs = site.json("job", "list")["jobs"]
+            return [job for job in jobs if job["disk"] == "web01.img" and job["state"] == "failed"]
+
+        site.wait("it is told", lambda: bool(failed()))
+        assert away.fired > 0
+        write_at(made, 0, os.urandom(PAGE))
+        proxy.clear()
+        site.wait_shipped("web01")
+        assert_same(site.point("web01"), made)
+        assert len(failed()) == 1
+        site.umount()
+        site.mount().wait_shipped("web01")
+        listed = site.json("disk", "list")["disks"]
+        assert [disk["name"] for disk in listed] == ["web01"]
 
 
 def test_a_disk_is_paused_resumed_and_its_resync_cancelled(tmp_path: Path) -> None:

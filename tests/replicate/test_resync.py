@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.replicate.rig import Rig, page_of
-from vdiskfs import passes, resync
+from vdiskfs import passes, resync, spool
 from vdiskfs.catalog import DiskLog
 from vdiskfs.delta import Spooled
 from vdiskfs.errors import LocalError, StateError
@@ -24,7 +23,6 @@ from vdiskfs.state import write_record
 from vdiskfs.stride import Pace
 from vdiskfs.together import seal_together
 from vdiskfs.units import PAGE_SIZE
-from vdiskfs.window import DAY_S, Window
 
 MIB = 1 << 20
 SIZE = MIB
@@ -116,15 +114,6 @@ async def _differing(log: DiskLog, rig: Rig) -> int:
     return PAGE_SIZE * sum(old[at : at + PAGE_SIZE] != new[at : at + PAGE_SIZE] for at in pages)
 
 
-# ---- when it runs -----------------------------------------------------------------------
-
-
-def clock_from(rig: Rig, start: str) -> None:
-    """Let the disk's time of day be this one now, and pass with trio's clock."""
-    began, base = trio.current_time(), datetime.fromisoformat(f"2026-11-21T{start}:00+00:00")
-    rig.replicator.resync.now = lambda: base + timedelta(seconds=trio.current_time() - began)
-
-
 async def settled(rig: Rig) -> None:
     await rig.wait(lambda: rig.is_settled, 0.5)
 
@@ -144,55 +133,6 @@ def hold_uploads(rig: Rig, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         await real(part)
 
     monkeypatch.setattr(rig.replicator.pass_, "_upload", upload)
-
-
-async def test_it_waits_for_its_window(tmp_path: Path, autojump_clock: MockClock) -> None:
-    pace = Pace(1.0, 64 << 20, 1, 0.5, Window.parse("22:00-06:00"))
-    async with Rig(tmp_path, SIZE, pace=pace) as rig:
-        clock_from(rig, "20:00")
-        async with rig.running():
-            rig.write(0, page_of(1))
-            await settled(rig)  # the first replication does not wait
-            began = trio.current_time()
-            await rig.replicator.start_resync(now=False)
-            rig.write(PAGE_SIZE, page_of(2))
-            await trio.sleep(3600)
-            assert rig.health.state is State.RESYNC_REQUIRED
-            assert rig.replicator.live.counts().changed
-            await rig.wait(lambda: rig.is_settled, 30)
-            # Threads take real time, in which the clock jumps on.
-            assert 7200 - 120 <= trio.current_time() - began <= 7200 + 7200
-            await rig.check()
-            clock_from(rig, "12:00")
-            began = trio.current_time()
-            await rig.replicator.start_resync(now=True)
-            await settled(rig)
-            assert trio.current_time() - began < 9 * 3600
-
-
-async def test_it_stops_when_its_window_closes_and_goes_on_in_the_next(
-    tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None]
-) -> None:
-    expect_log("the memory store is away")
-    pace = Pace(1.0, 64 << 20, 1, 0.5, Window.parse("06:40-06:00"))
-    async with Rig(tmp_path, SIZE, pace=pace) as rig:
-        clock_from(rig, "05:30")
-        async with rig.running():
-            rig.write(0, page_of(1))
-            await settled(rig)
-            rig.replicator.points.line.loaded = False
-            rig.memory.away = True
-            await rig.replicator.start_resync(now=False)
-            await rig.wait(lambda: rig.health.state is State.RESYNCING)
-            await rig.wait(lambda: rig.health.state is State.RESYNC_REQUIRED, 30)
-            # It is 6 o'clock.
-            assert abs(rig.replicator.resync.now().timestamp() % DAY_S - 6 * 3600) < 120
-            rig.memory.away = False
-            await trio.sleep(1800)
-            assert rig.health.state is State.RESYNC_REQUIRED
-            await rig.wait(lambda: rig.is_settled, 30)
-            at_s = rig.replicator.resync.now().timestamp() % DAY_S
-            assert 6 * 3600 + 2400 <= at_s < 7 * 3600
 
 
 async def test_cancelled_it_waits_for_the_user_over_restarts_and_tracks_on(
@@ -239,6 +179,33 @@ async def test_the_first_replication_is_no_resync(
 
 
 # ---- restarts and what happens meanwhile --------------------------------------------------
+
+
+async def test_parts_that_are_dropped_are_never_taken_up_whoever_dies_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their pages are in a delta by then, or suspect: what they hold may be old."""
+    async with Rig(tmp_path, SIZE) as rig:
+        pass_, place = rig.replicator.pass_, rig.directory / "pass"
+        for left in range(4, -1, -1):
+            for number in range(4):
+                (place / f"{number}.part").write_bytes(b"of another epoch")
+            (place / "base").write_bytes(b"1 7 00\n")
+            with monkeypatch.context() as patch:
+                patch.setattr(passes, "hook", lambda _, left=left: _die(place, left))
+                with pytest.raises(KeyboardInterrupt):
+                    pass_.drop()
+            assert (place / "base").exists() == bool(left)
+            assert pass_.load(rig.replicator.end)
+            assert list(place.iterdir()) == []
+        (place / "0.part").write_bytes(b"whose base is gone")
+        assert pass_.load(rig.replicator.end)
+        assert list(place.iterdir()) == []
+
+
+def _die(place: Path, left: int) -> None:
+    if len(list(place.iterdir())) == left:
+        raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -307,6 +274,41 @@ async def test_what_a_part_read_and_is_suspect_again_is_stored_again(
         await rig.open()
         assert rig.replicator.pass_.parts
         await rig.replicator.start_resync(now=True)
+        async with rig.running():
+            await settled(rig)
+            await rig.check()
+
+
+async def test_killed_while_the_spool_is_given_back_the_rest_of_it_follows(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[[str], None],
+) -> None:
+    """The newest go first: a line with a hole would have all of the disk compared."""
+    expect_log("is to be resynchronized: images needed the room")
+    expect_log("the memory store is away")
+
+    def die(_: str) -> None:
+        raise KeyboardInterrupt
+
+    async with Rig(tmp_path, SIZE) as rig:
+        async with rig.running():
+            rig.write(0, b"".join(page_of(number) for number in range(PAGES)))
+            await settled(rig)
+            rig.memory.away = True
+            for number in range(4):
+                rig.write(number * PAGE_SIZE, page_of(5000 + number))
+                await rig.wait(lambda number=number: rig.replicator.waiting > number)  # type: ignore[misc]
+            await rig.wait(lambda: rig.health.next_retry_s is not None)
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(spool, "hook", die)
+                await rig.replicator.give_room()
+        rig.close()
+        rig.memory.away = False
+        await rig.open()
+        assert rig.replicator.waiting == 3
+        assert rig.replicator.live.counts().suspect_pages == 4
         async with rig.running():
             await settled(rig)
             await rig.check()

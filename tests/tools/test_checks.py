@@ -20,6 +20,10 @@ def test_a_kernel_says_what_it_lacks(release: str, status: str) -> None:
     found = checks.check_kernel(release)
     assert found.status == status
     assert bool(found.fix) == (status != "ok")
+    # Who runs machines there has to know what a death of the daemon is to them.
+    assert ("fail with EIO" in found.detail) == (status != "ok")
+    assert ("werror=stop,rerror=stop" in found.fix) == (status != "ok")
+    assert ("allow_mmap = false" in found.fix) == (release in ("6.1.0-13-amd64", "strange"))
 
 
 def test_without_fuse_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

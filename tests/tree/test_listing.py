@@ -69,3 +69,4 @@ def test_the_points_of_a_day_have_distinct_names_and_positions_in_order(
         names += [entry.name for entry in rest]
         at = rest[-1].cookie
     assert len(names) == len(points) == len(set(names))
+    assert names == sorted(names), "as a person sees them"

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from vdiskfs.catalog import Policy
 from vdiskfs.catalog.policy import PRESETS
 from vdiskfs.disk import ProtectedDisk
+from vdiskfs.earlydisk import EarlyDisk
 from vdiskfs.errors import LocalError, RefusedError, VaultUnreachableError
 from vdiskfs.events import Events
 from vdiskfs.health import Health, State
@@ -32,6 +33,7 @@ class Scene:
         replicator = SimpleNamespace(lag_s=lambda: self.lag)
         self.disk = SimpleNamespace(name="web01", health=self.health, replicator=replicator)
         self.here = [self.disk]
+        self.early: list[EarlyDisk] = []
         self.limits = RpoThresholds(60, 300)
         self.events = Events(state)
         self.told: list[tuple[str, float]] = []
@@ -39,7 +41,7 @@ class Scene:
             lambda event: self.told.append((event.code, trio.current_time()))
         )
         self.watch = Watch(
-            self.events, lambda: cast("list[ProtectedDisk]", self.here),
+            self.events, lambda: cast("list[ProtectedDisk]", self.here), lambda: self.early,
             thresholds=lambda _: self.limits, hold_s=hold_s,
         )  # fmt: skip
 
@@ -204,3 +206,23 @@ def test_a_policy_has_thresholds_of_its_own() -> None:
     assert of(None) == of(Policy("p")) == RpoThresholds(300, 1800)
     assert of(Policy("p", rpo_warning="1m")) == RpoThresholds(60, 1800)
     assert of(PRESETS["asr-standard"]) == RpoThresholds(900, 1800)
+
+
+async def test_a_disk_that_waits_to_be_started_is_told_of_and_nothing_of_it_is_over(
+    autojump_clock: MockClock, scene: Scene
+) -> None:
+    """A daemon was replaced while the vault was away: that it is away is not over."""
+    await scene.lags(400)
+    record = cast("Any", SimpleNamespace(name="web01"))
+    early = EarlyDisk(cast("Any", None), record)
+    scene.here, scene.early = [], [early]
+    await trio.sleep(2 * ABSENT_S)
+    assert scene.codes() == ["rpo.warning", "rpo.error"]
+    early.error = VaultUnreachableError("the vault is away")
+    await trio.sleep(2 * ABSENT_S)
+    assert scene.codes() == ["rpo.warning", "rpo.error", "vault.away"]
+    scene.here, scene.early, scene.lag = [scene.disk], [], 0
+    await trio.sleep(60)
+    assert sorted(scene.codes()[3:]) == [
+        "rpo.error.over", "rpo.warning.over", "vault.away.over",
+    ]  # fmt: skip

@@ -1,8 +1,10 @@
 """The names of days and recovery points, and of files from a vault: pure functions.
 
 A point is called by its time of day, `01-40-05.000Z`. Of several in one millisecond the
-first has that name and the others append their epoch; a name with an epoch is also
-understood where it is not needed, so that a name survives when its neighbours expire.
+first has that name and the others append their epoch, in as many digits as let names sort as
+points do: of a clock that was set back there are thousands. A name with an epoch is also
+understood where it is not needed, so that a name survives when its neighbours expire, and
+with fewer zeros.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def point_name(point: PointRef, *, with_epoch: bool = False) -> str:
     """Return the name of a point in its day."""
     moment = datetime.fromtimestamp(point.time_ns // NS, UTC)
     name = f"{moment:%H-%M-%S}.{point.time_ns % NS // MS:03d}Z"
-    return f"{name}-{point.epoch}" if with_epoch else name
+    return f"{name}-{point.epoch:010}" if with_epoch else name
 
 
 def day_start(day: bytes) -> int | None:
