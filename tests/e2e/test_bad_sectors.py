@@ -33,15 +33,18 @@ class Platter:
         self._good: dict[int, bytes] = {}
 
     def spoil(self, path: Path, offset: int, length: int = PAGE) -> None:
-        """Make a range of a file unreadable; its bytes must be nowhere else."""
+        """Make a range of a file unreadable, and each older copy of it."""
         with path.open("rb") as file:
             os.fsync(file.fileno())
             content = os.pread(file.fileno(), length, offset)
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with self._backing.open("r+b") as backing:
-            place = backing.read().index(content)
+        assert any(content), "zeros are everywhere"
+        data = self._backing.read_bytes()
+        place = data.index(content)
+        while place >= 0:
             self._good[place] = content
             self._write(place, bytes(byte ^ 255 for byte in content))
+            place = data.find(content, place + 1)
         with path.open("rb") as file, pytest.raises(OSError, match="Input/output error"):
             os.pread(file.fileno(), length, offset)
 
@@ -163,3 +166,30 @@ def test_a_spool_that_cannot_be_read_stops_points_and_loses_nothing(
         assert "Traceback" not in log
         assert ("dropped, all pages are looked at again" in log) is not mends
         site.run("vault", "check", "--read-data", "--vault", site.vault)
+
+
+def test_records_that_cannot_be_read_cost_a_comparison_and_the_machine_nothing(
+    tmp_path: Path, platter: Platter
+) -> None:
+    """The head of the bitmaps, the intent log, and the databases, at a start."""
+    with MountedSite(tmp_path, options=FAST) as site:
+        site.state = platter.root / "state"
+        site.add_image("web01", SIZE, os.urandom(SIZE))
+        site.init().mount().wait_shipped("web01")
+        site.umount()
+        [track] = (site.state / "disks").glob("*/track")
+        lost = [track / "track", track / "intent", site.state / "events.db", site.state / "jobs.db"]
+        os.sync()
+        for path in lost:
+            platter.spoil(path, 0)
+        seen = len((site.state / "daemon.log").read_text())
+        site.mount()
+        write_random(site.image("web01"), MIB, MIB, seed=1)
+        wait_same(site)
+        assert site.disk("web01")["health"] == "Normal"
+        said = (site.state / "daemon.log").read_text()[seen:]
+        assert f"all is compared: {track}: Input/output error" in said
+        assert "events cannot be read" in said
+        assert "jobs cannot be read" in said
+        assert "Traceback" not in said
+        site.umount()
