@@ -221,7 +221,7 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
     """Open the track in a directory, or create it; True: it is new.
 
     Raises:
-        DamagedError: they are not bitmaps.
+        DamagedError: they are not bitmaps, or their disk does not give them back.
         LocalError: the bitmaps cannot be read, or there is no room to preallocate them.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -231,6 +231,9 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
     except OSError as error:
         if error.errno == errno.EBADMSG:
             raise DamagedError(f"{directory}: not the bitmaps of a disk") from error
+        if error.errno == errno.EIO and not new:
+            why = f"the bitmaps cannot be read: {error.strerror}"
+            raise DamagedError(f"{directory}: {why}") from error
         hint = "free space in the state directory" if error.errno == errno.ENOSPC else ""
         if new:
             for path in directory.iterdir():
