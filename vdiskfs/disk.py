@@ -360,10 +360,10 @@ class ProtectedDisk:
         error = first_error(failure) if isinstance(failure, BaseExceptionGroup) else failure
         if isinstance(error, LocalError | OSError):
             log.error("disk %s: replication is started again: %s", self.name, error)
-            self.health.local_failed(str(error))
+            self.health.local_failed(error)
             return
         log.error("disk %s: replication failed; it is started again", self.name, exc_info=failure)
-        self.health.local_failed(f"replication failed: {error!r}")
+        self.health.local_failed(LocalError(f"replication failed: {error!r}"))
 
     def refuse_writes(self, refuse: bool) -> None:
         """Let guests write no more: what they wrote is kept; or let them again."""

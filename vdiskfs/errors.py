@@ -15,6 +15,7 @@
     ├── RefusedError             exit 7   credentials, permission
     │   └── KeyNeededError                the vault is encrypted, and no key for it was given
     └── LocalError               exit 1   this host: its disk, kernel, limits
+        └── ImageReadError                its disk does not give back what an image holds
 
 Every error prints as one line: what, where, and (``hint``) what to do next.
 Raise where the fact is known; catch to add a field, or at an edge: ``fs`` turns
@@ -22,6 +23,8 @@ it into an errno, ``api`` into a status, ``tools`` into an exit code.
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class VdiskfsError(Exception):
@@ -116,3 +119,13 @@ class KeyNeededError(RefusedError):
 
 class LocalError(VdiskfsError):
     """Something of this host: its disk, its kernel, its limits."""
+
+
+class ImageReadError(LocalError):
+    """The disk that an image lies on does not give back what it holds."""
+
+
+def is_disk_error(error: VdiskfsError) -> bool:
+    """Say whether a disk of this host failed: the kernel said EIO."""
+    cause = error.__cause__
+    return isinstance(error, LocalError) and getattr(cause, "errno", None) == errno.EIO

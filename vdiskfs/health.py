@@ -20,6 +20,7 @@ import trio
 
 from vdiskfs.errors import (
     DamagedError,
+    ImageReadError,
     LocalError,
     NotFoundError,
     RefusedError,
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 _CODES: tuple[tuple[type[VdiskfsError], str], ...] = (
     (VaultUnreachableError, "vault.away"),
+    (ImageReadError, "image.unreadable"),
     (LocalError, "host.trouble"),
     (RefusedError, "vault.refused"),
     (NotFoundError, "vault.gone"),
@@ -82,6 +84,10 @@ def code_of_error(error: VdiskfsError) -> str:
     return next((code for kind, code in _CODES if isinstance(error, kind)), "replication.stuck")
 
 
+def _code_of_local(error: Exception) -> str:
+    return code_of_error(error) if isinstance(error, LocalError) else "host.trouble"
+
+
 class Health:
     """One disk's state. Only the trio thread uses it."""
 
@@ -94,7 +100,7 @@ class Health:
         self._troubles: list[_Trouble] = []
         self._wrong_vault: VdiskfsError | None = None
         self._damage: dict[str, VdiskfsError] = {}
-        self._local_errors: dict[str, str] = {}
+        self._local_errors: dict[str, Exception] = {}
         self.shown_as: State | None = None
         """A state that hides what goes on below."""
         self._notice: str | None = None
@@ -118,6 +124,8 @@ class Health:
         late = None if self.late is None else self.late[0]
         if self._displaced is not None or self._critical() is not None or late is Level.CRITICAL:
             return Level.CRITICAL
+        if any(isinstance(error, ImageReadError) for error in self._local_errors.values()):
+            return Level.CRITICAL  # it is tried again, and nobody else will mend it
         trouble = self._troubles or self._local_errors or self.unfinished is not None
         if late is not None or trouble or self._notice is not None:
             return Level.WARNING
@@ -136,7 +144,7 @@ class Health:
         elif self._troubles:
             reasons.append(str(self._troubles[0].error))
         # Beside a vault that is away, these are somebody else's to mend.
-        reasons += self._local_errors.values()
+        reasons += map(str, self._local_errors.values())
         if self.unfinished is not None:
             reasons.append(f"not finalized: {self.unfinished}")
         if self.late is not None:
@@ -151,8 +159,8 @@ class Health:
         errors = [one.error for one in self._troubles]
         for error in [*errors, *filter(None, [self._wrong_vault]), *self._damage.values()]:
             found.setdefault(code_of_error(error), str(error))
-        for reason in self._local_errors.values():
-            found.setdefault("host.trouble", reason)
+        for failed in self._local_errors.values():
+            found.setdefault(_code_of_local(failed), str(failed))
         if self._notice is not None:
             found["disk.resync"] = self._notice
         if self.unfinished is not None:
@@ -216,11 +224,11 @@ class Health:
         self._move(State.RESYNC_REQUIRED)
         self._notice = f"to be resynchronized: {reason}"
 
-    def local_failed(self, reason: str, what: str = "sealing") -> None:
-        """The local disk could not keep something. Nothing is lost; it will be tried again."""
-        if self._local_errors.get(what) != reason:
-            log.error("disk %s: %s", self.disk, reason)
-        self._local_errors[what] = reason
+    def local_failed(self, error: Exception, what: str = "sealing") -> None:
+        """The local disk could not keep or give something. It will be tried again."""
+        if str(self._local_errors.get(what)) != str(error):
+            log.error("disk %s: %s", self.disk, error)
+        self._local_errors[what] = error
 
     def local_works(self, what: str = "sealing") -> None:
         """The local disk keeps it again."""

@@ -18,11 +18,15 @@ from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.delta.entries import Extents, extents_of_pages
 from vdiskfs.delta.layout import NO_ID
-from vdiskfs.errors import DamagedError, LocalError
+from vdiskfs.errors import DamagedError, ImageReadError, LocalError
 from vdiskfs.state import DiskPaths, TrackSums
 from vdiskfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
+
+
+OVERWRITE = "there is no new point until it can be, or the machine writes something else there"
+"""What follows of a page that cannot be read."""
 
 
 class EpochGivenUpError(LocalError):
@@ -31,6 +35,10 @@ class EpochGivenUpError(LocalError):
 
 class EpochOutrunError(EpochGivenUpError):
     """The guest overwrote more of the frozen epoch than copying it is worth."""
+
+
+class EpochUnreadableError(EpochGivenUpError, ImageReadError):
+    """A page of the frozen epoch cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +202,8 @@ def _given_up(seal: native.Seal, error: OSError) -> EpochGivenUpError:
     given_up = f"epoch {seal.epoch} was given up"
     if error.errno == errno.EFBIG:
         return EpochOutrunError(f"{given_up}: changes outran its capture")
+    if isinstance(error, native.UnreadableError):
+        return EpochUnreadableError(f"{given_up}: {unreadable(error)}", hint=OVERWRITE)
     reason = (
         "what a request overwrote could not be preserved"
         if error.errno == errno.ECANCELED
@@ -202,11 +212,16 @@ def _given_up(seal: native.Seal, error: OSError) -> EpochGivenUpError:
     return EpochGivenUpError(f"{given_up}: {reason}")
 
 
+def unreadable(error: native.UnreadableError) -> str:
+    """Return what cannot be read, in words."""
+    return f"the image cannot be read at byte {error.offset}: {error.strerror}"
+
+
 def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
     """Open the track in a directory, or create it; True: it is new.
 
     Raises:
-        DamagedError: they are not bitmaps.
+        DamagedError: they are not bitmaps, or their disk does not give them back.
         LocalError: the bitmaps cannot be read, or there is no room to preallocate them.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -216,6 +231,9 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
     except OSError as error:
         if error.errno == errno.EBADMSG:
             raise DamagedError(f"{directory}: not the bitmaps of a disk") from error
+        if error.errno == errno.EIO and not new:
+            why = f"the bitmaps cannot be read: {error.strerror}"
+            raise DamagedError(f"{directory}: {why}") from error
         hint = "free space in the state directory" if error.errno == errno.ENOSPC else ""
         if new:
             for path in directory.iterdir():

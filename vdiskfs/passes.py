@@ -33,8 +33,8 @@ from vdiskfs.delta import (
     remove_spooled,
 )
 from vdiskfs.delta.entries import NO_EXTENTS, U8, U64, distinct, unite_extents
-from vdiskfs.errors import FormatError
-from vdiskfs.image import ChainEnd, LiveImage
+from vdiskfs.errors import FormatError, ImageReadError
+from vdiskfs.image import OVERWRITE, ChainEnd, LiveImage, unreadable
 from vdiskfs.point.fetch import first_error
 from vdiskfs.spool import changed_runs
 from vdiskfs.state import Stretch, write_file
@@ -180,8 +180,8 @@ class SuspectPass:
             end: that epoch.
 
         Raises:
-            OSError: reading the image, or writing the parts, failed. What is done stays done,
-                when it is cancelled, too.
+            ImageReadError: the image cannot be read.
+            OSError: writing the parts failed. What is done stays done, when it is cancelled, too.
         """
         await trio.to_thread.run_sync(write_file, self._base, _base_of(end))
         try:
@@ -293,7 +293,10 @@ def _base_of(end: ChainEnd) -> bytes:
 
 def _read(reader: native.PageReader) -> native.Batch | None:
     native.background()
-    return reader.next()
+    try:
+        return reader.next()
+    except native.UnreadableError as error:
+        raise ImageReadError(unreadable(error), hint=OVERWRITE) from error
 
 
 def _select(batch: native.Batch, wanted: native.BoolArray) -> PageBatch:

@@ -194,7 +194,7 @@ class Replicator:
                     self.health.resync_required(self.suspects.reason)
             except (LocalError, OSError) as error:
                 # The local disk failed or is full: nothing is lost, the pages stay marked.
-                self.health.local_failed(str(error))
+                self.health.local_failed(error)
                 self._dirty.set()
                 await trio.sleep(max(1.0, self.pace.epoch_interval_s))
 
@@ -217,7 +217,7 @@ class Replicator:
                 if self._is_too_much():
                     await self._give_back_too_much()
             except (LocalError, OSError) as error:
-                self.health.local_failed(str(error))
+                self.health.local_failed(error)
             with trio.move_on_after(LOOK_S):
                 await self._moved.wait()
 

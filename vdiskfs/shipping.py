@@ -18,7 +18,7 @@ from vdiskfs.catalog import Anchor, DiskLog
 from vdiskfs.catalog.publish import upload_segments
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, remove_spooled
-from vdiskfs.errors import DamagedError, LocalError, NotFoundError
+from vdiskfs.errors import DamagedError, LocalError, NotFoundError, is_disk_error
 from vdiskfs.health import Health
 from vdiskfs.ownership import DiskLine
 from vdiskfs.ratelimit import RateLimiter
@@ -154,7 +154,12 @@ class Shipper:
         waiting = self._spool.first
         await self._take(waiting.head.object_size + _bytes_here(waiting))
         began = trio.current_time()
-        spooled = await self._line.publish(waiting, self._offer)
+        try:
+            spooled = await self._line.publish(waiting, self._offer)
+        except LocalError as error:
+            if is_disk_error(error):
+                error.hint = "if it stays so: vdiskfs upgrade; what it held is compared then"
+            raise
         self._spool.replace_first(spooled)
         self._checked_at = trio.current_time()
         head = spooled.head
@@ -187,7 +192,7 @@ class Shipper:
                 break
             except (LocalError, OSError) as error:
                 # Others go on meanwhile: they may say better what this host's disk lacks.
-                self._health.local_failed(str(error), "noting")
+                self._health.local_failed(error, "noting")
             await trio.sleep(NOTE_AGAIN_S)
         self._health.local_works("noting")
         self._spool.shipped()

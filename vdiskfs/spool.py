@@ -23,7 +23,7 @@ import numpy as np
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, open_file, open_spooled, remove_spooled
 from vdiskfs.delta.entries import Extents, distinct, extents_of_pages
-from vdiskfs.errors import FormatError
+from vdiskfs.errors import FormatError, LocalError, is_disk_error
 from vdiskfs.image import ChainEnd
 from vdiskfs.state import sync_directory
 from vdiskfs.units import NS, PAGE_SIZE, pages_of
@@ -86,7 +86,11 @@ class Spool:
     def _load_delta(self, path: Path, generation: int) -> bool:
         try:
             spooled = open_spooled(path)
-        except FormatError as error:
+            if not self._waiting:
+                _read_whole(spooled)  # nothing is shipped before it
+        except (FormatError, LocalError) as error:
+            if isinstance(error, LocalError) and not is_disk_error(error):
+                raise
             log.warning("%s: dropped, all pages are looked at again: %s", path, error)
             return False
         head, end = spooled.head, self.end
@@ -155,6 +159,21 @@ class Spool:
         for segment in first.segments:
             segment.path.unlink(missing_ok=True)
         return sum(segment.size for segment in first.segments)
+
+
+def _read_whole(spooled: Spooled) -> None:
+    """Read a delta's files, as its upload will.
+
+    Raises:
+        LocalError: one cannot be read.
+    """
+    for path in [spooled.path, *(segment.path for segment in spooled.segments)]:
+        try:
+            with path.open("rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
+        except OSError as error:
+            raise LocalError(f"{path}: {error.strerror}") from error
 
 
 def changed_runs(deltas: Sequence[Spooled]) -> Iterator[Extents]:

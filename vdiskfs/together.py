@@ -307,7 +307,7 @@ class GroupSealer:
 
     def _failed(self, one: Replicator, error: Exception) -> None:
         # The local disk failed or is full: nothing is lost, the pages stay marked.
-        one.health.local_failed(str(error))
+        one.health.local_failed(error)
         self._retry[one.name] = trio.current_time() + max(1.0, self._interval_s)
         one.look_again()
 

@@ -446,6 +446,7 @@ typedef struct vdf_batch {
     uint32_t capacity;
     uint32_t count;      /* pages given */
     uint32_t data_pages; /* of them with data */
+    uint64_t unreadable; /* after an error: the page that its disk did not give, or all ones */
 } vdf_batch;
 
 /*

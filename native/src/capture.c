@@ -54,8 +54,27 @@ static int read_preserved(const source *from, uint64_t page, uint64_t count, uin
     return 0;
 }
 
+/*
+ * Reads the image, whose disk has failed once, page by page: one that was preserved is not needed.
+ * What cannot be read otherwise is named in the batch.
+ */
+static int read_pages(const source *from, uint64_t page, uint64_t count, uint8_t *data,
+                      vdf_batch *batch)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        int error =
+            read_padded(from->image->inner_fd, page + i, 1, from->size, data + i * VDF_PAGE_SIZE);
+        if (error == 0 || (from->frozen && vdf_bitmap_test(&from->track->preserved, page + i)))
+            continue;
+        batch->unreadable = page + i;
+        return error;
+    }
+    return 0;
+}
+
 /* Reads a run into `data`, whole; a hole of many pages is not read but zeroed. */
-static int read_run(const source *from, uint64_t page, uint64_t count, uint8_t *data)
+static int read_run(const source *from, uint64_t page, uint64_t count, uint8_t *data,
+                    vdf_batch *batch)
 {
     int error = 0;
 
@@ -63,6 +82,8 @@ static int read_run(const source *from, uint64_t page, uint64_t count, uint8_t *
         memset(data, 0, count * VDF_PAGE_SIZE);
     else
         error = read_padded(from->image->inner_fd, page, count, from->size, data);
+    if (error != 0)
+        error = read_pages(from, page, count, data, batch);
     if (error == 0 && from->frozen)
         error = read_preserved(from, page, count, data);
     return error;
@@ -119,6 +140,7 @@ static int fill(const source *from, const vdf_bitmap *map, uint64_t *cursor, vdf
     uint64_t page = *cursor;
 
     batch->count = batch->data_pages = 0;
+    batch->unreadable = UINT64_MAX;
     if (batch->capacity < VDF_CHUNK_PAGES)
         return -EINVAL;
     for (;;) {
@@ -143,7 +165,7 @@ static int fill(const source *from, const vdf_bitmap *map, uint64_t *cursor, vdf
         }
         stop = vdf_bitmap_next_clear(map, page, vdf_min(stop, missing));
         int error = read_run(from, page, stop - page,
-                             batch->data + (uint64_t)batch->data_pages * VDF_PAGE_SIZE);
+                             batch->data + (uint64_t)batch->data_pages * VDF_PAGE_SIZE, batch);
         if (error != 0)
             return error;
         take_run(batch, page, stop - page);

@@ -43,6 +43,11 @@ static int open_head(vdf_track *track, const char *name, bool fresh)
         do {
             error = -posix_fallocate(fd, 0, VDF_PAGE_SIZE);
         } while (error == -EINTR);
+        /* What cannot be read is an error here; in the mapping it would be a SIGBUS. */
+        uint8_t seen[VDF_PAGE_SIZE];
+        int64_t got = error == 0 ? vdf_file_read(fd, 0, sizeof seen, seen) : 0;
+        if (got < 0)
+            error = (int)got;
         if (error == 0) {
             void *at = mmap(NULL, VDF_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
             if (at == MAP_FAILED)

@@ -64,7 +64,7 @@ async def test_the_countdown_counts_down(
     mock_clock.jump(25)
     assert health.next_retry_s == pytest.approx(35)
     assert health.last_error == "no answer"
-    health.local_failed("no room")
+    health.local_failed(LocalError("no room"))
     assert health.last_error == "no answer; and: no room"
     health.local_works()
     assert health.retry_now()

@@ -132,7 +132,7 @@ async def test_what_fails_is_a_condition_until_it_works(
             raise VaultUnreachableError("no answer")
 
     nursery.start_soon(scene.health.until_done, "uploading", action)
-    scene.health.local_failed("no room")
+    scene.health.local_failed(LocalError("no room"))
     await trio.sleep(600)
     assert scene.codes() == ["vault.away", "host.trouble"]
     works = True

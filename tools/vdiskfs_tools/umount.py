@@ -43,7 +43,7 @@ def umount(call: Call, *, mountpoint: str | None, drain: bool, lazy: bool, dry_r
     try:
         entry = find_mount(call)
     except NotFoundError:
-        if not _clear_away(call, dry_run=dry_run):
+        if not _clear_away(call, lazy=lazy, dry_run=dry_run):
             raise
         return
     document = _document(entry.mountpoint, dry_run=dry_run)
@@ -77,7 +77,7 @@ def _end(entry: MountEntry, *, drain: bool, lazy: bool) -> None:
                     f"{entry.mountpoint}: its daemons die before everything is shipped",
                     hint=f"see the log in {entry.state}, or unmount without --drain",
                 )
-            _unmount_dead(entry)  # its keeper sees it, and ends
+            _unmount_dead(entry, lazy=lazy)  # its keeper sees it, and ends
         if not lazy:
             _wait_ended(entry, "keeper", entry.keeper, keeper)
 
@@ -126,7 +126,7 @@ def _is_mounted(entry: MountEntry) -> bool:
     return any("vdiskfs" in kind for kind in mounted_types(entry.mountpoint))
 
 
-def _clear_away(call: Call, *, dry_run: bool) -> bool:
+def _clear_away(call: Call, *, lazy: bool, dry_run: bool) -> bool:
     """Unmount what a daemon that is gone has left behind; tell whether there was any."""
     named = named_mount(call)
     if named is None:
@@ -135,14 +135,14 @@ def _clear_away(call: Call, *, dry_run: bool) -> bool:
     if not any("vdiskfs" in kind for kind in mounted_types(place)):
         return False
     if not dry_run:
-        _unmount_place(place)
+        _unmount_place(place, lazy=lazy)
     if not call.out.document(_document(place, dry_run=dry_run)):
         done = "would be cleared away" if dry_run else "cleared away"
         call.out.say(f"{place}: its daemon was gone; {done}")
     return True
 
 
-def _unmount_dead(entry: MountEntry) -> None:
+def _unmount_dead(entry: MountEntry, *, lazy: bool) -> None:
     """Unmount without a daemon, the source first that shows the mount (``--over``).
 
     Raises:
@@ -150,10 +150,10 @@ def _unmount_dead(entry: MountEntry) -> None:
     """
     for place in (entry.source, entry.mountpoint):
         if place is not None and any("vdiskfs" in kind for kind in mounted_types(place)):
-            _unmount_place(place)
+            _unmount_place(place, lazy=lazy)
 
 
-def _unmount_place(place: str) -> None:
+def _unmount_place(place: str, *, lazy: bool) -> None:
     """Unmount without a daemon.
 
     Raises:
@@ -166,7 +166,10 @@ def _unmount_place(place: str) -> None:
     if not root and helper is None:
         raise LocalError(f"{place}: fusermount3 is not installed", hint="apt install fuse3")
     # -c: the path is real, and a look at it would wait for a daemon that is not there.
-    command = ["umount", "-c", "--", place] if root else [str(helper), "-u", "--", place]
+    later = ["-l"] if root else ["-z"]
+    command = ["umount", "-c"] if root else [str(helper), "-u"]
+    command += [*(later if lazy else []), "--", place]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise BusyError(f"{place}: cannot be unmounted: {result.stderr.strip()}")
+        hint = "" if lazy else "if programs have files of it open: vdiskfs umount --lazy"
+        raise BusyError(f"{place}: cannot be unmounted: {result.stderr.strip()}", hint=hint)

@@ -68,6 +68,9 @@ _CONDITIONS = (
      "vdiskfs vault repair --disk DISK; then vdiskfs disk retry"),
     ("host.trouble", _W, "this host cannot keep what replication needs: space, memory, its disk",
      f"free room where the state directory lies; {_RETRY}"),
+    ("image.unreadable", _E, "the disk of an image does not give a page back: there is no new "
+     "point",
+     "see the host's kernel log; restore the image, or have the machine write to that place"),
     ("replication.stuck", _E, "replication of a disk stands still, and time does not mend it",
      f"see vdiskfs disk show; {_MEND}"),
     ("disk.resync", _W, "a disk is to be resynchronized", "vdiskfs disk resync --now, or wait"),

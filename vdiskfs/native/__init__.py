@@ -27,6 +27,7 @@ from vdiskfs.native.copies import (
 )
 from vdiskfs.native.flags import CoreFlags, EventKind, ImageFlags, MountFlags
 from vdiskfs.native.host import (
+    UnreadableError,
     background,
     check,
     crash_arm,
@@ -70,15 +71,16 @@ from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION
 __all__ = [
     "INTENT_REGION", "Batch", "BoolArray", "Buffer", "Core", "CoreCounts", "CoreFlags", "Event",
     "EventKind", "FileIdentity", "Image", "ImageFlags", "IntentCounts", "MountFlags", "PageReader",
-    "PresenceCounts", "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "background",
-    "begin_intent", "commit_presence", "complete_presence", "crash_arm", "create_presence",
-    "file_identity", "intent_counts", "mount", "next_absent", "next_unmapped", "open_presence",
-    "pages_sum", "pages_verify", "pages_zero", "presence_counts", "punch", "recover_track",
-    "rename", "seal", "settle_track", "sync_track", "unmount",
+    "PresenceCounts", "Recovery", "Seal", "Track", "TrackCounts", "U64Array", "UnreadableError",
+    "background", "begin_intent", "commit_presence", "complete_presence", "crash_arm",
+    "create_presence", "file_identity", "intent_counts", "mount", "next_absent", "next_unmapped",
+    "open_presence", "pages_sum", "pages_verify", "pages_zero", "presence_counts", "punch",
+    "recover_track", "rename", "seal", "settle_track", "sync_track", "unmount",
 ]  # fmt: skip
 
 
 REQUEST_MAX: int = lib.VDF_REQUEST_MAX
+_NO_PAGE = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,9 +473,13 @@ class PageReader:
         Raises:
             OSError: ECANCELED, the epoch was given up; EFBIG, changes outran the capture; EAGAIN,
                 the chunk at `cursor` (a page number) of a lazy image has to be fetched first; or
-                reading failed.
+                reading what was preserved failed.
+            UnreadableError: reading the image failed.
         """
-        check(self._next(self._image.handle, self._cursor, self._batch), "capture")
+        result = self._next(self._image.handle, self._cursor, self._batch)
+        if result < 0 and (page := self._batch.unreadable) != _NO_PAGE:
+            raise UnreadableError(-result, page * PAGE_SIZE)
+        check(result, "capture")
         count = self._batch.count
         if count == 0:
             return None

@@ -18,6 +18,15 @@ def check(result: int, what: str) -> int:
     return int(result)
 
 
+class UnreadableError(OSError):
+    """The disk of an image does not give back a page; ``offset`` is its first byte."""
+
+    def __init__(self, error: int, offset: int) -> None:
+        """An error's number, and where."""
+        super().__init__(error, os.strerror(error))
+        self.offset = offset
+
+
 def file_identity(fd: int) -> FileIdentity:
     """Return the identity of the open file."""
     out = ffi.new("vdf_identity *")

@@ -18,7 +18,10 @@ from vdiskfs.store.object import ObjectInfo
 
 _ATTRIBUTE = "user.vdiskfs"
 _COPY_BYTES = 8 * 1024 * 1024
-_NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+# EIO may be of either file: reading and writing by itself tells of which.
+_NO_COPY_RANGE = (
+    errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EIO
+)  # fmt: skip
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.ENODATA, errno.E2BIG, errno.EPERM)
 # A file system with coarse times needs a jump that it can write down: FAT has 2 s.
 _LARGEST_STEP_NS = 16_000_000_000
@@ -49,15 +52,20 @@ def fill_from(path: Path, check: Callable[[], None]) -> Fill:
         try:
             if not stat.S_ISREG(os.fstat(source).st_mode):
                 raise LocalError(f"{path} is not a file")
-            _copy(source, file, check)
+            _copy(source, path, file, check)
         finally:
             os.close(source)
 
     return fill
 
 
-def _copy(source: int, target: int, check: Callable[[], None]) -> None:
-    """Copy a file within the kernel; shared blocks where the file system can."""
+def _copy(source: int, path: Path, target: int, check: Callable[[], None]) -> None:
+    """Copy a file within the kernel; shared blocks where the file system can.
+
+    Raises:
+        LocalError: the source, at ``path``, cannot be read.
+        OSError: the target cannot be written.
+    """
     try:
         while os.copy_file_range(source, target, _COPY_BYTES):
             check()
@@ -67,9 +75,16 @@ def _copy(source: int, target: int, check: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _NO_COPY_RANGE:
             raise
-    while part := os.read(source, 1024 * 1024):
+    while part := _read_next(source, path):
         fill_bytes(part)(target)
         check()
+
+
+def _read_next(source: int, path: Path) -> bytes:
+    try:
+        return os.read(source, 1024 * 1024)
+    except OSError as error:
+        raise LocalError(f"{path}: {os.strerror(error.errno or 0)}") from error
 
 
 def seal(file: int, after_ns: int) -> os.stat_result:
