@@ -45,6 +45,7 @@ from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
 from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.homeimage import HomeImages
+from vdiskfs.failover.jobs import check_same
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import OwnMachines, note_kept
 from vdiskfs.failover.record import Job, check_name
@@ -93,6 +94,26 @@ def test_a_step_that_is_not_in_the_table_is_refused_and_says_where_it_stands() -
             else:
                 with pytest.raises(StateError, match=f"t1: {step} is not possible in .*{state}"):
                     after("t1", state, step)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({}, ""), ({"name": "t1", "spec": 7}, ""), ({"spec": "latest"}, ""),
+     ({"name": "t2"}, "not t2"), ({"spec": 8}, "at epoch 7, not 8"),
+     ({"vm": False}, "with its machine"), ({"full": True}, "in mode minimize-downtime")],
+)  # fmt: skip
+def test_a_command_that_goes_on_does_not_ask_for_another_failover(
+    asked: dict[str, Any], said: str
+) -> None:
+    record = replace(RECORD, name="t1", kind=Kind.UNPLANNED, state=State.STARTING, machine="x",
+                     members=(replace(RECORD.members[0], epoch=7),))  # fmt: skip
+    failover = Failover(record, Path(), {})
+    if not said:
+        check_same(failover, **asked)
+        return
+    with pytest.raises(StateError, match=f"t1: is under way in state Starting, {said}") as found:
+        check_same(failover, **asked)
+    assert "vdiskfs failover rollback t1" in str(found.value.hint)
 
 
 def test_a_clean_up_is_possible_from_everywhere_and_never_undone() -> None:

@@ -76,7 +76,7 @@ def job_document(record: FailoverRecord, job: Job, says: str | None = None) -> d
     return {
         **(_job_document(job, says) or {}),
         "failover": record.name,
-        "disk": ",".join(one.disk for one in record.members),
+        "disk": record.disk_names,
         "step_times": {},
         "progress": None,
         "outcome": None,

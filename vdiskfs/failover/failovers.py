@@ -37,7 +37,7 @@ from vdiskfs.failover.record import FailoverRecord, Job, Member
 from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.failover.targets import FindLog, Target
-from vdiskfs.failover.told import disks_of, tell_change, tell_made, tell_missed, tell_removed
+from vdiskfs.failover.told import tell_change, tell_made, tell_missed, tell_removed
 from vdiskfs.jobs import OF_FAILOVER, JobKind, Jobs, JobState
 from vdiskfs.machines import Attach, parse_machine
 from vdiskfs.point import PointReader
@@ -464,7 +464,7 @@ def _over(record: FailoverRecord, job: Job) -> jobs.Job:
     steps = (*job.done, "removed") if removes else job.done
     error, code = ("", 0) if removes else (job.error or "", job.code)
     return jobs.Job(
-        job.id, 0, JobKind(str(job.kind)), disks_of(record), OF_FAILOVER + record.name, state,
+        job.id, 0, JobKind(str(job.kind)), record.disk_names, OF_FAILOVER + record.name, state,
         job.began_ns, job.ended_ns or time.time_ns(), tuple((step, 0) for step in steps),
         error=error, hint="" if removes else job.hint, code=code,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from vdiskfs.failover.bringing import Bringing
 from vdiskfs.failover.choose import choose, close, logs_of, new_record, path_of, point_spec
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.homeimage import HomeImages
-from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended, check_same
 from vdiskfs.failover.known import fork_of, is_taken, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -109,6 +109,7 @@ class Homecomings:
             if failover is not None:
                 if not failover.is_at(Step.FAILBACK):
                     after(failover.record.name, failover.record.state, Step.FAILBACK)
+                check_same(failover, full=full, vm=vm)
                 if not dry_run:
                     await self._go(failover, Step.FAILBACK)
                 return failover.record
@@ -135,7 +136,7 @@ class Homecomings:
                 moved: the machine would be down until they are.
         """
         async with self._failovers.changing:
-            failover = self.of_disk(disk)
+            failover = self.of_disk(disk, Step.COMPLETE)
             goes_on, state = failover.is_at(Step.COMPLETE), State.COMPLETING
             if not goes_on:
                 state = after(failover.record.name, failover.record.state, Step.COMPLETE)
@@ -175,7 +176,7 @@ class Homecomings:
             StateError: it is not completed.
         """
         async with self._failovers.changing:
-            failover = self.of_disk(disk)
+            failover = self.of_disk(disk, Step.COMMIT)
             state = after(failover.record.name, failover.record.state, Step.COMMIT)
             again = f"vdiskfs failback complete {disk}"
             check_ended(failover, Step.COMPLETE, Step.COMMIT, again)
@@ -249,14 +250,17 @@ class Homecomings:
                 self._images.let_write(member.disk_id)
         await self._failovers.remove(failover)
 
-    def of_disk(self, disk: str) -> Failover:
-        """Return the failback of a disk, or of this name.
+    def of_disk(self, disk: str, step: Step) -> Failover:
+        """Return the failback of a disk, or of this name, that may take a step.
 
         Raises:
-            StateError: there is none.
+            StateError: there is none, or it is committed.
         """
         found = self._of_disk(disk)
         if found is None:
+            for one in reversed(self._failovers.all()):
+                if one.record.kind is Kind.FAILBACK and disk in _names(one.record):
+                    after(one.record.name, one.record.state, step)
             raise StateError(
                 f"disk {disk}: no failback of it was begun here",
                 hint=f"vdiskfs failback start {disk}",
@@ -266,9 +270,8 @@ class Homecomings:
     def _of_disk(self, disk: str) -> Failover | None:
         for failover in self._failovers.all():
             record = failover.record
-            names = (record.name, record.group, *(one.disk for one in record.members))
             open_ = record.kind is Kind.FAILBACK and record.state is not State.FAILED_BACK
-            if open_ and disk in names:
+            if open_ and disk in _names(record):
                 return failover
         return None
 
@@ -449,6 +452,10 @@ class Homecomings:
     async def _over(self, failover: Failover) -> None:
         await self._failovers.write(failover, state=State.FAILBACK_UNCOMMITTED)
         hook("failback.over")
+
+
+def _names(record: FailoverRecord) -> tuple[str | None, ...]:
+    return (record.name, record.group, *(one.disk for one in record.members))
 
 
 async def _check_down(failover: Failover) -> None:

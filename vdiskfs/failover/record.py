@@ -97,6 +97,11 @@ class FailoverRecord:
     group: str | None = None
     unasked: str = ""
 
+    @property
+    def disk_names(self) -> str:
+        """The names of its disks, with commas between."""
+        return ",".join(one.disk for one in self.members)
+
     def to_body(self) -> dict[str, Any]:
         """Return what `from_body` reads."""
         return {"format": FORMAT, **asdict(self)}

@@ -32,8 +32,9 @@ from vdiskfs.failover.choose import (
 )
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.free import check_free
-from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job, check_same
 from vdiskfs.failover.known import fork_of
+from vdiskfs.failover.overdue import Overdue
 from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after, allowed
@@ -81,6 +82,7 @@ class Relocations:
         self._runner = Runner(failovers, nursery)
         self._asking = Asking(failovers, site)
         self._limiter = limiter
+        self._overdue = Overdue(failovers, nursery, partial(self.roll_back, dry_run=False))
 
     # ---- after a restart -----------------------------------------------------------------
 
@@ -109,8 +111,7 @@ class Relocations:
             self._failovers.start_apart(failover, self._restart, failover, Step.START)
         if record.state in SETTLED or failover.has_done("machine"):
             self._failovers.judge_again(failover)
-        if record.rollback_ns and record.state is State.FAILED_OVER:
-            self._nursery.start_soon(self._roll_back_later, failover)
+        self._overdue.watch(failover)
 
     def _make_disks(self, failover: Failover) -> None:
         failover.taken = {
@@ -141,8 +142,10 @@ class Relocations:
             As `start`.
         """
         found = self._begun(disk, kind)
-        return found.record if found is not None else await self._plan(disk, kind, spec, name,
-                                                                       vm=vm)  # fmt: skip
+        if found is None:
+            return await self._plan(disk, kind, spec, name, vm=vm)
+        check_same(found, name=name, spec=spec, vm=vm)
+        return found.record
 
     async def start(
         self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool,
@@ -169,11 +172,15 @@ class Relocations:
         """
         async with self._failovers.changing:
             failover = self._begun(disk, kind)
+            rollback_ns = time.time_ns() + int(rollback_s * NS) if rollback_s else 0
             if failover is None:
                 record = await self._plan(disk, kind, spec, name, vm=vm)
-                if rollback_s:
-                    record = replace(record, rollback_ns=time.time_ns() + int(rollback_s * NS))
-                failover = await self._failovers.make(record)
+                failover = await self._failovers.make(replace(record, rollback_ns=rollback_ns))
+            else:
+                check_same(failover, name=name, spec=spec, vm=vm)
+                if rollback_ns and not failover.record.rollback_ns:
+                    await self._failovers.write(failover, rollback_ns=rollback_ns)
+            self._overdue.watch(failover)
             if failover.record.state is State.STARTING or failover.is_at(Step.START):
                 await self._restart(failover, Step.START)
         return failover
@@ -202,10 +209,28 @@ class Relocations:
                 )
         return None
 
+    def _check_not_here(self, disk: str) -> None:
+        """Check that no failover has a disk, also where another one, or a group, was named.
+
+        Raises:
+            StateError: one has.
+        """
+        for failover in self._failovers.all():
+            record = failover.record
+            has = disk in (one.disk for one in record.members)
+            if has and record.kind not in SIDE and record.state is not State.HANDED_OVER:
+                raise StateError(
+                    f"disk {disk}: failover {record.name} has it, in state {record.state}; "
+                    f"possible: {', '.join(allowed(record.state)) or 'none'}",
+                    hint=f"vdiskfs failover show {record.name}",
+                )
+
     async def _plan(
         self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool
     ) -> FailoverRecord:
         record, target = await new_record(self._failovers, disk, name, kind, vm=vm)
+        for one in target.names:
+            self._check_not_here(one)
         found = [await check_free(self._site, self._protection, one) for one in target.names]
         if kind is Kind.PLANNED:
             members = unknown_members(found)
@@ -294,18 +319,6 @@ class Relocations:
             await self._restart(failover, Step.ROLLBACK)
         return failover.record
 
-    async def _roll_back_later(self, failover: Failover) -> None:
-        while failover.record.state is State.FAILED_OVER and failover.record.rollback_ns:
-            left = (failover.record.rollback_ns - time.time_ns()) / NS
-            if left <= 0:
-                log.warning("failover %s: was not committed in time", failover.record.name)
-                try:
-                    await self.roll_back(failover.record.name, dry_run=False)
-                    return
-                except VdiskfsError as error:
-                    log.error("failover %s: %s", failover.record.name, error)
-            await trio.sleep(min(max(left, 1.0), 60.0))
-
     async def reprotect(self, disk: str, *, dry_run: bool) -> FailoverRecord:
         """Replicate from here: what changed since the failover is shipped, and all that follows.
 
@@ -379,8 +392,6 @@ class Relocations:
         await self._failovers.write(failover, state=State.FAILED_OVER)
         hook("failover.over")
         self._hydrate(failover)
-        if failover.record.rollback_ns:
-            self._nursery.start_soon(self._roll_back_later, failover)
 
     def _hydrate(self, failover: Failover) -> None:
         """Bring in the background what nobody has asked for yet."""
