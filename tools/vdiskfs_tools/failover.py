@@ -97,7 +97,7 @@ def list_failovers(call: Call) -> None:
     if call.out.document(document):
         return
     rows = [
-        [item["name"], item["state"], item["created"], member["disk"], member["point_time"] or "-",
+        [item["name"], _state(item), item["created"], member["disk"], member["point_time"] or "-",
          *_here(item, member["id"])]
         for item in document["failovers"]
         for member in item["members"]
@@ -107,6 +107,10 @@ def list_failovers(call: Call) -> None:
         return
     header = ("FAILOVER", "STATE", "CREATED", "DISK", "POINT", ">SIZE", ">HERE")
     call.out.table(header, rows)
+
+
+def _state(item: dict[str, Any]) -> str:
+    return f"{item['state']} (damaged)" if item.get("damaged") else str(item["state"])
 
 
 def _here(item: dict[str, Any], disk_id: str) -> tuple[str, str]:

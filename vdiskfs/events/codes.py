@@ -100,6 +100,8 @@ _HAPPENINGS = (
     ("disk.kept", _W, "a disk cannot be handed over", "see the text, and try again over there"),
     ("failover.state", _I, "a failover is in another state", ""),
     ("failover.removed", _I, "a failover was removed", ""),
+    ("failover.damaged", _E, "what lies here of a failover cannot be opened",
+     "see the text; put it back and mount again, or: vdiskfs failover rollback, or cleanup"),
     ("failover.overdue", _E, "a failover that was not committed in time is not rolled back yet",
      "see the text; it is tried again by itself; or: vdiskfs failover commit, or rollback"),
     ("hydration.ended", _E, "a failover's copy is not completed in the background any more",

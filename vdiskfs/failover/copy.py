@@ -164,6 +164,10 @@ class WritableCopy(Hydrator):
     async def discard(self) -> None:
         """Close it without a word: its files go."""
         await super().aclose()
+        self.close()
+
+    def close(self) -> None:
+        """Close what nobody has used yet, or does any more."""
         self.image.close()
         os.close(self.fd)
 

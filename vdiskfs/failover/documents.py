@@ -21,6 +21,7 @@ async def failover_document(failover: Failover, shown_in: Path) -> dict[str, obj
     return {
         **record_document(record),
         "path": str(directory),
+        "damaged": failover.lost or None,
         "machine": None
         if machine is None
         else {

@@ -292,7 +292,7 @@ class Homecomings:
         if path is None and not create:
             raise StateError(
                 f"disk {disk}: no image of it is known here",
-                hint="to make one anew: vdiskfs failback start --create-vm",
+                hint=f"to make one anew: vdiskfs failback start {disk} --create-vm",
             )
         full = full or path is None
         if path is None:

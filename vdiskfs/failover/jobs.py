@@ -14,10 +14,10 @@ from dataclasses import replace
 import trio
 
 from vdiskfs.crash import hook
-from vdiskfs.errors import LocalError, StateError, VdiskfsError
+from vdiskfs.errors import DamagedError, LocalError, StateError, VdiskfsError
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.record import Job
-from vdiskfs.failover.states import Kind, Step
+from vdiskfs.failover.states import TABLE, Kind, Step
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,24 @@ def check_ended(failover: Failover, before: Step, step: Step, again: str) -> Non
         hint = f"vdiskfs job wait {job.id}, then the same again"
     raise StateError(
         f"failover {record.name}: {step} is not possible in state {record.state}: {why}", hint=hint
+    )
+
+
+def check_whole(failover: Failover) -> None:
+    """Check that the copies of a failover could be opened.
+
+    Raises:
+        DamagedError: they could not.
+    """
+    record = failover.record
+    if not failover.lost:
+        return
+    hint = f"put it back, then mount again; or: vdiskfs failover rollback {record.name}"
+    if (record.state, Step.ROLLBACK) not in TABLE:
+        hint = "put it back, then mount again; or take what the vault has at home, by vdiskfs "
+        hint += "failback complete --unplanned, or mount --force"
+    raise DamagedError(
+        f"failover {record.name}: its copies cannot be opened: {failover.lost}", hint=hint
     )
 
 

@@ -32,7 +32,7 @@ from vdiskfs.failover.choose import (
 )
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.free import check_free
-from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job, check_same
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job, check_same, check_whole
 from vdiskfs.failover.known import fork_of
 from vdiskfs.failover.overdue import Overdue
 from vdiskfs.failover.ownmachines import note_kept
@@ -90,6 +90,9 @@ class Relocations:
         """Track what is written to here, by what is on this host alone; then go on with jobs."""
         for failover in self._failovers.all():
             if failover.record.kind in SIDE:
+                continue
+            if failover.lost and failover.record.state is not State.REMOVING:
+                self._overdue.watch(failover)
                 continue
             under_way = failover.record.state not in SETTLED
             if failover.copies and (not under_way or failover.has_done("taken")):
@@ -178,6 +181,7 @@ class Relocations:
                 failover = await self._failovers.make(replace(record, rollback_ns=rollback_ns))
             else:
                 check_same(failover, name=name, spec=spec, vm=vm)
+                check_whole(failover)
                 if rollback_ns and not failover.record.rollback_ns:
                     await self._failovers.write(failover, rollback_ns=rollback_ns)
             self._overdue.watch(failover)
@@ -253,6 +257,7 @@ class Relocations:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             if failover.is_at(Step.CHANGE_POINT):
+                check_whole(failover)
                 if not dry_run:
                     await self._restart(failover, Step.CHANGE_POINT)
                 return failover.record
@@ -284,6 +289,7 @@ class Relocations:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.COMMIT)
             check_no_job(failover)
+            check_whole(failover)
             if not dry_run:
                 await self._tell(failover, state)
                 jobs = begin(failover, Step.COMMIT)
@@ -327,6 +333,7 @@ class Relocations:
         """
         async with self._failovers.changing:
             failover = self.of_disk(disk)
+            check_whole(failover)
             goes_on, state = failover.is_at(Step.REPROTECT), State.REPROTECTING
             if not goes_on:
                 state = after(failover.record.name, failover.record.state, Step.REPROTECT)

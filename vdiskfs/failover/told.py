@@ -23,7 +23,7 @@ async def tell_made(events: Events, record: FailoverRecord) -> None:
 async def tell_change(events: Events, before: FailoverRecord, record: FailoverRecord) -> None:
     """Tell what has become of a failover; its state is kept on return, as `tell_made`."""
     if record.health is not None and before.health != record.health:
-        text = f"{points_of(record)}: {record.health.detail}"
+        text = f"{record.point_names}: {record.health.detail}"
         code = "machine.health" if record.health.healthy else "machine.unhealthy"
         events.tell(code, record.name, text, disk=record.disk_names)
     if before.state is not record.state:
@@ -43,13 +43,6 @@ async def tell_missed(events: Events, record: FailoverRecord) -> None:
     if last is not None and last.rpartition(" -> ")[2].partition(":")[0] != record.state:
         before = last.rpartition(" -> ")[2].partition(":")[0] or "?"
         await _tell_state(events, record, f"{before} -> {record.state}")
-
-
-def points_of(record: FailoverRecord) -> str:
-    """Return the points that the copies began with, as DISK@#EPOCH."""
-    return ", ".join(
-        f"{one.disk}@#{one.epoch}" if one.epoch else one.disk for one in record.members
-    )
 
 
 async def _tell_state(events: Events, record: FailoverRecord, text: str) -> None:
