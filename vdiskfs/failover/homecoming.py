@@ -183,7 +183,10 @@ class Homecomings:
             if dry_run:
                 return failover.record
             for member in failover.record.members:
-                await note_move(self._site.vault, member.disk_id, failover.record.id, None)
+                found = await self._site.vault.disk(member.disk_id)
+                # One that another site has taken since is told of by that one.
+                if found.moved is not None and found.moved.id == failover.record.id:
+                    await note_move(self._site.vault, member.disk_id, failover.record.id, None)
             jobs = begin(failover, Step.COMMIT)
             done = replace(jobs[-1], done=("told",), ended_ns=time.time_ns())
             await self._failovers.write(failover, state=state, jobs=(*jobs[:-1], done))

@@ -235,7 +235,10 @@ class Relocations:
         record, target = await new_record(self._failovers, disk, name, kind, vm=vm)
         for one in target.names:
             self._check_not_here(one)
-        found = [await check_free(self._site, self._protection, one) for one in target.names]
+        found = [
+            await check_free(self._site, self._protection, one, planned=kind is Kind.PLANNED)
+            for one in target.names
+        ]
         if kind is Kind.PLANNED:
             members = unknown_members(found)
         else:
