@@ -1,7 +1,8 @@
-"""Files of a failover that are gone: it is still listed, and there is a way out."""
+"""Files of a failover, or its vault, that are gone: it is still listed, and there is a way out."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,4 +59,31 @@ def test_a_failover_without_its_copy_is_listed_told_and_rolled_back_or_begun_ane
     assert lose(away, "presence/*")["damaged"]
     away.json("failover", "rollback", name)
     assert away.json("failover", "list")["failovers"] == []
+    home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
+
+
+def test_a_rollback_without_its_vault_waits_and_gives_the_disk_back_when_that_is_there(
+    sites: Sites,
+) -> None:
+    """Its file system is not mounted: the folder is empty, which says nothing of the disk."""
+    home, away = sites.home, sites.away
+    vault = home.state.parent.parent / "vault"
+    name = sites.start("--unplanned", "--rollback-after", "2")["name"]
+    vault.rename(vault.with_name("kept"))
+    vault.mkdir()
+    try:
+
+        def stands() -> bool:
+            [found] = away.json("failover", "list")["failovers"]
+            return found["state"] == "RollingBack" and bool(found["job"]["error"])
+
+        away.wait("it stands still", stands)
+        where = ("-m", away.mountpoint)
+        result = away.run(*where, "failover", "rollback", name, code=5)
+        assert "the vault is not there" in result.stderr
+    finally:
+        assert [path.name for path in vault.iterdir()] in ([], [".vdiskfs"])  # nothing but a lock
+        shutil.rmtree(vault)
+        vault.with_name("kept").rename(vault)
+    away.wait("it is rolled back", lambda: away.json("failover", "list")["failovers"] == [])
     home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")

@@ -19,7 +19,7 @@ from vdiskfs.catalog.moves import Fork, give_back, note_move, withdraw
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
+from vdiskfs.errors import NotFoundError, StateError, VaultUnreachableError, VdiskfsError
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.background import BackgroundHydration
 from vdiskfs.failover.choose import (
@@ -441,7 +441,12 @@ class Relocations:
             try:
                 await withdraw(vault, member.disk_id, failover.record.id)
                 record = await give_back(vault, member.disk_id, failover.record.id, vault.log)
-            except NotFoundError:
+            except NotFoundError as error:
+                # A folder that is not mounted lacks everything.
+                if await self._failovers.is_away():
+                    text = f"the vault is not there: {error.message}"
+                    hint = "bring it back, then the same command again"
+                    raise VaultUnreachableError(text, hint=hint) from error
                 continue
             if record.owner is not None:
                 await vault.touch_site(record.owner.site, record.owner.writer)
