@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
@@ -207,7 +208,7 @@ def start_failback(
     document = _failback(call, disk, "", body, no_wait=no_wait)
     if not call.out.document(document):
         call.out.say(f"{disk}: would come home" if dry_run else f"{disk}: {document['state']}; "
-                     f"then: vdiskfs failback complete {disk}")  # fmt: skip
+                     f"then: vdiskfs failback complete {shlex.quote(disk)}")  # fmt: skip
 
 
 @failback.command("complete")
@@ -239,7 +240,7 @@ def complete_failback(
     document = _failback(call, disk, "complete", body, no_wait=no_wait)
     if not call.out.document(document):
         call.out.say(f"{disk}: would be completed" if dry_run else f"{disk}: {document['state']}; "
-                     f"then: vdiskfs failback commit {disk}")  # fmt: skip
+                     f"then: vdiskfs failback commit {shlex.quote(disk)}")  # fmt: skip
     _check_health(document)
 
 

@@ -7,6 +7,7 @@ The request stands in the disk's record in the vault, and so does the answer
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import replace
 
 import trio
@@ -119,7 +120,7 @@ class Asking:
             sign = await self._site.liveness.last_sign(record.owner)
             if sign is None or age_s(sign) > SILENT_S:
                 text += "; it has given no sign of life for long: if it is gone, "
-                text += (f"vdiskfs failback complete {member.disk} --unplanned"
+                text += (f"vdiskfs failback complete {shlex.quote(member.disk)} --unplanned"
                          if failover.record.kind is Kind.FAILBACK
                          else "roll back, and fail over unplanned")  # fmt: skip
         return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from vdiskfs.catalog import DiskRecord
 from vdiskfs.disk import Site
 from vdiskfs.errors import StateError
@@ -25,6 +27,7 @@ async def check_free(site: Site, protection: Protection, disk: str, *, planned: 
         StateError: it may not.
     """
     record = await site.vault.find_disk(disk)
+    word = shlex.quote(disk)
     here = [one for one in protection.disks() if one.disk_id == record.id]
     if here and here[0].line.handed and here[0] in protection.adopted:
         raise StateError(
@@ -40,12 +43,12 @@ async def check_free(site: Site, protection: Protection, disk: str, *, planned: 
     if here:
         raise StateError(
             f"disk {disk}: has its home at this site, and was failed over from it",
-            hint=f"vdiskfs failback start {disk}",
+            hint=f"vdiskfs failback start {word}",
         )
     if protection.parked(record.id) is not None:
         raise StateError(
             f"disk {disk}: its image at this site is on its way home",
-            hint=f"vdiskfs failback start {disk}, then: vdiskfs failback complete {disk}, with "
+            hint=f"vdiskfs failback start {word}, then: vdiskfs failback complete {word}, with "
             "--unplanned if the other site is gone",
         )
     moved = record.moved
@@ -54,7 +57,7 @@ async def check_free(site: Site, protection: Protection, disk: str, *, planned: 
         there = "commit and reprotect it there, or roll it back there; if that site is gone, where "
         there += "an image of it is: vdiskfs mount --force"
         if moved.state == State.FAILBACK_UNCOMMITTED:
-            there = f"there: vdiskfs failback commit {disk}; if that site is gone: --unplanned"
+            there = f"there: vdiskfs failback commit {word}; if that site is gone: --unplanned"
         raise StateError(
             f"disk {disk}: is failed over to site {moved.site} since {moved.since}, state "
             f"{moved.state}",

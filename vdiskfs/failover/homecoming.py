@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -141,7 +142,7 @@ class Homecomings:
             if not goes_on:
                 state = after(failover.record.name, failover.record.state, Step.COMPLETE)
             if failover.record.state is State.FAILING_BACK:
-                again = f"vdiskfs failback start {disk}"
+                again = f"vdiskfs failback start {shlex.quote(disk)}"
                 check_ended(failover, Step.FAILBACK, Step.COMPLETE, again)
             if dry_run:
                 return failover.record
@@ -178,7 +179,7 @@ class Homecomings:
         async with self._failovers.changing:
             failover = self.of_disk(disk, Step.COMMIT)
             state = after(failover.record.name, failover.record.state, Step.COMMIT)
-            again = f"vdiskfs failback complete {disk}"
+            again = f"vdiskfs failback complete {shlex.quote(disk)}"
             check_ended(failover, Step.COMPLETE, Step.COMMIT, again)
             if dry_run:
                 return failover.record
@@ -237,7 +238,7 @@ class Homecomings:
                 if self._images.is_named(member) or await self._is_home(member):
                     raise StateError(
                         f"failover {failover.record.name}: disk {member.disk} is home already",
-                        hint=f"vdiskfs failback complete {member.disk}",
+                        hint=f"vdiskfs failback complete {shlex.quote(member.disk)}",
                     )
         except BaseException:
             if failover.job is not None and not failover.job.error:
@@ -266,7 +267,7 @@ class Homecomings:
                     after(one.record.name, one.record.state, step)
             raise StateError(
                 f"disk {disk}: no failback of it was begun here",
-                hint=f"vdiskfs failback start {disk}",
+                hint=f"vdiskfs failback start {shlex.quote(disk)}",
             )
         return found
 
@@ -289,13 +290,13 @@ class Homecomings:
         if moved.state != State.FAILBACK_READY:
             raise StateError(
                 f"disk {disk}: is not replicated from site {moved.site}, state {moved.state}",
-                hint=f"there: vdiskfs reprotect {disk}",
+                hint=f"there: vdiskfs reprotect {shlex.quote(disk)}",
             )
         path = self._images.known(record.id)
         if path is None and not create:
             raise StateError(
                 f"disk {disk}: no image of it is known here",
-                hint=f"to make one anew: vdiskfs failback start {disk} --create-vm",
+                hint=f"to make one anew: vdiskfs failback start {shlex.quote(disk)} --create-vm",
             )
         full = full or path is None
         if path is None:
@@ -344,7 +345,7 @@ class Homecomings:
         while True:
             if replicator.paused:
                 raise StateError(f"disk {disk.name}: its replication is paused",
-                                 hint=f"vdiskfs disk resume {disk.name}")  # fmt: skip
+                                 hint=f"vdiskfs disk resume {shlex.quote(disk.name)}")  # fmt: skip
             if replicator.suspects.needed:
                 failover.says = f"disk {disk.name}: finds out what was written here last"
                 await replicator.suspects.ask(now=True)
