@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import trio
@@ -48,13 +48,14 @@ from vdiskfs.failover.homeimage import HomeImages
 from vdiskfs.failover.jobs import check_same
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import OwnMachines, note_kept
-from vdiskfs.failover.record import Job, check_name
+from vdiskfs.failover.record import Health, Job, check_name
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import TABLE
 from vdiskfs.homeward.note import prepare_home, read_home
 from vdiskfs.machines import parse_machine
 from vdiskfs.units import CHUNK_SIZE
 
+T = TypeVar("T")
 RECORD = FailoverRecord(
     "a" * 32, "t1", Kind.TEST, State.TEST_FAILOVER, 17, notes="fine",
     members=(Member("web01", "b" * 32, "web01.img", 2, 99, 16, 1 << 42),),
@@ -138,6 +139,36 @@ async def test_what_is_told_of_a_failover_is_of_one_instant(tmp_path: Path) -> N
     document = await failover_document(failover, tmp_path)
     found: Any = document["job"]
     assert (document["state"], found["state"]) == ("FailedOver", "done")
+
+
+@pytest.mark.parametrize(("check", "again"), [(True, False), (True, True), (False, False)])
+async def test_what_a_start_took_and_read_is_kept_of_the_first_one_that_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, check: bool, again: bool
+) -> None:
+    """A machine that is started again on its copy is warm; one without a check answers nobody."""
+    text = 'memory = "64MiB"\n[[disks]]\ndisk = "web01"\n'
+    text += '[health]\nkind = "agent"\n' if check else ""
+    machine = FailoverMachine(parse_machine(text, name="shop"), tmp_path, MachinesConfig())
+    healthy = Health(healthy=True, seconds=2.0, detail="it answers")
+    monkeypatch.setattr(machine, "health", lambda: sleep(healthy))
+    record = replace(RECORD, health=healthy if again else None)
+    failover = Failover(record, tmp_path, {}, machine)
+    kept: list[str] = []
+
+    async def note(*_: object) -> None:
+        kept.append("recovery")
+
+    async def remember(_: object) -> None:
+        kept.append("boot")
+
+    async def write(_: object, **changes: object) -> None:
+        failover.record = replace(failover.record, **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vdiskfs.failover.failovers.note_recovery", note)
+    fake = SimpleNamespace(_remember_boot=remember, write=write, vault=None)
+    await Failovers.judge(cast("Any", fake), failover)
+    assert failover.record.health == healthy
+    assert kept == (["boot", "recovery"] if check and not again else [])
 
 
 @pytest.mark.parametrize("error", [LocalError("no room"), OSError(28, "no room")])
@@ -242,7 +273,33 @@ async def test_a_machine_is_started_again_once_all_of_its_disks_are_back(
     assert started == ([failover] if all(ours) else [])
 
 
-async def sleep(value: str) -> str:
+@pytest.mark.parametrize("obeys", [True, False])
+async def test_a_machine_that_does_not_turn_itself_off_in_time_is_ended(
+    expect_log: Callable[[str], None], *, obeys: bool
+) -> None:
+    """Its disk is asked for: otherwise it would be waited for as long as it likes."""
+    done: list[object] = []
+
+    async def shut_down(limit_s: float) -> bool:
+        done.append(limit_s)
+        return obeys
+
+    async def end() -> None:
+        done.append("ended")
+
+    named = SimpleNamespace(name="shop")
+    machine = SimpleNamespace(machine=named, shut_down=shut_down, end=end)
+    failover = SimpleNamespace(record=RECORD, taken={"1": None}, machine=machine)
+    own = OwnMachines(
+        cast("Any", SimpleNamespace(all=lambda: [failover])), MachinesConfig(shutdown_s=7)
+    )
+    await own.stop_for("1")
+    assert done == ([7] if obeys else [7, "ended"])
+    if not obeys:
+        expect_log("did not turn itself off within 7 s")
+
+
+async def sleep(value: T) -> T:
     await trio.lowlevel.checkpoint()
     return value
 

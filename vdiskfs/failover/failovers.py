@@ -400,13 +400,15 @@ class Failovers:
         ended = failover.record.state in (State.REMOVING, State.ROLLING_BACK, State.CHANGING_POINT)
         if ended or (len(failover.record.jobs) != jobs and failover.record.health is not None):
             return
-        if health.healthy:
+        # Without a check it has answered nobody; started again it is warm.
+        cold = machine.machine.health is not None and failover.record.health is None
+        if health.healthy and cold:
             await self._remember_boot(failover)
         said = "is healthy" if health.healthy else "is NOT healthy"
         log.info("failover %s: machine %s %s: %s", failover.record.name, machine.machine.name,
                  said, health.detail)  # fmt: skip
         await self.write(failover, health=health)
-        if health.healthy:
+        if health.healthy and cold:
             await note_recovery(self.vault, failover.record, machine.machine.name, health)
 
     async def _fetch_first(self, failover: Failover, copy: WritableCopy) -> None:

@@ -64,5 +64,8 @@ async def check_free(site: Site, protection: Protection, disk: str, *, planned: 
             hint=there,
         )
     if record.retired:
-        raise StateError(f"disk {disk}: was retired {record.retired}", hint="restore a point")
+        raise StateError(
+            f"disk {disk}: was retired {record.retired}",
+            hint=f"vdiskfs point restore {word}@latest FILE; or, at its home: vdiskfs disk protect",
+        )
     return record
