@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -320,6 +320,22 @@ async def test_a_change_of_the_point_that_stands_still_does_not_go_on_by_a_dry_r
     for dry_run in (True, False):
         assert await Relocations.change_point(relocations, "t1", 5, dry_run=dry_run) == record
         assert again == ([] if dry_run else [Step.CHANGE_POINT])
+
+
+async def test_the_machine_is_ended_before_what_it_runs_on_is_thrown_away(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def act(word: str) -> Callable[..., Awaitable[None]]:
+        async def note(*_: object) -> None:
+            done.append(word)
+
+        return note
+
+    failover = Failover(RECORD, tmp_path, {}, cast("Any", SimpleNamespace(end=act("ended"))))
+    failovers = SimpleNamespace(check_unused=act("unused"), discard_copies=act("discarded"))
+    relocations = SimpleNamespace(_failovers=failovers, _forget=act("forgotten"))
+    await Relocations._end(cast("Any", relocations), failover)
+    assert done == ["ended", "unused", "discarded", "forgotten"]
 
 
 class Taken:

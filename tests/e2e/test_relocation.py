@@ -359,6 +359,10 @@ def test_a_failover_that_waits_or_is_in_use_when_its_time_is_over_is_rolled_back
     away.wait("it is there", lambda: bool(away.json("failover", "list")["failovers"][0]["disks"]))
     with sites.copy.open("rb"):
         away.wait("it is told", lambda: "failover.overdue" in told())
+        [found] = away.json("failover", "list")["failovers"]
+        for words in (["rollback"], ["change-point", "--point", "latest"]):
+            for extra in ([], ["--dry-run"]):
+                assert "is in use" in refused(away, "failover", *words, *extra, found["name"])
         assert away.disk(DISK)["state"] == "FailedOver"
     away.wait("it is rolled back", lambda: away.json("failover", "list")["failovers"] == [])
 

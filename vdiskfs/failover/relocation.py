@@ -275,9 +275,9 @@ class Relocations:
             )
             await close(readers)
             members = with_tokens(members, records)
+            await self._check_idle(failover)
             if dry_run:
                 return replace(failover.record, members=members)
-            await self._check_idle(failover)
             jobs = begin(failover, Step.CHANGE_POINT)
             await self._failovers.write(
                 failover, state=state, members=members, jobs=jobs, health=None
@@ -315,7 +315,7 @@ class Relocations:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.ROLLBACK)
             if failover.record.state not in (State.STARTING, State.ROLLING_BACK):
-                check_no_job(failover)
+                await self._check_idle(failover)
             if dry_run:
                 return failover.record
             if failover.record.state is not State.ROLLING_BACK:
