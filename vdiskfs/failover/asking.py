@@ -97,7 +97,9 @@ class Asking:
                     hint="the same command asks again",
                 )
             if asked.step == REFUSED:
-                await withdraw(self._site.vault, member.disk_id, failover.record.id)
+                # The others go on there, too: a machine that lacks one disk stands still.
+                for one in failover.record.members:
+                    await withdraw(self._site.vault, one.disk_id, failover.record.id)
                 raise StateError(
                     f"disk {member.disk}: site {record.site} does not let it go: {asked.said}",
                     hint="mend that, and give the same command again; or: vdiskfs failover "
