@@ -131,6 +131,8 @@ class Round:
 
         def show() -> None:
             shown.update(site.json("failover", "show", name))
+            started = state in ("FailedOver", "FailbackUncommitted")
+            assert not started or shown["health"], "its machine is judged by nobody"
 
         self._again(site, show, lambda: False)
         return shown
