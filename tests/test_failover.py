@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import trio
@@ -45,15 +45,17 @@ from vdiskfs.failover.drills import check_gone
 from vdiskfs.failover.failovers import Failovers, apart
 from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.homeimage import HomeImages
+from vdiskfs.failover.jobs import check_same
 from vdiskfs.failover.machine import FailoverMachine
 from vdiskfs.failover.ownmachines import OwnMachines, note_kept
-from vdiskfs.failover.record import Job, check_name
+from vdiskfs.failover.record import Health, Job, check_name
 from vdiskfs.failover.relocation import Relocations
 from vdiskfs.failover.states import TABLE
 from vdiskfs.homeward.note import prepare_home, read_home
 from vdiskfs.machines import parse_machine
 from vdiskfs.units import CHUNK_SIZE
 
+T = TypeVar("T")
 RECORD = FailoverRecord(
     "a" * 32, "t1", Kind.TEST, State.TEST_FAILOVER, 17, notes="fine",
     members=(Member("web01", "b" * 32, "web01.img", 2, 99, 16, 1 << 42),),
@@ -95,6 +97,26 @@ def test_a_step_that_is_not_in_the_table_is_refused_and_says_where_it_stands() -
                     after("t1", state, step)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({}, ""), ({"name": "t1", "spec": 7}, ""), ({"spec": "latest"}, ""),
+     ({"name": "t2"}, "not t2"), ({"spec": 8}, "at epoch 7, not 8"),
+     ({"vm": False}, "with its machine"), ({"full": True}, "in mode minimize-downtime")],
+)  # fmt: skip
+def test_a_command_that_goes_on_does_not_ask_for_another_failover(
+    asked: dict[str, Any], said: str
+) -> None:
+    record = replace(RECORD, name="t1", kind=Kind.UNPLANNED, state=State.STARTING, machine="x",
+                     members=(replace(RECORD.members[0], epoch=7),))  # fmt: skip
+    failover = Failover(record, Path(), {})
+    if not said:
+        check_same(failover, **asked)
+        return
+    with pytest.raises(StateError, match=f"t1: is under way in state Starting, {said}") as found:
+        check_same(failover, **asked)
+    assert "vdiskfs failover rollback t1" in str(found.value.hint)
+
+
 def test_a_clean_up_is_possible_from_everywhere_and_never_undone() -> None:
     assert replace(RECORD, state=after("t1", RECORD.state, Step.CLEANUP)).state is State.REMOVING
     assert after("t1", State.REMOVING, Step.CLEANUP) is State.REMOVING
@@ -117,6 +139,36 @@ async def test_what_is_told_of_a_failover_is_of_one_instant(tmp_path: Path) -> N
     document = await failover_document(failover, tmp_path)
     found: Any = document["job"]
     assert (document["state"], found["state"]) == ("FailedOver", "done")
+
+
+@pytest.mark.parametrize(("check", "again"), [(True, False), (True, True), (False, False)])
+async def test_what_a_start_took_and_read_is_kept_of_the_first_one_that_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, check: bool, again: bool
+) -> None:
+    """A machine that is started again on its copy is warm; one without a check answers nobody."""
+    text = 'memory = "64MiB"\n[[disks]]\ndisk = "web01"\n'
+    text += '[health]\nkind = "agent"\n' if check else ""
+    machine = FailoverMachine(parse_machine(text, name="shop"), tmp_path, MachinesConfig())
+    healthy = Health(healthy=True, seconds=2.0, detail="it answers")
+    monkeypatch.setattr(machine, "health", lambda: sleep(healthy))
+    record = replace(RECORD, health=healthy if again else None)
+    failover = Failover(record, tmp_path, {}, machine)
+    kept: list[str] = []
+
+    async def note(*_: object) -> None:
+        kept.append("recovery")
+
+    async def remember(_: object) -> None:
+        kept.append("boot")
+
+    async def write(_: object, **changes: object) -> None:
+        failover.record = replace(failover.record, **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vdiskfs.failover.failovers.note_recovery", note)
+    fake = SimpleNamespace(_remember_boot=remember, write=write, vault=None)
+    await Failovers.judge(cast("Any", fake), failover)
+    assert failover.record.health == healthy
+    assert kept == (["boot", "recovery"] if check and not again else [])
 
 
 @pytest.mark.parametrize("error", [LocalError("no room"), OSError(28, "no room")])
@@ -221,7 +273,33 @@ async def test_a_machine_is_started_again_once_all_of_its_disks_are_back(
     assert started == ([failover] if all(ours) else [])
 
 
-async def sleep(value: str) -> str:
+@pytest.mark.parametrize("obeys", [True, False])
+async def test_a_machine_that_does_not_turn_itself_off_in_time_is_ended(
+    expect_log: Callable[[str], None], *, obeys: bool
+) -> None:
+    """Its disk is asked for: otherwise it would be waited for as long as it likes."""
+    done: list[object] = []
+
+    async def shut_down(limit_s: float) -> bool:
+        done.append(limit_s)
+        return obeys
+
+    async def end() -> None:
+        done.append("ended")
+
+    named = SimpleNamespace(name="shop")
+    machine = SimpleNamespace(machine=named, shut_down=shut_down, end=end)
+    failover = SimpleNamespace(record=RECORD, taken={"1": None}, machine=machine)
+    own = OwnMachines(
+        cast("Any", SimpleNamespace(all=lambda: [failover])), MachinesConfig(shutdown_s=7)
+    )
+    await own.stop_for("1")
+    assert done == ([7] if obeys else [7, "ended"])
+    if not obeys:
+        expect_log("did not turn itself off within 7 s")
+
+
+async def sleep(value: T) -> T:
     await trio.lowlevel.checkpoint()
     return value
 
@@ -242,6 +320,22 @@ async def test_a_change_of_the_point_that_stands_still_does_not_go_on_by_a_dry_r
     for dry_run in (True, False):
         assert await Relocations.change_point(relocations, "t1", 5, dry_run=dry_run) == record
         assert again == ([] if dry_run else [Step.CHANGE_POINT])
+
+
+async def test_the_machine_is_ended_before_what_it_runs_on_is_thrown_away(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def act(word: str) -> Callable[..., Awaitable[None]]:
+        async def note(*_: object) -> None:
+            done.append(word)
+
+        return note
+
+    failover = Failover(RECORD, tmp_path, {}, cast("Any", SimpleNamespace(end=act("ended"))))
+    failovers = SimpleNamespace(check_unused=act("unused"), discard_copies=act("discarded"))
+    relocations = SimpleNamespace(_failovers=failovers, _forget=act("forgotten"))
+    await Relocations._end(cast("Any", relocations), failover)
+    assert done == ["ended", "unused", "discarded", "forgotten"]
 
 
 class Taken:

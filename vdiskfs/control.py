@@ -5,6 +5,7 @@ Looks disks and points up by name, asks the module that knows, and puts document
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -204,7 +205,7 @@ class MountControl:
             if member.id in absent:
                 raise StateError(
                     f"group {name}: disk {member.name} is not protected here",
-                    hint=f"vdiskfs group show {name}",
+                    hint=f"vdiskfs group show {shlex.quote(name)}",
                 )
         return [disk for disk in here if not disk.line.is_elsewhere] or here
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Callable
 from functools import partial
 
@@ -122,7 +123,8 @@ class DiskJobs:
                     silences += 1
                 else:
                     log.error("disk %s: cannot be finalized: %s", disk.name, error)
-                    again = f"it is tried again by itself; vdiskfs disk retry {disk.name} at once"
+                    again = "it is tried again by itself; vdiskfs disk retry "
+                    again += f"{shlex.quote(disk.name)} at once"
                     health.unfinished = f"{error}; {again}"
                     self._jobs.stands(job_id, error)
                     await health.wait_retry(failures)
@@ -179,7 +181,7 @@ class DiskJobs:
         if job is None:
             return False
         if state is State.RESYNC_REQUIRED and suspects.resync.cancelled:
-            again = f"held back; vdiskfs disk resync {disk.name} --now goes on"
+            again = f"held back; vdiskfs disk resync {shlex.quote(disk.name)} --now goes on"
             self._jobs.ended_as(job.id, JobState.CANCELLED, again)
         elif state is State.RESYNC_REQUIRED:
             self._jobs.waits(job.id, suspects.reason)

@@ -8,6 +8,7 @@ back and verified. What comes of it names the command that tries it: a test fail
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from functools import partial
@@ -56,7 +57,7 @@ class Finalizer:
         done("read-back")
         size = format_size(read)
         how = f"all {size} of data" if whole else f"the first {size} of its data"
-        command = f"vdiskfs failover test {disk.name}"
+        command = f"vdiskfs failover test {shlex.quote(disk.name)}"
         outcome = (
             f"point #{point.epoch} of {point.time}: {how} read back and verified; {machine}; "
             f"try it: {command}"
@@ -75,7 +76,7 @@ class Finalizer:
         except FormatError as error:
             raise FormatError(
                 error.message, hint="vdiskfs machine set NAME --file FILE, then: "
-                f"vdiskfs disk retry {disk.name}"
+                f"vdiskfs disk retry {shlex.quote(disk.name)}"
             ) from None  # fmt: skip
         if machine is None:
             return (
@@ -108,10 +109,11 @@ class Finalizer:
                 read = await read_back(reader, progress.tell, limit=READ_LIMIT)
         except DamagedError as error:
             await keep(HASHED, (FAIL, str(error)), read=0)
+            word = shlex.quote(disk.name)
             raise DamagedError(
                 f"point {disk.name}@#{point.epoch} cannot be read back: {error.message}",
-                hint=f"vdiskfs vault check; vdiskfs disk resync {disk.name} --now; then: "
-                f"vdiskfs disk retry {disk.name}",
+                hint=f"vdiskfs vault check; vdiskfs disk resync {word} --now; then: "
+                f"vdiskfs disk retry {word}",
             ) from error
         await keep(STORED, (PASS, ""), read=read)
         return point, read, progress.done == progress.total

@@ -9,6 +9,7 @@ next heartbeat on. No disk is restarted: the next seal takes who is a member the
 from __future__ import annotations
 
 import logging
+import shlex
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -290,13 +291,15 @@ class Groups:
                 found = next((d.id for d in group.disks if wanted in (d.name, d.id)), None)
                 if found is None:
                     raise NotFoundError(
-                        f"disk {wanted} is not in group {name}", hint=f"vdiskfs group show {name}"
+                        f"disk {wanted} is not in group {name}",
+                        hint=f"vdiskfs group show {shlex.quote(name)}",
                     )
                 gone.add(found)
             left = tuple(disk for disk in group.disks if disk.id not in gone)
             if not left:
                 raise StateError(
-                    f"group {name} would have no disk", hint=f"vdiskfs group delete {name}"
+                    f"group {name} would have no disk",
+                    hint=f"vdiskfs group delete {shlex.quote(name)}",
                 )
             return replace(group, disks=left)
 

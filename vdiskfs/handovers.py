@@ -9,6 +9,7 @@ said in the request, and the disk goes on as before. vdiskfs-format(5), "Moves".
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -255,5 +256,5 @@ def _check_whole(disk: ProtectedDisk) -> None:
     if suspects.needed:
         raise StateError(
             f"disk {disk.name}: is in state {disk.health.shown_state}: {suspects.reason}",
-            hint=f"let that finish: vdiskfs disk resync {disk.name} --now",
+            hint=f"let that finish: vdiskfs disk resync {shlex.quote(disk.name)} --now",
         )

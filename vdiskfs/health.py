@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shlex
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class Health:
         reasons = []
         if critical is not None:
             line = f"{critical.message}; {critical.hint}" if critical.hint else critical.message
-            reasons.append(f"{line}; then: vdiskfs disk retry {self.disk}")
+            reasons.append(f"{line}; then: vdiskfs disk retry {shlex.quote(self.disk)}")
         elif self._troubles:
             reasons.append(str(self._troubles[0].error))
         # Beside a vault that is away, these are somebody else's to mend.
@@ -245,7 +246,7 @@ class Health:
         if error is None:
             self._damage.pop(what, None)
             return
-        error.hint = error.hint or f"vdiskfs vault repair --disk {self.disk}"
+        error.hint = error.hint or f"vdiskfs vault repair --disk {shlex.quote(self.disk)}"
         if str(error) != str(self._damage.get(what)):
             log.error("disk %s: %s", self.disk, error)
         self._damage[what] = error

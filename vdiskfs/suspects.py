@@ -9,6 +9,7 @@ the notes that make it survive the daemon and the host.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -232,7 +233,7 @@ class Suspects:
         if self.is_first:
             raise StateError(
                 f"disk {self._name}: the first replication is no resynchronization",
-                hint=f"vdiskfs disk pause {self._name}",
+                hint=f"vdiskfs disk pause {shlex.quote(self._name)}",
             )
         async with self._noting:
             if not self.needed or self.resync.cancelled:

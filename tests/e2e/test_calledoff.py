@@ -152,3 +152,32 @@ def test_a_disk_comes_home_although_the_other_site_is_gone(sites: Sites, asked: 
         branches = home.json("disk", "branches", DISK)["branches"]
         kept = [home.point(f"{DISK}@{one['name']}").parent / f"{DISK}.img" for one in branches]
         assert any(image.read_bytes() == content for image in kept)
+
+
+def test_a_disk_that_came_home_is_taken_again_before_that_was_committed(sites: Sites) -> None:
+    """Home is gone, which alone could commit; when it is back nothing stands in the way."""
+    home, away = sites.home, sites.away
+    home.json("failback", "start", DISK)
+    home.json("failback", "complete", DISK)
+    follows(sites, home.image(DISK).read_bytes())
+    content = home.image(DISK).read_bytes()
+    away.json("failover", "cleanup", f"{DISK}-failover-1")
+    home.umount()
+    line = refused(away, "failover", "start", DISK)
+    assert f"there: vdiskfs failback commit {DISK}; if that site is gone: --unplanned" in line
+    name = sites.start("--unplanned")["name"]
+    assert sites.copy.read_bytes() == content
+    away.json("failover", "commit", name)
+    write_at(sites.copy, MIB, b"away again")
+    content = sites.copy.read_bytes()
+    away.json("reprotect", DISK)
+    home.mount()
+    home.wait("home is displaced", lambda: home.disk(DISK)["state"] == "Displaced")
+    assert "possible: commit" in refused(home, "failback", "start", DISK)
+    assert home.json("failback", "commit", DISK)["state"] == "FailedBack"
+    assert vault_record(sites)["moved"]["state"] == "FailbackReady"
+    home.json("failback", "start", DISK)
+    home.json("failback", "complete", DISK)
+    home.json("failback", "commit", DISK)
+    assert home.image(DISK).read_bytes() == content
+    assert vault_record(sites)["moved"] is None

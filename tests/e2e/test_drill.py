@@ -161,6 +161,9 @@ def test_a_machine_that_does_not_come_up_is_told_and_can_be_looked_at(tmp_path: 
         document = site.json("failover", "show", "t1")
         assert document["health"]["healthy"] is False
         assert document["machine"]["state"] == "running"
+        told = {one["code"]: one for one in site.json("event", "list")["events"]}
+        assert told["machine.unhealthy"]["level"] == "error"
+        assert "machine.health" not in told
         site.json("failover", "cleanup", "t1")
         # The copies alone, and what this host does not allow.
         copies = site.json("failover", "test", "web01", "--vm", "none")

@@ -81,6 +81,9 @@ def test_a_disk_comes_home_with_what_was_changed_there_and_nothing_else(sites: S
     done(sites, away, "reprotect", DISK)
     begun = done(sites, home, "failback", "start", DISK)
     assert begun["state"] == "FailingBack"
+    assert "in mode minimize-downtime; " in refused(
+        home, "failback", "start", DISK, "--mode", "full-download"
+    )
     assert MIB // 4 <= fetched(begun) < MIB // 2
     assert refuses_writes(live)
     assert live.read_bytes() == sites.copy.read_bytes()
@@ -97,6 +100,10 @@ def test_a_disk_comes_home_with_what_was_changed_there_and_nothing_else(sites: S
     assert vault_record(sites)["moved"]["state"] == "FailbackUncommitted"
     follows(sites, content)
     done(sites, home, "failback", "commit", DISK)
+    for step in ("complete", "commit"):
+        assert f"{step} is not possible in state FailedBack; possible: cleanup" in refused(
+            home, "failback", step, DISK
+        )
     assert vault_record(sites)["moved"] is None
     done(sites, away, "failover", "cleanup", name)
     for end in (home.kill_daemon, home.umount):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.chain import PAGES, Chain, check_instants, count_shared, value_of
+from tests.e2e.gauges import write_at
 from tests.e2e.mounted import MountedSite
 from vdiskfs.units import PAGE_SIZE
 
@@ -233,6 +234,19 @@ def test_a_group_is_failed_over_at_one_instant(tmp_path: Path) -> None:
         assert [len(row["disks"]) for row in offline["points"]] == [3, 3]
         for row in (document, again, one):
             site.json("failover", "cleanup", row["name"])
+        # One disk by its name, with the others of its machine: they share an instant, too.
+        definition = tmp_path / "shop.toml"
+        disks = "".join(f'[[disks]]\ndisk = "{name}"\n' for name in names[:2])
+        definition.write_text(f'memory = "64MiB"\n{disks}')
+        site.json("machine", "set", "shop", "--file", str(definition))
+        site.json("disk", "pause", names[1])
+        write_at(site.image(names[0]), 0, b"by itself")
+        [newer] = site.json("point", "create", names[0], "--wait")["points"]
+        members = site.json("failover", "test", names[0], "--dry-run")["members"]
+        assert [row["disk"] for row in members] == names[:2]
+        [instant] = {row["point_time"] for row in members}
+        assert instant < newer["time"]
+        site.json("disk", "resume", names[1])
 
 
 def test_images_of_one_name_are_told_apart_in_a_failover(tmp_path: Path) -> None:

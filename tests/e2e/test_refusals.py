@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gauges import write_at
-from tests.e2e.test_relocation import DISK, Sites, refused
+from tests.e2e.test_relocation import DISK, Sites, refused, vault_record
 from tests.vaults import heartbeats
 from vdiskfs.units import format_time
 
@@ -90,3 +90,24 @@ def test_a_paused_disk_is_not_handed_over_and_its_points_can_be_taken(sites: Sit
     away.json("failover", "rollback", failover["name"])
     away.json("failover", "test", DISK)
     assert sites.copy.read_bytes() == sites.contents[there]
+
+
+def test_where_one_disk_is_refused_the_others_go_on_at_home(tmp_path: Path) -> None:
+    sites = Sites(tmp_path)
+    home, away = sites.home, sites.away
+    with home, away:
+        home.add_image("log01", 1 << 20)
+        sites.begin()
+        home.wait_shipped("log01")
+        home.json("group", "create", "shop", DISK, "log01")
+        home.json("disk", "pause", DISK)
+        line = refused(away, "failover", "start", "shop")
+        assert "paused" in line
+        home.wait("the other one is kept", lambda: home.disk("log01")["state"] == "Protected")
+        write_at(home.image("log01"), 0, b"goes on")
+        home.json("disk", "resume", DISK)
+        found = away.json("failover", "start", "shop")
+        contents = {row["disk"]: Path(row["path"]).read_bytes() for row in found["disks"]}
+        assert contents == {disk: home.image(disk).read_bytes() for disk in (DISK, "log01")}
+        assert contents["log01"].startswith(b"goes on")
+        assert vault_record(sites, "log01")["branches"] == {}

@@ -342,6 +342,31 @@ def test_a_failover_whose_daemon_dies_before_its_time_is_over_rolls_itself_back(
     home.wait("home is back", lambda: home.disk(DISK)["state"] == "Protected")
 
 
+def test_a_failover_that_waits_or_is_in_use_when_its_time_is_over_is_rolled_back_as_soon_as_may_be(
+    sites: Sites,
+) -> None:
+    home, away = sites.home, sites.away
+    with home.image(DISK).open("r+b"):
+        line = refused(away, "failover", "start", DISK, "--rollback-after", "1")
+        assert "was rolled back" in line
+    assert away.json("failover", "list")["failovers"] == []
+    home.wait("home goes on", lambda: home.disk(DISK)["state"] == "Protected")
+
+    def told() -> set[str]:
+        return {one["code"] for one in away.json("event", "list")["events"]}
+
+    sites.start("--unplanned", "--rollback-after", "1", "--no-wait")
+    away.wait("it is there", lambda: bool(away.json("failover", "list")["failovers"][0]["disks"]))
+    with sites.copy.open("rb"):
+        away.wait("it is told", lambda: "failover.overdue" in told())
+        [found] = away.json("failover", "list")["failovers"]
+        for words in (["rollback"], ["change-point", "--point", "latest"]):
+            for extra in ([], ["--dry-run"]):
+                assert "is in use" in refused(away, "failover", *words, *extra, found["name"])
+        assert away.disk(DISK)["state"] == "FailedOver"
+    away.wait("it is rolled back", lambda: away.json("failover", "list")["failovers"] == [])
+
+
 def test_a_copy_whose_disk_was_taken_by_force_is_cleaned_up_once_it_is_a_branch(
     sites: Sites,
 ) -> None:
@@ -381,6 +406,9 @@ def test_a_group_goes_on_without_a_disk_that_is_failed_over_until_it_is_back(
             home.wait_shipped("log01")
         [row] = home.json("point", "create", "shop", "--wait")["points"]
         assert row["disk"] == "log01"
+        assert f"disk {DISK}: failover {name} has it, in state FailedOver; possible: chang" in (
+            refused(away, "failover", "start", "shop")
+        )
         home.run("-m", home.mountpoint, "point", "create", DISK, code=4)
         rows = home.json("group", "show", "shop")["disks"]
         assert {row["disk"]: row["ready"] for row in rows} == {DISK: False, "log01": True}

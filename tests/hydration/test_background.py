@@ -210,6 +210,9 @@ async def test_a_restart_goes_on_where_it_was(
         await task.run()
         assert one.content() == bytes(one.test.model.data)
         assert task.progress().fetched_bytes < 850 * PAGE - kept
+        whole = one.copy.present_bytes
+        await one.kill(host=host)
+        assert abs(one.copy.present_bytes - whole) < 64 * PAGE
 
 
 class Cut(MemoryStore):

@@ -16,6 +16,7 @@ from tests.e2e.grouppoints import group_round
 from tests.e2e.guest_log import guest_log_round
 from tests.e2e.journey import there_and_back
 from tests.e2e.kills import kill_guest_round, kill_round
+from tests.e2e.moves_walk import moves_round
 from tests.e2e.outliving import outlive
 from tests.e2e.power import KINDS, power_loss_round
 from tests.e2e.replays import replay_round
@@ -108,5 +109,6 @@ SCENARIOS = {
     "split-brain": Scenario(split_brains, 1),
     "outage": Scenario(outages, 2),
     "journey": Scenario(journeys, 1),
+    "moves": Scenario(moves_round, 1),
     "rest": Scenario(resting_round, 1),
 }

@@ -8,10 +8,12 @@ from click.testing import Result
 
 Run = Callable[..., Result]
 
-FAILOVER = {
+FAILOVER: dict[str, Any] = {
     "name": "t1", "id": "a" * 32, "kind": "test", "state": "TestFailover",
     "created": "2026-11-21T01:40:05.000Z", "notes": None, "path": "/mnt/failovers/t1",
-    "machine": None, "health": None,
+    "machine": None, "health": None, "possible": ["change-point", "commit"], "moving": {},
+    "members": [{"disk": "web01", "id": "b" * 32, "epoch": 9,
+                 "point_time": "2026-11-21T01:40:00.000Z"}],
     "disks": [{"disk": "web01", "id": "b" * 32, "epoch": 9,
                "point_time": "2026-11-21T01:40:00.000Z", "path": "/mnt/failovers/t1/web01.img",
                "size": 1 << 30, "present_bytes": 4096}],
@@ -42,7 +44,36 @@ def test_failovers_are_listed_and_shown(
     assert lines[1].split()[-4:] == ["1.0", "GiB", "4.0", "KiB"]
     assert run_json("failover", "list") == {"failovers": [FAILOVER]}
     daemon.answer("GET", "/failovers/t1", FAILOVER)
-    assert "web01.present_bytes  4096 (4.0 KiB)" in run("failover", "show", "t1").stdout
+    shown = run("failover", "show", "t1").stdout
+    assert "web01.present_bytes  4096 (4.0 KiB)" in shown
+    assert "change-point, commit" in shown
+
+
+@pytest.mark.parametrize("kind", ["planned", "failback"])
+def test_one_that_has_no_copies_is_listed_and_shown(daemon: Any, run: Run, kind: str) -> None:
+    """It has just begun, and waits for the other site; or its images are those at home."""
+    waits = {"id": "a-1", "state": "running", "waits_for": "disk web01: site home"}
+    moving = {"web01": {"done_bytes": 4096, "total_bytes": 8192}} if kind == "failback" else {}
+    begun = {**FAILOVER, "kind": kind, "state": "Starting", "disks": [], "job": waits,
+             "moving": moving}  # fmt: skip
+    daemon.answer("GET", "/failovers", {"failovers": [begun]})
+    assert "t1        Starting  2026-11-21T01:40:05.000Z  web01" in run("failover", "list").stdout
+    daemon.answer("GET", "/failovers/t1", begun)
+    shown = run("failover", "show", "t1").stdout
+    assert "job.waits_for" in shown
+    assert ("web01.done_bytes" in shown) is (kind == "failback")
+
+
+def test_one_that_is_rolled_back_while_it_is_waited_for_did_not_succeed(
+    daemon: Any, run: Run
+) -> None:
+    begun = {**FAILOVER, "state": "Starting", "job": {"id": "a-1", "state": "running"}}
+    daemon.answer("POST", "/failovers/start", begun)
+    result = run("failover", "start", "web01")
+    assert result.exit_code == 4
+    assert "failover t1: was rolled back" in result.stderr
+    daemon.answer("POST", "/failovers/t1/rollback", {**begun, "state": "RollingBack"})
+    assert run("failover", "rollback", "t1").exit_code == 0
 
 
 def test_no_failovers_is_a_message(daemon: Any, run: Run) -> None:

@@ -1,7 +1,9 @@
 """vdiskfs_tools.names: how a point is named."""
 
+import re
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -118,3 +120,16 @@ def test_the_daemon_reads_the_same_microsecond(time_ns: int) -> None:
     assert text is not None
     assert check_time(text, first=True) == time_ns // 1000 * 1000 == check_time(text) - 999
     assert check_time(text) == time_ns // 1000 * 1000 + 999
+
+
+def test_a_command_that_is_offered_names_disks_and_groups_as_a_shell_takes_them() -> None:
+    """A name is anybody's who may write to the vault: $(...) in one is not to be run."""
+    bare = re.compile(r"vdiskfs [a-z -]+\{[a-z_.]*(disk|group)[a-z_.]*\}")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for top in ("vdiskfs", "tools")
+        for path in sorted((Path(__file__).parents[2] / top).rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if bare.search(line)
+    ]
+    assert found == []

@@ -97,18 +97,28 @@ def list_failovers(call: Call) -> None:
     if call.out.document(document):
         return
     rows = [
-        [
-            item["name"], item["state"], item["created"], row["disk"], row["point_time"],
-            format_bytes(row["size"]), format_bytes(row["present_bytes"]),
-        ]
+        [item["name"], _state(item), item["created"], member["disk"], member["point_time"] or "-",
+         *_here(item, member["id"])]
         for item in document["failovers"]
-        for row in item["disks"]
+        for member in item["members"]
     ]  # fmt: skip
     if not rows:
         call.out.say("no failovers")
         return
     header = ("FAILOVER", "STATE", "CREATED", "DISK", "POINT", ">SIZE", ">HERE")
     call.out.table(header, rows)
+
+
+def _state(item: dict[str, Any]) -> str:
+    return f"{item['state']} (damaged)" if item.get("damaged") else str(item["state"])
+
+
+def _here(item: dict[str, Any], disk_id: str) -> tuple[str, str]:
+    """Return the size of a disk's copy, and how much of it is here."""
+    for row in item["disks"]:
+        if row["id"] == disk_id:
+            return format_bytes(row["size"]), format_bytes(row["present_bytes"])
+    return "-", "-"  # there is none yet; or it is the image at home
 
 
 @failover.command("show")
@@ -124,17 +134,26 @@ def show(call: Call, *, name: str) -> None:
         document: dict[str, Any] = client.get("failovers", name)
     if call.out.document(document):
         return
-    parts = ("disks", "machine", "health")
+    parts = ("disks", "machine", "health", "job", "members", "moving")
     facts: dict[str, object] = {key: value for key, value in document.items() if key not in parts}
-    for part in ("machine", "health"):
-        for key, value in (document.get(part) or {}).items():
-            facts[f"{part}.{key}"] = value
-    for row in document["disks"]:
-        for key, value in row.items():
-            is_size = key == "size" or key.endswith("_bytes")
-            shown = f"{value} ({format_bytes(value)})" if is_size else value
-            facts[f"{row['disk']}.{key}"] = shown
+    for part in ("machine", "health", "job"):
+        _add(facts, part, document.get(part) or {})
+    rows = {row["disk"]: row for row in document["disks"]}
+    for member in document["members"]:
+        moved = document["moving"].get(member["disk"], {})
+        _add(facts, member["disk"], rows.get(member["disk"], member) | moved)
     call.out.facts(facts)
+
+
+def _add(facts: dict[str, object], name: str, values: dict[str, Any]) -> None:
+    """Add what is known of a part, one line for each value that is none of several."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _add(facts, f"{name}.{key}", value)
+        elif key == "size" or key.endswith("_bytes"):
+            facts[f"{name}.{key}"] = f"{value} ({format_bytes(value)})"
+        else:
+            facts[f"{name}.{key}"] = value
 
 
 @failover.command("cleanup")

@@ -130,6 +130,8 @@ class Output:
         words = {None: "-", True: "yes", False: "no"}
         for name, value in facts.items():
             shown = words[value] if value is None or isinstance(value, bool) else value
+            if isinstance(value, list):
+                shown = ", ".join(map(str, value)) or "-"
             self.line(f"{name.ljust(width)}  {shown}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 import uuid
@@ -188,7 +189,7 @@ async def _tend_disk(
             raise
         except VdiskfsError as error:
             if is_damage(error):
-                error.hint = error.hint or f"vdiskfs vault repair --disk {record.name}"
+                error.hint = error.hint or f"vdiskfs vault repair --disk {shlex.quote(record.name)}"
             failed = failed or error
     if failed is not None:
         raise failed

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -62,7 +63,7 @@ def prove(call: Call, *, name: str, level: str, dry_run: bool) -> None:
     if document.get("outcome") == "fail":
         raise DamagedError(
             f"{name}: its proof failed: {document['reason']}",
-            hint=f"vdiskfs point list {wanted.disk} shows what is proven",
+            hint=f"vdiskfs point list {shlex.quote(wanted.disk)} shows what is proven",
         )
 
 

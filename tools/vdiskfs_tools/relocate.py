@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
 import click
 
-from vdiskfs.errors import DamagedError, NotFoundError, UsageError
+from vdiskfs.errors import DamagedError, NotFoundError, StateError, UsageError
 from vdiskfs_tools.call import Call, Command, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks, complete_failovers
 from vdiskfs_tools.failover import failover
@@ -137,7 +138,11 @@ def rollback(call: Call, *, name: str, no_wait: bool, dry_run: bool) -> None:
     Example:
         vdiskfs failover rollback web01-failover-1
     """
-    document = _step(call, name, "rollback", {"dry_run": dry_run}, no_wait=no_wait)
+    with client_of(call) as client:
+        body = {"dry_run": dry_run}
+        document: dict[str, Any] = client.post("failovers", name, "rollback", body=body)
+        if not dry_run:
+            document = _follow(call, client, document, no_wait=no_wait, ends=True)
     if not call.out.document(document):
         call.out.say(f"{name}: {'would be' if dry_run else 'is'} rolled back")
 
@@ -203,7 +208,7 @@ def start_failback(
     document = _failback(call, disk, "", body, no_wait=no_wait)
     if not call.out.document(document):
         call.out.say(f"{disk}: would come home" if dry_run else f"{disk}: {document['state']}; "
-                     f"then: vdiskfs failback complete {disk}")  # fmt: skip
+                     f"then: vdiskfs failback complete {shlex.quote(disk)}")  # fmt: skip
 
 
 @failback.command("complete")
@@ -235,7 +240,7 @@ def complete_failback(
     document = _failback(call, disk, "complete", body, no_wait=no_wait)
     if not call.out.document(document):
         call.out.say(f"{disk}: would be completed" if dry_run else f"{disk}: {document['state']}; "
-                     f"then: vdiskfs failback commit {disk}")  # fmt: skip
+                     f"then: vdiskfs failback commit {shlex.quote(disk)}")  # fmt: skip
     _check_health(document)
 
 
@@ -276,8 +281,13 @@ def _step(
         return _follow(call, client, document, no_wait=no_wait)
 
 
-def _follow(call: Call, client: Any, document: dict[str, Any], *, no_wait: bool) -> dict[str, Any]:
-    """Wait for a failover's job, then for its machine's health; return what it has come to."""
+def _follow(
+    call: Call, client: Any, document: dict[str, Any], *, no_wait: bool, ends: bool = False
+) -> dict[str, Any]:
+    """Wait for a failover's job, then for its machine's health; return what it has come to.
+
+    With ``ends`` nothing is left of it in the end.
+    """
     if no_wait:
         return document
     name = document["name"]
@@ -294,7 +304,12 @@ def _follow(call: Call, client: Any, document: dict[str, Any], *, no_wait: bool)
             try:
                 document = client.get("failovers", name)
             except NotFoundError:
-                return document  # it was rolled back: nothing is left of it
+                if ends:
+                    return document
+                raise StateError(
+                    f"failover {name}: was rolled back, or called off, meanwhile",
+                    hint="vdiskfs job list",
+                ) from None
     check_job(document.get("job") or {})
     return document
 

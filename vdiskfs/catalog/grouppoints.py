@@ -9,6 +9,7 @@ nor an accident makes points of two instants look like one.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ async def group_points(
         when = "" if spec.strip().startswith("latest") else f" at or before {spec}"
         raise NotFoundError(
             f"{', '.join(names)}: no recovery point{when} that all of them share",
-            hint="make one: vdiskfs point create " + " ".join(names),
+            hint="make one: vdiskfs point create " + shlex.join(names),
         )
     return list(found[-1])
 

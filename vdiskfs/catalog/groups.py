@@ -8,6 +8,7 @@ that stands in two all the same (its writer was killed in between) counts for th
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -236,7 +237,7 @@ def check_free(listed: Sequence[ListedGroup], wanted: Group) -> None:
             if disk.id in other.ids:
                 raise ConflictError(
                     f"group {wanted.name}: disk {disk.name} is in group {other.name}",
-                    hint=f"vdiskfs group remove {other.name} {disk.name}",
+                    hint=f"vdiskfs group remove {shlex.quote(other.name)} {shlex.quote(disk.name)}",
                 )
 
 
@@ -257,7 +258,8 @@ async def _write(store: Store, group: Group, *, etag: str | None) -> str:
     except (ConflictError, NotFoundError):
         if etag is None:
             raise AlreadyExistsError(
-                f"there is a group {group.name} already", hint=f"vdiskfs group show {group.name}"
+                f"there is a group {group.name} already",
+                hint=f"vdiskfs group show {shlex.quote(group.name)}",
             ) from None
         raise ConflictError(
             f"group {group.name}: it was changed by somebody else meanwhile",

@@ -6,6 +6,7 @@ it leaves a record from which the same call goes on. vdiskfs-format(5), "Moves".
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +98,7 @@ async def _check_kept(points: DiskLog, fork: Fork) -> None:
     if fork.epoch and not await points.leads_to(fork.generation, fork.epoch):
         raise NotFoundError(
             f"{points.record.name}@{fork.epoch}: the point was thinned away",
-            hint=f"vdiskfs point list {points.record.name}",
+            hint=f"vdiskfs point list {shlex.quote(points.record.name)}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -224,7 +225,8 @@ class Vault:
         generation = record.branch(branch)
         if generation is None:
             raise NotFoundError(
-                f"disk {disk} has no branch {branch!r}", hint=f"see `vdiskfs disk branches {disk}`"
+                f"disk {disk} has no branch {branch!r}",
+                hint=f"see `vdiskfs disk branches {shlex.quote(disk)}`",
             )
         return self.log(record, generation)
 

@@ -9,6 +9,7 @@ failovers   all of a mount's; documents: what scripts get of them; choose, targe
 drills      test failovers                     machine, bootblocks   what runs on them
 free        may a disk be failed over here     known     of a disk, before it is taken
 relocation  failovers for good                 asking    the other site is asked first
+overdue     those that nobody commits are rolled back
 homecoming  failback                           ownmachines  what runs here, when it is asked for
 """
 

@@ -7,6 +7,7 @@ The request stands in the disk's record in the vault, and so does the answer
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import replace
 
 import trio
@@ -96,7 +97,9 @@ class Asking:
                     hint="the same command asks again",
                 )
             if asked.step == REFUSED:
-                await withdraw(self._site.vault, member.disk_id, failover.record.id)
+                # The others go on there, too: a machine that lacks one disk stands still.
+                for one in failover.record.members:
+                    await withdraw(self._site.vault, one.disk_id, failover.record.id)
                 raise StateError(
                     f"disk {member.disk}: site {record.site} does not let it go: {asked.said}",
                     hint="mend that, and give the same command again; or: vdiskfs failover "
@@ -119,7 +122,7 @@ class Asking:
             sign = await self._site.liveness.last_sign(record.owner)
             if sign is None or age_s(sign) > SILENT_S:
                 text += "; it has given no sign of life for long: if it is gone, "
-                text += (f"vdiskfs failback complete {member.disk} --unplanned"
+                text += (f"vdiskfs failback complete {shlex.quote(member.disk)} --unplanned"
                          if failover.record.kind is Kind.FAILBACK
                          else "roll back, and fail over unplanned")  # fmt: skip
         return text

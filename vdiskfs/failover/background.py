@@ -83,7 +83,7 @@ class BackgroundHydration:
         counts = native.presence_counts(self._image)
         done = counts.complete
         return HydrationProgress(
-            counts.present_pages * PAGE_SIZE, 0 if done else counts.absent_pages * PAGE_SIZE,
+            self._copy.present_bytes, 0 if done else counts.absent_pages * PAGE_SIZE,
             self._fetched, self._mapped or done, done, self._waiting or self._copy.waiting,
         )  # fmt: skip
 

@@ -91,7 +91,11 @@ class WritableCopy(Hydrator):
     @property
     def present_bytes(self) -> int:
         """Bytes that are here: written, or brought from the vault."""
-        return native.presence_counts(self.image).present_pages * PAGE_SIZE
+        counts = native.presence_counts(self.image)
+        if counts.complete and not counts.present_pages:
+            # It was opened as one that is complete: there is nothing to count pages for.
+            return min(self.image.size(), 512 * os.fstat(self.fd).st_blocks)
+        return counts.present_pages * PAGE_SIZE
 
     async def answer(self, event: native.Event) -> None:
         """Do what an event asks, and note what had to be waited for."""
@@ -164,6 +168,10 @@ class WritableCopy(Hydrator):
     async def discard(self) -> None:
         """Close it without a word: its files go."""
         await super().aclose()
+        self.close()
+
+    def close(self) -> None:
+        """Close what nobody has used yet, or does any more."""
         self.image.close()
         os.close(self.fd)
 

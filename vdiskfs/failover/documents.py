@@ -21,6 +21,7 @@ async def failover_document(failover: Failover, shown_in: Path) -> dict[str, obj
     return {
         **record_document(record),
         "path": str(directory),
+        "damaged": failover.lost or None,
         "machine": None
         if machine is None
         else {
@@ -76,7 +77,7 @@ def job_document(record: FailoverRecord, job: Job, says: str | None = None) -> d
     return {
         **(_job_document(job, says) or {}),
         "failover": record.name,
-        "disk": ",".join(one.disk for one in record.members),
+        "disk": record.disk_names,
         "step_times": {},
         "progress": None,
         "outcome": None,

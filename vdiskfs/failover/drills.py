@@ -6,6 +6,7 @@ Replication knows nothing of it; any number may be there at once. Trio thread on
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from dataclasses import replace
 
@@ -170,7 +171,7 @@ def may_be_removed(failover: Failover) -> State:
                 raise StateError(
                     f"failover {failover.record.name}: what was written to disk {disk.name} last "
                     "is not in its branch yet",
-                    hint=f"vdiskfs disk resume {disk.name}, and wait",
+                    hint=f"vdiskfs disk resume {shlex.quote(disk.name)}, and wait",
                 )
         return State.REMOVING
     state = after(failover.record.name, failover.record.state, Step.CLEANUP)

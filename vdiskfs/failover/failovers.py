@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from vdiskfs import jobs, native
+from vdiskfs import native
 from vdiskfs.catalog import Vault
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
@@ -33,12 +32,12 @@ from vdiskfs.failover.bootblocks import read_boot, write_boot
 from vdiskfs.failover.copy import WritableCopy, make_files
 from vdiskfs.failover.known import note_recovery
 from vdiskfs.failover.machine import FailoverMachine
-from vdiskfs.failover.record import FailoverRecord, Job, Member
+from vdiskfs.failover.record import FailoverRecord, Job, Member, kept_job
 from vdiskfs.failover.states import Kind, State, Step
 from vdiskfs.failover.taken import TakenDisk
 from vdiskfs.failover.targets import FindLog, Target
-from vdiskfs.failover.told import disks_of, tell_change, tell_made, tell_missed, tell_removed
-from vdiskfs.jobs import OF_FAILOVER, JobKind, Jobs, JobState
+from vdiskfs.failover.told import tell_change, tell_made, tell_missed, tell_removed
+from vdiskfs.jobs import Jobs
 from vdiskfs.machines import Attach, parse_machine
 from vdiskfs.point import PointReader
 from vdiskfs.state import StateDirectory, read_record, sync_directory, users_of, write_record
@@ -63,6 +62,8 @@ class Failover:
     taken: dict[str, TakenDisk] = field(default_factory=dict)
     hydrations: dict[str, BackgroundHydration] = field(default_factory=dict)
     writing: trio.Lock = field(default_factory=trio.Lock)
+    lost: str = ""
+    """Why its copies cannot be opened, if so; it can be given up, or begun anew."""
     says: str | None = None
     """What its job waits for now, for people."""
     running: tuple[trio.CancelScope, trio.Event] | None = None
@@ -133,18 +134,23 @@ class Failovers:
     async def load(self) -> None:
         """Take up what an earlier run left. Asks the vault nothing.
 
-        What cannot be taken up is left where it is and said in the log; the others are.
+        One whose copies cannot be opened is taken up without them. One whose record cannot be
+        read is left where it is. Both are told.
         """
         for directory in sorted(self._root.iterdir()):
             try:
                 where = str(directory / RECORD)
                 record = FailoverRecord.from_body(read_record(directory / RECORD), where)
-                failover = await trio.to_thread.run_sync(self._open, record, directory)
+                failover = await trio.to_thread.run_sync(self._open_anyway, record, directory)
             except (VdiskfsError, OSError) as error:
                 log.error("%s: a failover that cannot be taken up: %s", directory, error)
+                self.events.tell("failover.damaged", directory.name, str(error))
                 continue
             self.enter(failover)
             await tell_missed(self.events, record)
+            if failover.lost:
+                names = record.disk_names
+                self.events.tell("failover.damaged", record.name, failover.lost, disk=names)
 
     async def aclose(self) -> None:
         """Close all copies; nobody uses them any more."""
@@ -254,6 +260,7 @@ class Failovers:
         failover.copies = await trio.to_thread.run_sync(
             self._copies, failover.record.members, failover.directory
         )
+        failover.lost = ""
         self.enter(failover)
 
     def _make_copies(self, failover: Failover) -> None:
@@ -272,26 +279,41 @@ class Failovers:
                 raise LocalError(f"{directory}: {error.strerror}") from error
             hook("failover.copied")
 
+    def _open_anyway(self, record: FailoverRecord, directory: Path) -> Failover:
+        """Open it, perhaps without the copies; in a thread."""
+        try:
+            return self._open(record, directory)
+        except (VdiskfsError, OSError) as error:
+            return Failover(
+                record, directory, {}, self._machine(record, directory), lost=str(error)
+            )
+
+    def _machine(self, record: FailoverRecord, directory: Path) -> FailoverMachine | None:
+        if record.machine is None:
+            return None
+        return FailoverMachine(parse_machine(record.machine), directory, self._host)
+
     def _open(self, record: FailoverRecord, directory: Path) -> Failover:
         """Open the copies; in a thread."""
-        machine = None
-        if record.machine is not None:
-            definition = parse_machine(record.machine)
-            machine = FailoverMachine(definition, directory, self._host)
-        failover = Failover(record, directory, {}, machine)
+        failover = Failover(record, directory, {}, self._machine(record, directory))
         between = record.state in (State.STARTING, State.CHANGING_POINT, State.ROLLING_BACK)
         if record.kind is not Kind.FAILBACK and (not between or failover.has_done("copies")):
             failover.copies = self._copies(record.members, directory)
         return failover
 
     def _copies(self, members: Iterable[Member], directory: Path) -> dict[str, WritableCopy]:
-        return {
-            member.disk_id: WritableCopy(
-                self._core, directory / member.disk_id, member, self._next_cookie(),
-                partial(self._read, member), is_away=self.is_away, boot_id=self._boot_id,
-            )
-            for member in members
-        }  # fmt: skip
+        copies: dict[str, WritableCopy] = {}
+        try:
+            for member in members:
+                copies[member.disk_id] = WritableCopy(
+                    self._core, directory / member.disk_id, member, self._next_cookie(),
+                    partial(self._read, member), is_away=self.is_away, boot_id=self._boot_id,
+                )  # fmt: skip
+        except BaseException:
+            for copy in copies.values():
+                copy.close()
+            raise
+        return copies
 
     def enter(self, failover: Failover) -> None:
         """Show it, and answer for its copies."""
@@ -378,13 +400,15 @@ class Failovers:
         ended = failover.record.state in (State.REMOVING, State.ROLLING_BACK, State.CHANGING_POINT)
         if ended or (len(failover.record.jobs) != jobs and failover.record.health is not None):
             return
-        if health.healthy:
+        # Without a check it has answered nobody; started again it is warm.
+        cold = machine.machine.health is not None and failover.record.health is None
+        if health.healthy and cold:
             await self._remember_boot(failover)
         said = "is healthy" if health.healthy else "is NOT healthy"
         log.info("failover %s: machine %s %s: %s", failover.record.name, machine.machine.name,
                  said, health.detail)  # fmt: skip
         await self.write(failover, health=health)
-        if health.healthy:
+        if health.healthy and cold:
             await note_recovery(self.vault, failover.record, machine.machine.name, health)
 
     async def _fetch_first(self, failover: Failover, copy: WritableCopy) -> None:
@@ -438,7 +462,7 @@ class Failovers:
         await self.discard_copies(failover)
         for job in failover.record.jobs:
             if not failover.record.name.startswith(PROOF):
-                self._jobs.keep(_over(failover.record, job))
+                self._jobs.keep(kept_job(failover.record, job))
         self._by_id.pop(failover.record.id, None)
         await trio.to_thread.run_sync(self._remove_files, failover)
         await tell_removed(self.events, failover.record)
@@ -452,22 +476,6 @@ class Failovers:
             shutil.rmtree(gone)
         except OSError as error:
             raise LocalError(f"{failover.directory}: {error.strerror}") from error
-
-
-def _over(record: FailoverRecord, job: Job) -> jobs.Job:
-    """Return a job of a failover that is removed now: by its last one, if that leads there."""
-    removes = job is record.jobs[-1] and job.kind in (Step.ROLLBACK, Step.CLEANUP)
-    if job.ended_ns or removes:
-        state = JobState.DONE
-    else:
-        state = JobState.FAILED if job.error else JobState.INTERRUPTED
-    steps = (*job.done, "removed") if removes else job.done
-    error, code = ("", 0) if removes else (job.error or "", job.code)
-    return jobs.Job(
-        job.id, 0, JobKind(str(job.kind)), disks_of(record), OF_FAILOVER + record.name, state,
-        job.began_ns, job.ended_ns or time.time_ns(), tuple((step, 0) for step in steps),
-        error=error, hint="" if removes else job.hint, code=code,
-    )  # fmt: skip
 
 
 async def apart(name: str, act: Callable[..., Awaitable[None]], *arguments: object) -> None:

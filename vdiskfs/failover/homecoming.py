@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from vdiskfs.failover.bringing import Bringing
 from vdiskfs.failover.choose import choose, close, logs_of, new_record, path_of, point_spec
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.homeimage import HomeImages
-from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_ended, check_same
 from vdiskfs.failover.known import fork_of, is_taken, prepare_disk
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after
@@ -109,6 +110,7 @@ class Homecomings:
             if failover is not None:
                 if not failover.is_at(Step.FAILBACK):
                     after(failover.record.name, failover.record.state, Step.FAILBACK)
+                check_same(failover, full=full, vm=vm)
                 if not dry_run:
                     await self._go(failover, Step.FAILBACK)
                 return failover.record
@@ -135,12 +137,12 @@ class Homecomings:
                 moved: the machine would be down until they are.
         """
         async with self._failovers.changing:
-            failover = self.of_disk(disk)
+            failover = self.of_disk(disk, Step.COMPLETE)
             goes_on, state = failover.is_at(Step.COMPLETE), State.COMPLETING
             if not goes_on:
                 state = after(failover.record.name, failover.record.state, Step.COMPLETE)
             if failover.record.state is State.FAILING_BACK:
-                again = f"vdiskfs failback start {disk}"
+                again = f"vdiskfs failback start {shlex.quote(disk)}"
                 check_ended(failover, Step.FAILBACK, Step.COMPLETE, again)
             if dry_run:
                 return failover.record
@@ -175,14 +177,17 @@ class Homecomings:
             StateError: it is not completed.
         """
         async with self._failovers.changing:
-            failover = self.of_disk(disk)
+            failover = self.of_disk(disk, Step.COMMIT)
             state = after(failover.record.name, failover.record.state, Step.COMMIT)
-            again = f"vdiskfs failback complete {disk}"
+            again = f"vdiskfs failback complete {shlex.quote(disk)}"
             check_ended(failover, Step.COMPLETE, Step.COMMIT, again)
             if dry_run:
                 return failover.record
             for member in failover.record.members:
-                await note_move(self._site.vault, member.disk_id, failover.record.id, None)
+                found = await self._site.vault.disk(member.disk_id)
+                # One that another site has taken since is told of by that one.
+                if found.moved is not None and found.moved.id == failover.record.id:
+                    await note_move(self._site.vault, member.disk_id, failover.record.id, None)
             jobs = begin(failover, Step.COMMIT)
             done = replace(jobs[-1], done=("told",), ended_ns=time.time_ns())
             await self._failovers.write(failover, state=state, jobs=(*jobs[:-1], done))
@@ -233,7 +238,7 @@ class Homecomings:
                 if self._images.is_named(member) or await self._is_home(member):
                     raise StateError(
                         f"failover {failover.record.name}: disk {member.disk} is home already",
-                        hint=f"vdiskfs failback complete {member.disk}",
+                        hint=f"vdiskfs failback complete {shlex.quote(member.disk)}",
                     )
         except BaseException:
             if failover.job is not None and not failover.job.error:
@@ -249,26 +254,28 @@ class Homecomings:
                 self._images.let_write(member.disk_id)
         await self._failovers.remove(failover)
 
-    def of_disk(self, disk: str) -> Failover:
-        """Return the failback of a disk, or of this name.
+    def of_disk(self, disk: str, step: Step) -> Failover:
+        """Return the failback of a disk, or of this name, that may take a step.
 
         Raises:
-            StateError: there is none.
+            StateError: there is none, or it is committed.
         """
         found = self._of_disk(disk)
         if found is None:
+            for one in reversed(self._failovers.all()):
+                if one.record.kind is Kind.FAILBACK and disk in _names(one.record):
+                    after(one.record.name, one.record.state, step)
             raise StateError(
                 f"disk {disk}: no failback of it was begun here",
-                hint=f"vdiskfs failback start {disk}",
+                hint=f"vdiskfs failback start {shlex.quote(disk)}",
             )
         return found
 
     def _of_disk(self, disk: str) -> Failover | None:
         for failover in self._failovers.all():
             record = failover.record
-            names = (record.name, record.group, *(one.disk for one in record.members))
             open_ = record.kind is Kind.FAILBACK and record.state is not State.FAILED_BACK
-            if open_ and disk in names:
+            if open_ and disk in _names(record):
                 return failover
         return None
 
@@ -283,13 +290,13 @@ class Homecomings:
         if moved.state != State.FAILBACK_READY:
             raise StateError(
                 f"disk {disk}: is not replicated from site {moved.site}, state {moved.state}",
-                hint=f"there: vdiskfs reprotect {disk}",
+                hint=f"there: vdiskfs reprotect {shlex.quote(disk)}",
             )
         path = self._images.known(record.id)
         if path is None and not create:
             raise StateError(
                 f"disk {disk}: no image of it is known here",
-                hint="to make one anew: vdiskfs failback start --create-vm",
+                hint=f"to make one anew: vdiskfs failback start {shlex.quote(disk)} --create-vm",
             )
         full = full or path is None
         if path is None:
@@ -338,7 +345,7 @@ class Homecomings:
         while True:
             if replicator.paused:
                 raise StateError(f"disk {disk.name}: its replication is paused",
-                                 hint=f"vdiskfs disk resume {disk.name}")  # fmt: skip
+                                 hint=f"vdiskfs disk resume {shlex.quote(disk.name)}")  # fmt: skip
             if replicator.suspects.needed:
                 failover.says = f"disk {disk.name}: finds out what was written here last"
                 await replicator.suspects.ask(now=True)
@@ -449,6 +456,10 @@ class Homecomings:
     async def _over(self, failover: Failover) -> None:
         await self._failovers.write(failover, state=State.FAILBACK_UNCOMMITTED)
         hook("failback.over")
+
+
+def _names(record: FailoverRecord) -> tuple[str | None, ...]:
+    return (record.name, record.group, *(one.disk for one in record.members))
 
 
 async def _check_down(failover: Failover) -> None:

@@ -14,10 +14,10 @@ from dataclasses import replace
 import trio
 
 from vdiskfs.crash import hook
-from vdiskfs.errors import LocalError, StateError, VdiskfsError
+from vdiskfs.errors import DamagedError, LocalError, StateError, VdiskfsError
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.record import Job
-from vdiskfs.failover.states import Step
+from vdiskfs.failover.states import TABLE, Kind, Step
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,62 @@ def check_ended(failover: Failover, before: Step, step: Step, again: str) -> Non
         hint = f"vdiskfs job wait {job.id}, then the same again"
     raise StateError(
         f"failover {record.name}: {step} is not possible in state {record.state}: {why}", hint=hint
+    )
+
+
+def check_whole(failover: Failover) -> None:
+    """Check that the copies of a failover could be opened.
+
+    Raises:
+        DamagedError: they could not.
+    """
+    record = failover.record
+    if not failover.lost:
+        return
+    hint = f"put it back, then mount again; or: vdiskfs failover rollback {record.name}"
+    if (record.state, Step.ROLLBACK) not in TABLE:
+        hint = "put it back, then mount again; or take what the vault has at home, by vdiskfs "
+        hint += "failback complete --unplanned, or mount --force"
+    raise DamagedError(
+        f"failover {record.name}: its copies cannot be opened: {failover.lost}", hint=hint
+    )
+
+
+def check_same(
+    failover: Failover, *, name: str | None = None, spec: str | int = "", vm: bool = True,
+    full: bool = False,
+) -> None:  # fmt: skip
+    """Check that a command that goes on with a failover does not ask for another one.
+
+    Args:
+        failover: that goes on.
+        name: that it is to have; None: any.
+        spec: an epoch that it is to be taken at; what else names a point may mean another
+            one by now, and is not looked at.
+        vm: False: no machine is to be started.
+        full: of a failback: all of it is to be brought.
+
+    Raises:
+        StateError: it is another one.
+    """
+    record = failover.record
+    if name is not None and name != record.name:
+        other = f"not {name}"
+    elif (
+        isinstance(spec, int) and record.kind is Kind.UNPLANNED and spec != record.members[0].epoch
+    ):
+        other = f"at epoch {record.members[0].epoch}, not {spec}"
+    elif not vm and record.machine is not None:
+        other = "with its machine"
+    elif full and not all(one.full for one in record.members):
+        other = "in mode minimize-downtime"
+    else:
+        return
+    end = Step.CLEANUP if record.kind is Kind.FAILBACK else Step.ROLLBACK
+    raise StateError(
+        f"failover {record.name}: is under way in state {record.state}, {other}",
+        hint=f"go on with it as it was begun; or: vdiskfs failover {end} {record.name}, then the "
+        "same again",
     )
 
 
@@ -174,5 +230,5 @@ class Runner:
     def _tell(self, failover: Failover, text: str, code: str = "job.step") -> None:
         if failover.job is not None:
             what = f"{failover.job.id} {failover.job.kind}: {text}"
-            disks = ",".join(one.disk for one in failover.record.members)
-            self._failovers.events.tell(code, failover.record.name, what, disk=disks)
+            names = failover.record.disk_names
+            self._failovers.events.tell(code, failover.record.name, what, disk=names)

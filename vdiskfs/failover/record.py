@@ -10,9 +10,11 @@ The directory of a failover appears and goes by one rename: it is there whole or
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vdiskfs import jobs
 from vdiskfs.errors import DamagedError, UsageError
 from vdiskfs.failover.states import Kind, State, Step
 
@@ -97,6 +99,18 @@ class FailoverRecord:
     group: str | None = None
     unasked: str = ""
 
+    @property
+    def disk_names(self) -> str:
+        """The names of its disks, with commas between."""
+        return ",".join(one.disk for one in self.members)
+
+    @property
+    def point_names(self) -> str:
+        """The points that the copies began with, as DISK@#EPOCH."""
+        return ", ".join(
+            f"{one.disk}@#{one.epoch}" if one.epoch else one.disk for one in self.members
+        )
+
     def to_body(self) -> dict[str, Any]:
         """Return what `from_body` reads."""
         return {"format": FORMAT, **asdict(self)}
@@ -115,7 +129,7 @@ class FailoverRecord:
                     hint="use the version of vdiskfs that wrote it",
                 )
             health = body["health"]
-            jobs = [
+            begun = [
                 Job(**{**one, "kind": Step(one["kind"]), "done": tuple(one["done"])})
                 for one in body.get("jobs", ())
             ]
@@ -123,12 +137,29 @@ class FailoverRecord:
                 str(body["id"]), str(body["name"]), Kind(body["kind"]), State(body["state"]),
                 int(body["created_ns"]), tuple(Member(**one) for one in body["members"]),
                 str(body["notes"]), body["machine"],
-                None if health is None else Health(**health), tuple(jobs),
+                None if health is None else Health(**health), tuple(begun),
                 int(body.get("rollback_ns", 0)), body.get("group"),
                 str(body.get("unasked", "")),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where}: not the record of a failover: {error!r}") from None
+
+
+def kept_job(record: FailoverRecord, job: Job) -> jobs.Job:
+    """Return a job of a failover that is removed now: by its last one, if that leads there."""
+    removes = job is record.jobs[-1] and job.kind in (Step.ROLLBACK, Step.CLEANUP)
+    if job.ended_ns or removes:
+        state = jobs.JobState.DONE
+    else:
+        state = jobs.JobState.FAILED if job.error else jobs.JobState.INTERRUPTED
+    steps = (*job.done, "removed") if removes else job.done
+    error, code = ("", 0) if removes else (job.error or "", job.code)
+    return jobs.Job(
+        job.id, 0, jobs.JobKind(str(job.kind)), record.disk_names,
+        jobs.OF_FAILOVER + record.name, state, job.began_ns, job.ended_ns or time.time_ns(),
+        tuple((step, 0) for step in steps), error=error, hint="" if removes else job.hint,
+        code=code,
+    )  # fmt: skip
 
 
 def check_name(name: str) -> None:

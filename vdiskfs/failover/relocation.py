@@ -19,7 +19,7 @@ from vdiskfs.catalog.moves import Fork, give_back, note_move, withdraw
 from vdiskfs.config import MachinesConfig
 from vdiskfs.crash import hook
 from vdiskfs.disk import ProtectedDisk, Site
-from vdiskfs.errors import NotFoundError, StateError, VdiskfsError
+from vdiskfs.errors import NotFoundError, StateError, VaultUnreachableError, VdiskfsError
 from vdiskfs.failover.asking import Asking
 from vdiskfs.failover.background import BackgroundHydration
 from vdiskfs.failover.choose import (
@@ -32,8 +32,9 @@ from vdiskfs.failover.choose import (
 )
 from vdiskfs.failover.failovers import Failover, Failovers
 from vdiskfs.failover.free import check_free
-from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job
+from vdiskfs.failover.jobs import Runner, Steps, begin, check_no_job, check_same, check_whole
 from vdiskfs.failover.known import fork_of
+from vdiskfs.failover.overdue import Overdue
 from vdiskfs.failover.ownmachines import note_kept
 from vdiskfs.failover.record import FailoverRecord, Member
 from vdiskfs.failover.states import Kind, State, Step, after, allowed
@@ -81,6 +82,7 @@ class Relocations:
         self._runner = Runner(failovers, nursery)
         self._asking = Asking(failovers, site)
         self._limiter = limiter
+        self._overdue = Overdue(failovers, nursery, partial(self.roll_back, dry_run=False))
 
     # ---- after a restart -----------------------------------------------------------------
 
@@ -88,6 +90,9 @@ class Relocations:
         """Track what is written to here, by what is on this host alone; then go on with jobs."""
         for failover in self._failovers.all():
             if failover.record.kind in SIDE:
+                continue
+            if failover.lost and failover.record.state is not State.REMOVING:
+                self._overdue.watch(failover)
                 continue
             under_way = failover.record.state not in SETTLED
             if failover.copies and (not under_way or failover.has_done("taken")):
@@ -109,8 +114,7 @@ class Relocations:
             self._failovers.start_apart(failover, self._restart, failover, Step.START)
         if record.state in SETTLED or failover.has_done("machine"):
             self._failovers.judge_again(failover)
-        if record.rollback_ns and record.state is State.FAILED_OVER:
-            self._nursery.start_soon(self._roll_back_later, failover)
+        self._overdue.watch(failover)
 
     def _make_disks(self, failover: Failover) -> None:
         failover.taken = {
@@ -141,8 +145,10 @@ class Relocations:
             As `start`.
         """
         found = self._begun(disk, kind)
-        return found.record if found is not None else await self._plan(disk, kind, spec, name,
-                                                                       vm=vm)  # fmt: skip
+        if found is None:
+            return await self._plan(disk, kind, spec, name, vm=vm)
+        check_same(found, name=name, spec=spec, vm=vm)
+        return found.record
 
     async def start(
         self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool,
@@ -169,11 +175,16 @@ class Relocations:
         """
         async with self._failovers.changing:
             failover = self._begun(disk, kind)
+            rollback_ns = time.time_ns() + int(rollback_s * NS) if rollback_s else 0
             if failover is None:
                 record = await self._plan(disk, kind, spec, name, vm=vm)
-                if rollback_s:
-                    record = replace(record, rollback_ns=time.time_ns() + int(rollback_s * NS))
-                failover = await self._failovers.make(record)
+                failover = await self._failovers.make(replace(record, rollback_ns=rollback_ns))
+            else:
+                check_same(failover, name=name, spec=spec, vm=vm)
+                check_whole(failover)
+                if rollback_ns and not failover.record.rollback_ns:
+                    await self._failovers.write(failover, rollback_ns=rollback_ns)
+            self._overdue.watch(failover)
             if failover.record.state is State.STARTING or failover.is_at(Step.START):
                 await self._restart(failover, Step.START)
         return failover
@@ -202,11 +213,32 @@ class Relocations:
                 )
         return None
 
+    def _check_not_here(self, disk: str) -> None:
+        """Check that no failover has a disk, also where another one, or a group, was named.
+
+        Raises:
+            StateError: one has.
+        """
+        for failover in self._failovers.all():
+            record = failover.record
+            has = disk in (one.disk for one in record.members)
+            if has and record.kind not in SIDE and record.state is not State.HANDED_OVER:
+                raise StateError(
+                    f"disk {disk}: failover {record.name} has it, in state {record.state}; "
+                    f"possible: {', '.join(allowed(record.state)) or 'none'}",
+                    hint=f"vdiskfs failover show {record.name}",
+                )
+
     async def _plan(
         self, disk: str, kind: Kind, spec: str | int, name: str | None, *, vm: bool
     ) -> FailoverRecord:
         record, target = await new_record(self._failovers, disk, name, kind, vm=vm)
-        found = [await check_free(self._site, self._protection, one) for one in target.names]
+        for one in target.names:
+            self._check_not_here(one)
+        found = [
+            await check_free(self._site, self._protection, one, planned=kind is Kind.PLANNED)
+            for one in target.names
+        ]
         if kind is Kind.PLANNED:
             members = unknown_members(found)
         else:
@@ -228,6 +260,7 @@ class Relocations:
         async with self._failovers.changing:
             failover = self._failovers.find(name)
             if failover.is_at(Step.CHANGE_POINT):
+                check_whole(failover)
                 if not dry_run:
                     await self._restart(failover, Step.CHANGE_POINT)
                 return failover.record
@@ -242,9 +275,9 @@ class Relocations:
             )
             await close(readers)
             members = with_tokens(members, records)
+            await self._check_idle(failover)
             if dry_run:
                 return replace(failover.record, members=members)
-            await self._check_idle(failover)
             jobs = begin(failover, Step.CHANGE_POINT)
             await self._failovers.write(
                 failover, state=state, members=members, jobs=jobs, health=None
@@ -259,6 +292,7 @@ class Relocations:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.COMMIT)
             check_no_job(failover)
+            check_whole(failover)
             if not dry_run:
                 await self._tell(failover, state)
                 jobs = begin(failover, Step.COMMIT)
@@ -281,7 +315,7 @@ class Relocations:
             failover = self._failovers.find(name)
             state = after(name, failover.record.state, Step.ROLLBACK)
             if failover.record.state not in (State.STARTING, State.ROLLING_BACK):
-                check_no_job(failover)
+                await self._check_idle(failover)
             if dry_run:
                 return failover.record
             if failover.record.state is not State.ROLLING_BACK:
@@ -294,18 +328,6 @@ class Relocations:
             await self._restart(failover, Step.ROLLBACK)
         return failover.record
 
-    async def _roll_back_later(self, failover: Failover) -> None:
-        while failover.record.state is State.FAILED_OVER and failover.record.rollback_ns:
-            left = (failover.record.rollback_ns - time.time_ns()) / NS
-            if left <= 0:
-                log.warning("failover %s: was not committed in time", failover.record.name)
-                try:
-                    await self.roll_back(failover.record.name, dry_run=False)
-                    return
-                except VdiskfsError as error:
-                    log.error("failover %s: %s", failover.record.name, error)
-            await trio.sleep(min(max(left, 1.0), 60.0))
-
     async def reprotect(self, disk: str, *, dry_run: bool) -> FailoverRecord:
         """Replicate from here: what changed since the failover is shipped, and all that follows.
 
@@ -314,6 +336,7 @@ class Relocations:
         """
         async with self._failovers.changing:
             failover = self.of_disk(disk)
+            check_whole(failover)
             goes_on, state = failover.is_at(Step.REPROTECT), State.REPROTECTING
             if not goes_on:
                 state = after(failover.record.name, failover.record.state, Step.REPROTECT)
@@ -379,8 +402,6 @@ class Relocations:
         await self._failovers.write(failover, state=State.FAILED_OVER)
         hook("failover.over")
         self._hydrate(failover)
-        if failover.record.rollback_ns:
-            self._nursery.start_soon(self._roll_back_later, failover)
 
     def _hydrate(self, failover: Failover) -> None:
         """Bring in the background what nobody has asked for yet."""
@@ -420,7 +441,12 @@ class Relocations:
             try:
                 await withdraw(vault, member.disk_id, failover.record.id)
                 record = await give_back(vault, member.disk_id, failover.record.id, vault.log)
-            except NotFoundError:
+            except NotFoundError as error:
+                # A folder that is not mounted lacks everything.
+                if await self._failovers.is_away():
+                    text = f"the vault is not there: {error.message}"
+                    hint = "bring it back, then the same command again"
+                    raise VaultUnreachableError(text, hint=hint) from error
                 continue
             if record.owner is not None:
                 await vault.touch_site(record.owner.site, record.owner.writer)

@@ -6,6 +6,7 @@ machine that are all in one group; of others the newest point at or before that 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -158,7 +159,7 @@ async def _machine_of_group(vault: Vault, group: str, names: Sequence[str]) -> M
     if others:
         raise StateError(
             f"machine {found[0].name} has disk {min(others)}, which is not in group {group}",
-            hint=f"vdiskfs group add {group} {min(others)}, or --vm none",
+            hint=f"vdiskfs group add {shlex.quote(group)} {shlex.quote(min(others))}, or --vm none",
         )
     return found[0]
 

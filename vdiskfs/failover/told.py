@@ -11,7 +11,7 @@ import trio
 from vdiskfs.events import Events
 from vdiskfs.failover.record import FailoverRecord
 
-STATE, REMOVED, HEALTH = "failover.state", "failover.removed", "machine.health"
+STATE, REMOVED = "failover.state", "failover.removed"
 
 
 async def tell_made(events: Events, record: FailoverRecord) -> None:
@@ -23,8 +23,9 @@ async def tell_made(events: Events, record: FailoverRecord) -> None:
 async def tell_change(events: Events, before: FailoverRecord, record: FailoverRecord) -> None:
     """Tell what has become of a failover; its state is kept on return, as `tell_made`."""
     if record.health is not None and before.health != record.health:
-        text = f"{points_of(record)}: {record.health.detail}"
-        events.tell(HEALTH, record.name, text, disk=disks_of(record))
+        text = f"{record.point_names}: {record.health.detail}"
+        code = "machine.health" if record.health.healthy else "machine.unhealthy"
+        events.tell(code, record.name, text, disk=record.disk_names)
     if before.state is not record.state:
         await _tell_state(events, record, f"{before.state} -> {record.state}")
 
@@ -32,7 +33,7 @@ async def tell_change(events: Events, before: FailoverRecord, record: FailoverRe
 async def tell_removed(events: Events, record: FailoverRecord) -> None:
     """Tell that a failover is gone; kept on return, as `tell_made`."""
     text = f"removed: {record.notes}" if record.notes else "removed"
-    events.tell(REMOVED, record.name, text, disk=disks_of(record))
+    events.tell(REMOVED, record.name, text, disk=record.disk_names)
     await events.wait_kept()
 
 
@@ -44,18 +45,6 @@ async def tell_missed(events: Events, record: FailoverRecord) -> None:
         await _tell_state(events, record, f"{before} -> {record.state}")
 
 
-def disks_of(record: FailoverRecord) -> str:
-    """Return the disks of a failover, with commas between."""
-    return ",".join(one.disk for one in record.members)
-
-
-def points_of(record: FailoverRecord) -> str:
-    """Return the points that the copies began with, as DISK@#EPOCH."""
-    return ", ".join(
-        f"{one.disk}@#{one.epoch}" if one.epoch else one.disk for one in record.members
-    )
-
-
 async def _tell_state(events: Events, record: FailoverRecord, text: str) -> None:
-    events.tell(STATE, record.name, text, disk=disks_of(record))
+    events.tell(STATE, record.name, text, disk=record.disk_names)
     await events.wait_kept()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -221,7 +222,9 @@ class Jobs:
             raise StateError(f"job {job_id}: is over: {job.state}", hint="vdiskfs job show")
         live = self._live.get(job_id)
         if live is None or live.cancel is None:
-            hint = {JobKind.PROTECT: f"vdiskfs disk pause {job.disk}, or disk unprotect"}
+            hint = {
+                JobKind.PROTECT: f"vdiskfs disk pause {shlex.quote(job.disk)}, or disk unprotect"
+            }
             raise StateError(
                 f"job {job_id}: {job.kind} cannot be cancelled", hint=hint.get(job.kind, "")
             )

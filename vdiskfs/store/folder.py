@@ -216,7 +216,8 @@ class Folder:
     def _check_root(self) -> None:
         if not self.root.is_dir():
             raise NotFoundError(
-                f"there is no folder {self.root}", hint="vdiskfs vault init makes it"
+                f"there is no folder {self.root}",
+                hint="is its file system mounted? vdiskfs vault init makes a new one",
             )
 
     def _directory(self, parts: tuple[str, ...], *, create: bool = False) -> int:
