@@ -50,10 +50,8 @@ static int open_head(vdf_track *track, const char *name, bool fresh)
             error = (int)got;
         if (error == 0) {
             void *at = mmap(NULL, VDF_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-            if (at == MAP_FAILED)
-                error = -errno;
-            else
-                track->head = at;
+            error = at == MAP_FAILED ? -errno : 0;
+            track->head = at == MAP_FAILED ? NULL : at;
         }
     }
     close(fd);

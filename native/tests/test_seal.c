@@ -58,7 +58,7 @@ static int capture(vdf_image *image)
 {
     static uint64_t pageno[BATCH], sum[BATCH];
     static uint8_t zero[BATCH], data[BATCH * VDF_PAGE_SIZE];
-    vdf_batch batch = {pageno, sum, zero, data, BATCH, 0, 0};
+    vdf_batch batch = {.pageno = pageno, .sum = sum, .zero = zero, .data = data, .capacity = BATCH};
     uint64_t cursor = 0;
     int error;
 
