@@ -122,7 +122,7 @@ def test_a_failover_and_the_way_home(sites: Sites, tell: Callable[[str], None]) 
     walk(home, "failback", "start", DISK, is_done="not possible in state FailingBack")
     walk(home, "failback", "complete", DISK, is_done="not possible in state FailbackUncommitted")
     assert refuses_writes(sites.copy)
-    walk(home, "failback", "commit", DISK, is_done="no failback of it was begun here")
+    walk(home, "failback", "commit", DISK, is_done="not possible in state FailedBack")
     home.wait_shipped(DISK)
     assert live.read_bytes() == content
     write_at(live, 0, b"at home")
