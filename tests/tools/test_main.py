@@ -68,6 +68,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
 TABLE = [
     (errors.VdiskfsError("x"), 1),
     (errors.LocalError("x"), 1),
+    (errors.ImageReadError("x"), 1),
     (errors.UsageError("x"), 2),
     (errors.NotFoundError("x"), 3),
     (errors.StateError("x"), 4),
