@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import trio
 
 from vdiskfs.catalog import DiskRecord as VaultRecord
 from vdiskfs.catalog import Owner
 from vdiskfs.catalog.vault import now_text
+from vdiskfs.crash import hook
 from vdiskfs.disk import Site
-from vdiskfs.errors import BusyError, UsageError
+from vdiskfs.errors import BusyError, DamagedError, NotFoundError, UsageError
 from vdiskfs.ownernote import refusal
-from vdiskfs.state import DiskPaths, DiskRecord, ImageLock
+from vdiskfs.state import (
+    DiskPaths,
+    DiskRecord,
+    ImageLock,
+    read_record,
+    remove_file,
+    write_record,
+)
 from vdiskfs.tree import SourceFile
 from vdiskfs.twin import find_twin
 
@@ -32,11 +41,15 @@ async def enroll(site: Site, file: SourceFile, *, force: bool) -> DiskRecord:
     vault, identity = site.vault, file.identity()
     made = await _foreign(site, file, None, force=force)
     is_new = made is None
+    note = site.state.path / f"enrolling-{identity.inode}-{identity.birth_ns}.json"
     if made is None:
+        # Known here before it is known there: who ends in between has made one disk, not two.
+        disk_id = await trio.to_thread.run_sync(_id_for, site, note)
         made = await vault.create_disk(
-            _disk_name(file), file=file.path, size=identity.size, site=site.name,
+            _disk_name(file), file=file.path, size=identity.size, site=site.name, disk_id=disk_id,
             owner=Owner(site.name, site.state.writer_id, "", now_text()),
         )  # fmt: skip
+        hook("enrolment.told")
     record = DiskRecord(
         disk_id=made.id, name=made.name, file=made.file, vault_id=vault.vault_id,
         writer_id=site.state.writer_id, device=identity.device,
@@ -44,7 +57,24 @@ async def enroll(site: Site, file: SourceFile, *, force: bool) -> DiskRecord:
     )  # fmt: skip
     fill = _to_be_finalized if is_new else _nothing_more
     await trio.to_thread.run_sync(site.state.create_disk, record, fill)
+    if is_new:
+        await trio.to_thread.run_sync(remove_file, note)
     return record
+
+
+def _id_for(site: Site, note: Path) -> str:
+    """Return the id of a new disk: that which an earlier try has noted, or one that is noted."""
+    vault_id = site.vault.vault_id
+    try:
+        noted = read_record(note)
+    except (NotFoundError, DamagedError):
+        noted = {}
+    disk_id = str(noted.get("disk_id", ""))
+    if noted.get("vault_id") == vault_id and not site.state.disk(disk_id).directory.exists():
+        return disk_id
+    disk_id = uuid.uuid4().hex
+    write_record(note, {"vault_id": vault_id, "disk_id": disk_id})
+    return disk_id
 
 
 def _to_be_finalized(paths: DiskPaths) -> None:

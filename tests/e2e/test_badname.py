@@ -35,3 +35,21 @@ def test_a_name_that_is_not_utf_8_ends_nobody_s_replication(tmp_path: Path) -> N
         status = site.json("status")
         assert (status["pid"], [one["name"] for one in status["disks"]]) == (pid, ["web01"])
         assert odd.read_bytes() == b"served all the same"
+
+
+def test_a_file_whose_enrolment_was_cut_off_is_one_disk(tmp_path: Path) -> None:
+    """The vault had heard of it, and this host did not live to note that."""
+    with MountedSite(tmp_path) as site:
+        site.add_image("web01", MIB, os.urandom(MIB))
+        site.init()
+        for _ in range(2):
+            site.environ["VDISKFS_CRASH"] = "enrolment.told:1"
+            with pytest.raises(CommandError):
+                site.mount()
+            site.run("umount", site.mountpoint)
+        del site.environ["VDISKFS_CRASH"]
+        site.mount().wait_shipped("web01")
+        listed = [row["name"] for row in site.json("disk", "list")["disks"]]
+        assert listed == ["web01"]
+        assert not list(site.state.glob("enrolling-*"))
+        assert site.point("web01").read_bytes() == site.image("web01").read_bytes()
