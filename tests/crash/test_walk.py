@@ -18,7 +18,7 @@ import pytest
 from tests.crash.hooknames import unpassed
 from tests.crash.scenarios import SCENARIOS
 
-EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "12")
+EVERY = os.environ.get("VDISKFS_CRASH_EVERY", "16")
 SECOND_EVERY = os.environ.get("VDISKFS_CRASH_SECOND_EVERY", "300")
 TOP = Path(__file__).parents[2]
 
