@@ -36,7 +36,7 @@ from vdiskfs.delta.entries import NO_EXTENTS, U8, U64, distinct, unite_extents
 from vdiskfs.errors import FormatError, ImageReadError
 from vdiskfs.image import OVERWRITE, ChainEnd, LiveImage, unreadable
 from vdiskfs.point.fetch import first_error
-from vdiskfs.spool import changed_runs
+from vdiskfs.spool import bytes_here, changed_runs
 from vdiskfs.state import Stretch, write_file
 from vdiskfs.units import PAGE_SIZE, PAGES_PER_REGION, pages_of
 
@@ -123,8 +123,8 @@ class SuspectPass:
         Returns:
             The bytes of their segments, which are deleted.
         """
-        unsent = [part for part in self.parts if _bytes_here(part)]
-        given = sum(map(_bytes_here, unsent))
+        unsent = [part for part in self.parts if bytes_here(part)]
+        given = sum(map(bytes_here, unsent))
         try:
             self._live.suspect_pages(unite_extents(changed_runs(unsent)))
         except FormatError as error:
@@ -272,10 +272,6 @@ class SuspectPass:
             self._live.image.suspect_clear(pages)
             self.done_pages += len(pages)
         self._live.image.suspect_clear_from(pages_of(self._live.image.size()))
-
-
-def _bytes_here(part: Spooled) -> int:
-    return sum(segment.size for segment in part.segments if segment.path.exists())
 
 
 def part_limit(directory: Path) -> int:

@@ -22,7 +22,7 @@ from vdiskfs.errors import DamagedError, LocalError, NotFoundError, is_disk_erro
 from vdiskfs.health import Health
 from vdiskfs.ownership import DiskLine
 from vdiskfs.ratelimit import RateLimiter
-from vdiskfs.spool import Spool
+from vdiskfs.spool import Spool, bytes_here
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Shipper:
         if trio.current_time() - self._checked_at >= CHECK_S:
             await self.check_vault()
         waiting = self._spool.first
-        await self._take(waiting.head.object_size + _bytes_here(waiting))
+        await self._take(waiting.head.object_size + bytes_here(waiting))
         began = trio.current_time()
         try:
             spooled = await self._line.publish(waiting, self._offer)
@@ -220,11 +220,6 @@ class Shipper:
         for segment in here:
             segment.path.unlink(missing_ok=True)
             hook("part.uploaded")
-
-
-def _bytes_here(spooled: Spooled) -> int:
-    """Return the bytes of a delta's segments that are not in the vault yet."""
-    return sum(segment.size for segment in spooled.segments if segment.path.exists())
 
 
 def _anchor_of(points: DiskLog) -> Anchor:

@@ -176,6 +176,11 @@ def _read_whole(spooled: Spooled) -> None:
             raise LocalError(f"{path}: {error.strerror}") from error
 
 
+def bytes_here(spooled: Spooled) -> int:
+    """Return the bytes of a delta's segments that are not in the vault yet. Waits for the disk."""
+    return sum(segment.size for segment in spooled.segments if segment.path.exists())
+
+
 def changed_runs(deltas: Sequence[Spooled]) -> Iterator[Extents]:
     """Yield the pages that deltas change; what a cut takes away counts. Waits for the disk.
 

@@ -51,6 +51,12 @@ class Segmented(Rig):
         await self.wait(lambda: self.replicator.waiting == 1)
         await trio.sleep(60)
 
+    async def fall_behind(self) -> None:
+        """One delta waits for a vault that is away."""
+        await self.fill()
+        self.memory.away = True
+        await self.one_waits()
+
     async def converge(self) -> None:
         self.memory.away = False
         self.health.vault_answers()
@@ -63,9 +69,7 @@ async def test_the_only_delta_goes_if_its_slot_was_not_asked_for(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with Segmented(tmp_path, SIZE) as rig, rig.running():
-        await rig.fill()
-        rig.memory.away = True
-        await rig.one_waits()
+        await rig.fall_behind()
         lag_s = rig.replicator.lag_s()
         assert await rig.replicator.give_room() >= 2 * PAGE_SIZE
         assert rig.replicator.waiting == 0
@@ -112,9 +116,7 @@ async def test_of_an_earlier_run_it_is_not_known_and_the_oldest_stays(
 ) -> None:
     async with Segmented(tmp_path, SIZE) as rig:
         async with rig.running():
-            await rig.fill()
-            rig.memory.away = True
-            await rig.one_waits()
+            await rig.fall_behind()
         rig.close()
         rig.memory.away = False
         await rig.open()
@@ -133,9 +135,7 @@ async def test_a_pass_that_is_about_to_wait_for_all_to_be_shipped_does_not_keep_
 ) -> None:
     """Room is asked for when the seal is taken, and the pass has not begun."""
     async with Segmented(tmp_path, SIZE) as rig, rig.running(), trio.open_nursery() as nursery:
-        await rig.fill()
-        rig.memory.away = True
-        await rig.one_waits()
+        await rig.fall_behind()
         one, given = rig.replicator, []
         begin = one.begin_seal
 
@@ -163,9 +163,7 @@ async def test_a_pause_before_the_pass_has_begun_is_not_forgotten(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Segmented(tmp_path, SIZE) as rig, rig.running():
-        await rig.fill()
-        rig.memory.away = True
-        await rig.one_waits()
+        await rig.fall_behind()
         one = rig.replicator
         begin = one.begin_seal
 
@@ -248,9 +246,7 @@ async def test_what_cannot_be_noted_is_not_given_back(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Segmented(tmp_path, SIZE) as rig, rig.running():
-        await rig.fill()
-        rig.memory.away = True
-        await rig.one_waits()
+        await rig.fall_behind()
 
         def fail(*_: object) -> None:
             raise LocalError("the disk refused")
