@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,6 @@ from vdiskfs.state import read_record, write_record
 THIRD = "d" * 32
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[Sites]:
-    two = Sites(tmp_path)
-    with two.home, two.away:
-        two.begin()
-        yield two
 
 
 def fetched(document: dict[str, Any]) -> int:

@@ -12,7 +12,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
@@ -79,14 +78,6 @@ class Walk:
         else:
             assert result.returncode == 0, (line, result)
         return result
-
-
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[Sites]:
-    two = Sites(tmp_path)
-    with two.home, two.away:
-        two.begin()
-        yield two
 
 
 def test_protection_and_tests_of_failovers(sites: Sites, tell: Callable[[str], None]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -22,14 +21,6 @@ from vdiskfs.store import open_store
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
 REQUEST = Handover("c" * 32, "third", "d" * 32, "2026-01-01T00:00:00Z")
-
-
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[Sites]:
-    two = Sites(tmp_path)
-    with two.home, two.away:
-        two.begin()
-        yield two
 
 
 def at_third(sites: Sites, act: Callable[[Vault], Awaitable[Any]]) -> None:

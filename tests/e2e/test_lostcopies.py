@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from tests.e2e.mounted import MountedSite
 from tests.e2e.test_relocation import DISK, Sites
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[Sites]:
-    two = Sites(tmp_path)
-    with two.home, two.away:
-        two.begin()
-        yield two
 
 
 def lose(away: MountedSite, what: str) -> dict[str, Any]:

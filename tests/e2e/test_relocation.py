@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,6 @@ class Sites:
     def copy(self) -> Path:
         [one] = self.away.json("failover", "list")["failovers"]
         return Path(one["disks"][0]["path"])
-
-
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[Sites]:
-    two = Sites(tmp_path)
-    with two.home, two.away:
-        two.begin()
-        yield two
 
 
 def refuses_writes(image: Path) -> bool:
