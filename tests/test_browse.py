@@ -1,4 +1,4 @@
-"""What the tree shows of recovery points, where a disk of the vault is damaged."""
+"""What the tree shows of recovery points: a damaged disk, and one that was just protected."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from tests.catalog.harness import bench
 from tests.vaults import newcomer
 from vdiskfs.browse import STALE_S, Browser
+from vdiskfs.catalog import DiskLog
 from vdiskfs.catalog.vault import disk_object
 from vdiskfs.errors import DamagedError, NotFoundError
 
@@ -48,3 +49,18 @@ async def test_a_damaged_record_hides_no_other_disk(
         await fresh.disks()
         told = [one.message for one in caplog.records]
         assert sum(other.id in one for one in told) == 2, "once each"
+
+
+async def test_a_disk_that_is_protected_now_is_shown_at_once(autojump_clock: MockClock) -> None:
+    """Although the vault's disks were listed a moment before."""
+    async with bench() as test:
+        own: dict[str, DiskLog] = {}
+        images = cast("Any", SimpleNamespace())
+        browser = Browser(test.vault, images, lambda: own, lambda _: None)
+        assert [one.name for one in await browser.disks()] == ["web01"]
+        asked = browser.requests
+        record = await test.vault.create_disk("db01", file="db.img", size=0, site="here")
+        own["db01"] = test.vault.log(record)
+        assert {one.name for one in await browser.disks()} == {"db01", "web01"}
+        assert await browser.log("db01") is own["db01"]
+        assert browser.requests == asked + 2, "what create_disk asked"

@@ -63,7 +63,10 @@ class Browser:
         return self._vault.store.requests
 
     async def records(self) -> Mapping[str, DiskRecord]:
-        """Return the vault's disks by name. One whose record was damaged since is as it was."""
+        """Return the vault's disks by name. One whose record was damaged since is as it was.
+
+        A disk that was protected here since the vault was asked is among them.
+        """
         async with self._lock:
             if trio.current_time() >= self._records_until:
                 found, unreadable = await self._vault.read_disks()
@@ -75,7 +78,8 @@ class Browser:
                 self._unreadable = unreadable
                 self._records = {one.name: one for one in found}
                 self._records_until = trio.current_time() + STALE_S
-        return self._records
+        own = {name: one.record for name, one in self._own().items()}
+        return {**own, **self._records}
 
     def forget_records(self) -> None:
         """Look the vault's disks up anew the next time: this site has changed one."""
