@@ -49,6 +49,7 @@ class Mount:
         self.fails: dict[str, Exception] = {}
         self.tended: list[str] = []
         self.levels: set[int] = set()
+        self.takes: list[Any] = []
         pace = SimpleNamespace(compression_level=1)
         state = SimpleNamespace(
             writer_id="cc" * 16, documents=directory / "documents",
@@ -74,9 +75,10 @@ class Mount:
         return disk
 
     async def _tend(
-        self, log: Any, ladder: Any, scratch: Path, *, compression_level: int
+        self, log: Any, ladder: Any, scratch: Path, *, compression_level: int, take: Any
     ) -> Tended:
         del ladder, scratch
+        self.takes.append(take)
         self.levels.add(compression_level)
         self.tended.append(log.record.name)
         if (error := self.fails.get(log.record.name)) is not None:
@@ -153,11 +155,12 @@ async def test_a_vault_that_is_away_is_not_told_of_as_damage(
     assert not mount.events.since(0, 100)
 
 
-async def test_leaves_are_compressed_as_the_policy_says(mount: Mount) -> None:
+async def test_leaves_are_compressed_and_sent_as_the_policy_says(mount: Mount) -> None:
     def change(policy: Policy) -> Policy:
         return changed_policy(policy, {"compression_level": "11"})
 
     await set_policy(mount.test.vault.store, "default", change)
-    await mount.add("db01")
+    disk = await mount.add("db01")
     await mount.maintenance.turn()
     assert mount.levels == {11}
+    assert mount.takes == [disk.replicator.shipper.take_aside], "the bandwidth is the disk's"

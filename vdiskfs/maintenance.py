@@ -175,8 +175,9 @@ class Maintenance:
         points = disk.points if own else self._site.vault.log(record, number)
         scratch = self._site.state.disk(disk.disk_id).directory / "thin" / str(number)
         tended = await self._upkeep.tend(
-            points, policy.ladder, scratch, compression_level=policy.compression_level
-        )
+            points, policy.ladder, scratch, compression_level=policy.compression_level,
+            take=disk.replicator.shipper.take_aside,
+        )  # fmt: skip
         self._due[disk.disk_id, number] = now + (
             0 if tended.thinned.more else TEND_S if own else OTHERS_S
         )

@@ -32,6 +32,9 @@ NOTE_AGAIN_S = 5.0
 JOIN_AGAIN_S = 60.0
 """Seconds until deltas that are damaged are joined again, as far as they can be."""
 
+ASIDE_BYTES = 256 << 10
+"""What thinning takes of the bandwidth at once."""
+
 CHECK_S = 1.0
 """A vault that took a delta so recently is not asked again whether it is still the same."""
 
@@ -174,6 +177,11 @@ class Shipper:
         """Wait until so many bytes may be uploaded."""
         await self.shared.take(size)
         await self.limiter.take(size)
+
+    async def take_aside(self, size: int) -> None:
+        """Wait until so many bytes may be uploaded that no point waits for: deltas go between."""
+        for start in range(0, size, ASIDE_BYTES):
+            await self._take(min(ASIDE_BYTES, size - start))
 
     async def check_vault(self) -> None:
         """Check that the vault holds what it has taken.

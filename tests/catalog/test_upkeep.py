@@ -14,6 +14,7 @@ from tests.delta.model import T0
 from tests.vaults import BOTH, edited, newcomer
 from vdiskfs.catalog import SiteRecord, Vault
 from vdiskfs.catalog.garbage import GRACE_S, STEP_S, ClockError
+from vdiskfs.catalog.leaves import Take
 from vdiskfs.catalog.policy import (
     PRESETS,
     Policy,
@@ -47,10 +48,18 @@ class Tender:
         self.local_ns = self.store_ns + int(skew_s * NS)
         self.test.store.now_ns = self.store_ns
 
-    async def tend(self, *, dry_run: bool = False, ladder: str = "") -> Tended:
+    async def tend(
+        self, *, dry_run: bool = False, ladder: str = "", take: Take | None = None
+    ) -> Tended:
         rungs = parse_ladder(ladder) if ladder else LADDER
         log = self.upkeep.vault.log(await self.test.vault.disk(self.test.record.id))
-        return await self.upkeep.tend(log, rungs, self.directory / "thin", dry_run=dry_run)
+        return await self.upkeep.tend(
+            log, rungs, self.directory / "thin", dry_run=dry_run, take=take
+        )
+
+
+class NotSentError(Exception):
+    """What was to be sent is not."""
 
 
 @BOTH
@@ -70,6 +79,36 @@ async def test_what_a_dry_run_says_is_what_is_done(tmp_path: Path) -> None:
         assert said.thinned.points > 50
         assert said.thinned.oldest_ns == done.thinned.oldest_ns
         assert len(await site.check()) == done.thinned.left
+
+
+@BOTH
+async def test_what_thinning_sends_waits_for_its_turn(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(3)), Tender(test, tmp_path)
+        await site.publish(120)
+        tender.at(121)
+        turns: list[int] = []
+
+        async def take(size: int) -> None:
+            assert await names_in(test.vault) == names, "nothing is sent before its turn"
+            turns.append(size)
+            raise NotSentError
+
+        names = await names_in(test.vault) | {"clock.json"}
+        with pytest.raises(NotSentError):
+            await tender.tend(take=take)
+        before, store = await names_in(test.vault), tender.upkeep.vault.store
+        sent = store.bytes_sent
+
+        async def count(size: int) -> None:
+            turns.append(size)
+
+        turns.clear()
+        await tender.tend(take=count)
+        made = await names_in(test.vault) - before
+        assert any(name.startswith("segments/") for name in made)
+        # The ledger, disk.json and clock.json are no part of it; what encryption adds is not, too.
+        assert 0.8 * (store.bytes_sent - sent) < sum(turns) <= store.bytes_sent - sent
 
 
 @BOTH

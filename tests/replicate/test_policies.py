@@ -53,6 +53,24 @@ async def test_uploads_take_as_long_as_the_bandwidth_says(
         assert rig.replicator.shipper.limiter.limit == 0
 
 
+async def test_a_delta_goes_between_what_thinning_sends(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with Rig(tmp_path, 1 << 20) as rig, rig.running():
+        await rig.wait(lambda: rig.is_settled)
+        shipper = rig.replicator.shipper
+        shipper.shared.limit = 64 * KIB
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+            nursery.start_soon(shipper.take_aside, 8 * 1024 * KIB)
+            await trio.sleep(10)
+            rig.write(0, random.Random(1).randbytes(4 * KIB))
+            await rig.wait(lambda: rig.is_settled, 0.25)
+            assert trio.current_time() - began < 20
+        # The last piece is paid for by who comes next.
+        assert 120 < trio.current_time() - began < 130
+
+
 async def test_the_settings_of_a_policy_take_effect_and_are_taken_back(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -7,7 +7,7 @@ that have garbage in them; else it refers to where its data is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +37,9 @@ from vdiskfs.units import PAGE_SIZE
 
 _READS_AT_ONCE = 8
 
+# take(bytes): waits until so many may be uploaded.
+Take = Callable[[int], Awaitable[None]]
+
 
 @dataclass(slots=True)
 class LeafWriter:
@@ -55,6 +58,7 @@ class LeafWriter:
     shared: frozenset[str] = frozenset()
     """Segments that other generations need, too."""
 
+    take: Take | None = None
     room: int = field(default_factory=lambda: rewriting.REWRITE_LIMIT)
     """Bytes that may still be moved out of objects with garbage."""
 
@@ -191,9 +195,14 @@ class LeafWriter:
         After a kill they tell which segments nobody names. Where they are lost `unclaimed` does.
         """
         segments = [replace(segment, leaf_of=self.generation) for segment in segments]
+        await self._wait_turn(sum(segment.size for segment in segments))
         await upload_segments(self.tables.store, self.tables.disk_id, segments)
         for segment in segments:
             empty_file(segment.path)
+
+    async def _wait_turn(self, size: int) -> None:
+        if self.take is not None:
+            await self.take(size)
 
     async def _batch(self, joined: LocalDelta, entries: Entries) -> PageBatch:
         """Read the pages of some entries, verified."""
@@ -215,6 +224,7 @@ class LeafWriter:
     async def _store(self, path: Path, joined: LocalDelta) -> PieceInfo:
         head = joined.head
         epochs = (head.from_epoch, head.to_epoch)
+        await self._wait_turn(head.object_size)
         while True:
             name = joined_name(head.disk_id, self.generation, head.level, epochs, self.serial)
             try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import trio
 
-from vdiskfs.catalog.leaves import LeafWriter, empty_file
+from vdiskfs.catalog.leaves import LeafWriter, Take, empty_file
 from vdiskfs.catalog.ledger import (
     JOIN_LEVEL,
     LEAF_LEVEL,
@@ -84,14 +84,18 @@ class Thinner:
 
     def __init__(
         self, vault: Vault, log: DiskLog, *, writer_id: str, scratch: Path,
-        compression_level: int = DEFAULT_LEVEL,
+        compression_level: int = DEFAULT_LEVEL, take: Take | None = None,
     ) -> None:  # fmt: skip
-        """Use a log of the generation. ``scratch`` is this line's alone, also after a kill."""
+        """Use a log of the generation. ``scratch`` is this line's alone, also after a kill.
+
+        ``take`` waits until so many bytes may be uploaded.
+        """
         self._vault = vault
         self._log = log
         self._writer_id = writer_id
         self._scratch = scratch
         self._level = compression_level
+        self._take = take
 
     async def plan(
         self, ladder: Ladder, now_ns: int, leased: Collection[tuple[int, int]] = ()
@@ -261,7 +265,7 @@ class Thinner:
         shared = await self._shared(plan.record, known.values())
         writer = LeafWriter(
             log.tables, line.generation, self._writer_id, self._level, self._scratch, remains,
-            log.cache, shared,
+            log.cache, shared, self._take,
         )  # fmt: skip
         leaves = await self._leaves(plan, writer, known, pieces)
         joins = still_right(pieces, leaves, {one.piece.name for one in known.values()})

@@ -19,6 +19,7 @@ from vdiskfs.catalog.garbage import (
     thinning_time_ns,
 )
 from vdiskfs.catalog.leases import open_points
+from vdiskfs.catalog.leaves import Take
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.points import Point
 from vdiskfs.catalog.proofs import LEVELS, list_proven
@@ -65,7 +66,7 @@ class Upkeep:
 
     async def tend(
         self, log: DiskLog, ladder: Ladder, scratch: Path, *, compression_level: int = 0,
-        dry_run: bool = False,
+        take: Take | None = None, dry_run: bool = False,
     ) -> Tended:  # fmt: skip
         """Collect what is doomed on a line, then thin it.
 
@@ -74,6 +75,7 @@ class Upkeep:
             ladder: of the disk's policy.
             scratch: a directory for this line alone.
             compression_level: of what is written, if not that of all lines.
+            take: waits until so many bytes may be uploaded.
             dry_run: only say what would be done.
 
         Raises:
@@ -84,7 +86,7 @@ class Upkeep:
         now = await store_time_ns(self.vault.store, self.clock)
         thinner = Thinner(
             self.vault, log, writer_id=self.writer_id, scratch=scratch,
-            compression_level=compression_level or self.compression_level,
+            compression_level=compression_level or self.compression_level, take=take,
         )  # fmt: skip
         place = (log.record.id, log.generation)
         sweep = not dry_run and abs(now - self.swept.get(place, 0)) >= SWEEP_S * NS
