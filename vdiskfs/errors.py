@@ -125,6 +125,10 @@ class ImageReadError(LocalError):
     """The disk that an image lies on does not give back what it holds."""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What a file system says that is full, or at a quota."""
+
+
 def is_disk_error(error: VdiskfsError) -> bool:
     """Say whether a disk of this host failed: the kernel said EIO."""
     cause = error.__cause__

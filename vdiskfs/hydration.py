@@ -7,13 +7,13 @@ first go first.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from vdiskfs import native
+from vdiskfs.errors import NO_ROOM
 from vdiskfs.hydrator import Hydrator
 from vdiskfs.native import ImageFlags
 from vdiskfs.point import PointReader
@@ -46,7 +46,7 @@ class OpenedPoint(Hydrator):
         try:
             return await super().put(start, view)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._images.give_way():
+            if error.errno not in NO_ROOM or not self._images.give_way():
                 raise
         await self.map(start // REGION_SIZE, (start + len(view) - 1) // REGION_SIZE)
         return await super().put(start, view)

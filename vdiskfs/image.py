@@ -18,7 +18,7 @@ from vdiskfs.crash import hook
 from vdiskfs.delta import DeltaHead, DeltaWriter, EpochFacts, Flags, PageBatch, Spooled
 from vdiskfs.delta.entries import Extents, extents_of_pages
 from vdiskfs.delta.layout import NO_ID
-from vdiskfs.errors import DamagedError, ImageReadError, LocalError
+from vdiskfs.errors import NO_ROOM, DamagedError, ImageReadError, LocalError
 from vdiskfs.state import DiskPaths, TrackSums
 from vdiskfs.units import PAGE_SIZE
 
@@ -234,7 +234,7 @@ def open_track(directory: Path, size: int) -> tuple[native.Track, bool]:
         if error.errno == errno.EIO and not new:
             why = f"the bitmaps cannot be read: {error.strerror}"
             raise DamagedError(f"{directory}: {why}") from error
-        hint = "free space in the state directory" if error.errno == errno.ENOSPC else ""
+        hint = "free space in the state directory" if error.errno in NO_ROOM else ""
         if new:
             for path in directory.iterdir():
                 path.unlink()

@@ -52,13 +52,19 @@ static void strand(vdf_core *core, const uint8_t *request, size_t length)
         vdf_reply_error(core, in->unique, error);
 }
 
+/* A quota is room that runs out, too. */
+static bool lacks_room(int error)
+{
+    return error == -ENOSPC || error == -EDQUOT;
+}
+
 /*
  * Whether a request that found no space has been parked, or told why not, until something has
  * been asked to give way: once. Of a WRITE some may be written; all of it is written again then.
  */
 static bool waits_for_room(vdf_core *core, vdf_parked *request, int error)
 {
-    if (error != -ENOSPC || !(core->flags & VDF_CORE_ASK_ROOM) || request->spaceless)
+    if (!lacks_room(error) || !(core->flags & VDF_CORE_ASK_ROOM) || request->spaceless)
         return false;
     request->spaceless = request->begun = true;
     request->wants = 0;
@@ -195,7 +201,7 @@ static void handle_write(vdf_core *core, vdf_image *image, const uint8_t *buffer
     int error = vdf_image_write(image, wanted->offset, wanted->size, buffer + head);
     if (error == 0)
         reply_written(core, in->unique, wanted->size);
-    else if (error != -EAGAIN && error != -ENOSPC)
+    else if (error != -EAGAIN && !lacks_room(error))
         vdf_reply_error(core, in->unique, error);
     else /* tried again with what it takes to wait */
         write_parts(core, &(vdf_parked){.image = image,

@@ -21,6 +21,19 @@ static scratch s;
 static int kernel; /* our end */
 static vdf_core *core;
 
+/* The quota of the image's file system is used up: this is in the place of pwrite. */
+static atomic_bool at_quota;
+
+ssize_t __real_pwrite64(int fd, const void *data, size_t length, off_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *data, size_t length, off_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *data, size_t length, off_t offset)
+{
+    if (!atomic_load(&at_quota))
+        return __real_pwrite64(fd, data, length, offset);
+    errno = EDQUOT;
+    return -1;
+}
+
 static void ask(uint32_t opcode, uint64_t nodeid, uint64_t unique, const void *body, size_t size)
 {
     static uint8_t message[256 * 1024];
@@ -195,6 +208,21 @@ static void spaceless_requests(vdf_image *image)
     CHECK(vdf_core_try_again(core) == 0);
     CHECK(heard(34).out.error == -ENOSPC);
     CHECK(dup3(whole, image->fd, O_CLOEXEC) >= 0);
+
+    /* So it is with a quota. */
+    atomic_store(&at_quota, true);
+    ask(FUSE_WRITE, 5, 36, &write, sizeof write);
+    event = next_event();
+    CHECK(event.kind == VDF_EVENT_NO_ROOM && event.length == 8);
+    atomic_store(&at_quota, false);
+    CHECK(vdf_core_try_again(core) == 0);
+    CHECK(heard(36).out.error == 0);
+    atomic_store(&at_quota, true);
+    ask(FUSE_WRITE, 5, 38, &write, sizeof write);
+    next_event();
+    CHECK(vdf_core_try_again(core) == 0);
+    CHECK(heard(38).out.error == -EDQUOT);
+    atomic_store(&at_quota, false);
     close(full);
     close(whole);
     CHECK(atomic_load(&core->parked_bytes) == 0);
