@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -26,6 +27,10 @@ from trio.testing import MockClock
 
 from tests.clock import jumping_clock
 from tests.leaks import Holdings, holdings
+
+# What is started in the background of a shell has it ignored, and hands that on.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
