@@ -1,7 +1,8 @@
 """Which kind of vault tests are made with: plain, or encrypted with one key.
 
 A test, or a module by ``pytestmark``, that uses the fixture ``each_vault`` runs with both kinds.
-``VDISKFS_TEST_VAULT=encrypted`` gives every test that does not an encrypted one.
+``VDISKFS_TEST_VAULT=encrypted`` gives every test that does not an encrypted one. Those of real
+mounts (tests/e2e) have encrypted ones by themselves, and plain ones with ``=plain``.
 """
 
 from __future__ import annotations

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_relocation import Sites
+from tests.vaults import VARIABLE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vault_as_users_have_it() -> Iterator[None]:
+    """Encrypt vaults, as `vault init` does by itself, unless the whole run has another kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        if VARIABLE not in os.environ:
+            patch.setenv(VARIABLE, "encrypted")
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.soak.scenarios import SCENARIOS, Counts
+from tests.vaults import VARIABLE, is_encrypted
 
 
 class Tally:
@@ -72,7 +73,8 @@ def run_round(name: str, seed: int, tally: Tally) -> bool:
         else:
             traceback.print_exc()
         print(f"FAILED, its files are in {directory}; again with:", file=sys.stderr)
-        print(f"    ./run soak --scenario {name} --seed {seed}", file=sys.stderr, flush=True)
+        kind = "" if is_encrypted() else " --vault plain"
+        print(f"    ./run soak --scenario {name} --seed {seed}{kind}", file=sys.stderr, flush=True)
         return False
     tally.add(name, counts)
     shutil.rmtree(directory)
@@ -87,7 +89,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30, help="start no round after that")
     parser.add_argument("--seed", type=int, help="of the whole soak; with --scenario of the round")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), help="one round of this")
+    parser.add_argument("--vault", choices=["encrypted", "plain"], default="encrypted")
     words = parser.parse_args()
+    os.environ[VARIABLE] = words.vault
     seed = random.SystemRandom().randrange(2**31) if words.seed is None else words.seed
     os.nice(5)
     tally = Tally()

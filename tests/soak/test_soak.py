@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.kills import ViolationError
 from tests.soak import __main__ as soak
 from tests.soak.scenarios import Counts, Scenario, races
+from tests.vaults import VARIABLE
 
 RAN: list[int] = []
 
@@ -28,6 +29,7 @@ def bad_round(directory: Path, seed: int) -> Counts:
 @pytest.fixture
 def scenarios(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.nice", lambda _: 0)
+    monkeypatch.setenv(VARIABLE, "plain")
     rounds = {"good": Scenario(good_round, 1), "bad": Scenario(bad_round, 1)}
     monkeypatch.setattr(soak, "SCENARIOS", rounds)
     RAN.clear()
@@ -50,13 +52,14 @@ def test_a_round_is_run_again_by_its_seed(
 
 
 @pytest.mark.usefixtures("scenarios")
+@pytest.mark.parametrize("more", [[], ["--vault", "plain"]])
 def test_a_failed_round_is_told_with_its_command_and_its_files_stay(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
-    assert run(monkeypatch, "--scenario", "bad", "--seed", "42") == 1
+    assert run(monkeypatch, "--scenario", "bad", "--seed", "42", *more) == 1
     out, err = capsys.readouterr()
     assert "seed 42 lost a write" in err
-    assert "./run soak --scenario bad --seed 42" in err
+    assert " ".join(["./run soak --scenario bad --seed 42", *more]) + "\n" in err
     assert "bad: 1 rounds, 1 failed, kills 1, violations 1" in out
     kept = Path(err.partition("its files are in ")[2].partition(";")[0])
     kept.rmdir()
