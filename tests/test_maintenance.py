@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from tests.catalog.harness import Bench, bench
@@ -41,6 +42,10 @@ async def test_a_vault_that_keeps_what_is_due_is_told_of_once(tmp_path: Path) ->
     assert "7 objects" in found[0].text
 
 
+async def free() -> None:
+    """Take no time."""
+
+
 class Mount:
     """Maintenance of two disks of a vault in memory; what tending them comes to is told."""
 
@@ -50,6 +55,7 @@ class Mount:
         self.tended: list[str] = []
         self.levels: set[int] = set()
         self.takes: list[Any] = []
+        self.slow: dict[str, Callable[[], Awaitable[None]]] = {}
         pace = SimpleNamespace(compression_level=1)
         state = SimpleNamespace(
             writer_id="cc" * 16, documents=directory / "documents",
@@ -71,6 +77,7 @@ class Mount:
             name=name, disk_id=record.id, started=True, site=self.site, health=Health(name),
             points=vault.log(record), line=SimpleNamespace(displaced=None), replicator=Mock(),
         )  # fmt: skip
+        disk.replicator.shipper.is_bounded = False
         self.disks.append(disk)
         return disk
 
@@ -81,15 +88,21 @@ class Mount:
         self.takes.append(take)
         self.levels.add(compression_level)
         self.tended.append(log.record.name)
+        await self.slow.get(log.record.name, free)()
         if (error := self.fails.get(log.record.name)) is not None:
             raise error
         return Tended(Thinned(log.generation, 0, 0, None, 1), Collected())
+
+    async def turn(self) -> None:
+        """Have a turn, and wait for those that are tended aside."""
+        async with trio.open_nursery() as nursery:
+            await self.maintenance.turn(nursery)
 
     async def minutes(self, count: int, clock: MockClock) -> list[str]:
         """Return which disks were tended in so many turns, one each minute."""
         self.tended = []
         for _ in range(count):
-            await self.maintenance.turn()
+            await self.turn()
             clock.jump(60)
         return self.tended
 
@@ -161,6 +174,29 @@ async def test_leaves_are_compressed_and_sent_as_the_policy_says(mount: Mount) -
 
     await set_policy(mount.test.vault.store, "default", change)
     disk = await mount.add("db01")
-    await mount.maintenance.turn()
+    await mount.turn()
     assert mount.levels == {11}
     assert mount.takes == [disk.replicator.shipper.take_aside], "the bandwidth is the disk's"
+
+
+async def test_a_disk_that_may_send_only_slowly_keeps_nobody_from_his_turn(
+    mount: Mount, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
+    expect_log("disk db01: is not thinned")
+    following = Mock()
+    monkeypatch.setattr("vdiskfs.maintenance.follow", following)
+    disk, other = await mount.add("db01"), await mount.add("web02")
+    done = trio.Event()
+    disk.replicator.shipper.is_bounded, mount.slow["db01"] = True, done.wait
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            await mount.maintenance.turn(nursery)
+            mock_clock.jump(60)
+        # All follow their policies, one is thinned once more, and the other is at it still.
+        assert [one.args[0] for one in following.call_args_list] == 20 * [disk, other]
+        assert sorted(mount.tended) == ["db01", "web02", "web02"]
+        mount.fails["db01"] = RuntimeError("too much")
+        done.set()
+    assert [one.disk for one in mount.events.since(0, 100)] == ["db01"]
+    mount.fails.clear()
+    assert "db01" in await mount.minutes(3, mock_clock)

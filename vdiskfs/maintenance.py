@@ -5,15 +5,17 @@ take effect that can, and thins and collects the lines of the disks that this si
 after the other, so that guests and replication have the machine. A disk without a policy is
 left alone. A line that fails is tried again by the retry table of `vdiskfs.health`, and keeps
 neither other lines nor other disks from their turn; clocks that disagree stop it with an
-event. Trio thread only.
+event. What may be sent only slowly is thinned aside: policies are followed meanwhile. Trio
+thread only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -42,6 +44,9 @@ LOOK_S = 60.0
 
 TEND_S = 900.0
 """How often a line that is written is thinned: a point of it stays that cheap to open."""
+
+ASIDE_AT_ONCE = 4
+"""Disks that are thinned aside at a time."""
 
 OTHERS_S = 6 * 3600.0
 """How often the other generations and branches of a disk are."""
@@ -77,35 +82,42 @@ class Maintenance:
         self._woken = trio.Event()
         self._documents = KeptDocuments(site.vault.store, site.state.documents)
         self._copy_at = -math.inf
+        self._aside: set[str] = set()
+        self._places = trio.CapacityLimiter(ASIDE_AT_ONCE)
 
     async def run(self) -> None:
         """Look and tend until cancelled."""
-        while True:
-            await self.turn()
-            with trio.move_on_after(LOOK_S):
-                await self._woken.wait()
-            self._woken = trio.Event()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self.turn(nursery)
+                with trio.move_on_after(LOOK_S):
+                    await self._woken.wait()
+                self._woken = trio.Event()
 
     def wake(self) -> None:
         """Somebody has changed something: look now."""
         self._woken.set()
 
-    async def turn(self) -> None:
-        """Look at each disk once."""
+    async def turn(self, nursery: trio.Nursery) -> None:
+        """Look at each disk once; in the nursery those are thinned that may send only slowly."""
         for disk in self._disks():
-            if not disk.started:
-                continue
-            try:
-                await self._look(disk)
-                if not _of(self._tries, disk):
-                    self._told.pop(disk.name, None)
-            except (VdiskfsError, OSError) as error:
-                self._tell(disk, error)
-            except Exception as error:
-                # The others are to have their turn, whatever it is.
-                log.exception("disk %s: is not thinned", disk.name)
-                self._tell(disk, error)
+            if disk.started:
+                async with self._telling(disk):
+                    await self._look(disk, nursery)
         await self._copy()
+
+    @contextlib.asynccontextmanager
+    async def _telling(self, disk: ProtectedDisk) -> AsyncIterator[None]:
+        """Tell of what fails with a disk: the others are to have their turn, whatever it is."""
+        try:
+            yield
+            if not _of(self._tries, disk):
+                self._told.pop(disk.name, None)
+        except (VdiskfsError, OSError) as error:
+            self._tell(disk, error)
+        except Exception as error:
+            log.exception("disk %s: is not thinned", disk.name)
+            self._tell(disk, error)
 
     async def _copy(self) -> None:
         """Copy the documents of the vault that people wrote, should it lose them."""
@@ -117,14 +129,18 @@ class Maintenance:
         except (VdiskfsError, OSError) as error:
             log.info("no copies of policies, groups and machines are made now: %s", error)
 
-    async def _look(self, disk: ProtectedDisk) -> None:
+    async def _look(self, disk: ProtectedDisk, nursery: trio.Nursery) -> None:
         record = await self._site.vault.disk(disk.disk_id)
-        disk.points.learned(record)
+        is_aside = disk.disk_id in self._aside
+        if not is_aside:  # who thins it has read a newer one, perhaps
+            disk.points.learned(record)
         await self._keep(disk, record)
         policy = None
         if record.policy:
             policy = await read_policy(self._site.vault.store, record.policy)
         follow(disk, policy, datetime.now().astimezone())
+        if is_aside:
+            return
         owner = record.owner
         if (
             policy is None
@@ -142,7 +158,18 @@ class Maintenance:
             # Damage that is noted no more: somebody has healed it, or asks for another try.
             for key in _of(self._hurt, disk):
                 self._due.pop(key, None)
-        await self._tend_lines(disk, record, policy)
+        if disk.replicator.shipper.is_bounded:
+            self._aside.add(disk.disk_id)
+            nursery.start_soon(self._tend_aside, disk, record, policy)
+        else:
+            await self._tend_lines(disk, record, policy)
+
+    async def _tend_aside(self, disk: ProtectedDisk, record: DiskRecord, policy: Policy) -> None:
+        try:
+            async with self._places, self._telling(disk):
+                await self._tend_lines(disk, record, policy)
+        finally:
+            self._aside.discard(disk.disk_id)
 
     async def _tend_lines(self, disk: ProtectedDisk, record: DiskRecord, policy: Policy) -> None:
         """Tend the lines of a disk that are due; raise what failed first, but for damage."""

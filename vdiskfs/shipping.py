@@ -178,6 +178,11 @@ class Shipper:
         await self.shared.take(size)
         await self.limiter.take(size)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Tell whether uploads are held to a bandwidth."""
+        return self.limiter.limit > 0 or self.shared.limit > 0
+
     async def take_aside(self, size: int) -> None:
         """Wait until so many bytes may be uploaded that no point waits for: deltas go between."""
         for start in range(0, size, ASIDE_BYTES):
