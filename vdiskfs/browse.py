@@ -78,6 +78,11 @@ class Browser:
                 self._unreadable = unreadable
                 self._records = {one.name: one for one in found}
                 self._records_until = trio.current_time() + STALE_S
+        return self.known
+
+    @property
+    def known(self) -> Mapping[str, DiskRecord]:
+        """The vault's disks as they were last seen, by name; nobody is asked."""
         own = {name: one.record for name, one in self._own().items()}
         return {**own, **self._records}
 

@@ -34,6 +34,9 @@ from vdiskfs.watchapi import Watching
 
 Document = Mapping[str, object]
 
+LIST_S = 10.0
+"""How long the vault may take to list its disks."""
+
 _SHOWN_POINTS = 5
 """The newest points of a group that are shown with it."""
 
@@ -71,7 +74,10 @@ class MountControl:
         return {**document, "requests": counts, "vault_requests": self._browser.requests}
 
     async def disks(self) -> Document:
-        """Return the disks protected here, and the others of the vault."""
+        """Return the disks protected here, and the others of the vault.
+
+        Those are as they were last seen where the vault does not answer.
+        """
         here = [{**disk_document(disk), "site": self._settings.site, "here": True,
                  "file": disk.file.path}
                 for disk in self._protection.disks()]  # fmt: skip
@@ -79,14 +85,21 @@ class MountControl:
                   "file": one.record.file}
                  for one in self._protection.early()]  # fmt: skip
         names = {row["name"] for row in here}
+        error = None
+        try:
+            with trio.fail_after(LIST_S):
+                known = await self._browser.records()
+        except (VdiskfsError, trio.TooSlowError) as caught:
+            known = self._browser.known
+            error = str(caught) or f"the vault does not answer within {LIST_S:.0f} s"
         others = [
             {"name": one.name, "id": one.id, "size": one.size, "here": False,
              "state": "Retired" if one.retired else "Elsewhere", "site": one.site,
              "generation": one.generation}
-            for one in (await self._browser.records()).values()
+            for one in known.values()
             if one.name not in names
         ]  # fmt: skip
-        return {"disks": here + others}
+        return {"disks": here + others, "vault_error": error}
 
     async def disk(self, name: str) -> Document:
         """Return one disk, in detail."""

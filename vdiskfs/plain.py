@@ -193,7 +193,7 @@ class PlainControl:
 
     async def disks(self) -> Document:
         """Return the disks of this mount; those of others are not known."""
-        return {"disks": (await self.status())["disks"]}
+        return {"disks": (await self.status())["disks"], "vault_error": None}
 
     async def unmount(self, *, drain: bool, lazy: bool) -> Document:
         """End the mount; nothing can be shipped first."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.azurite import AzureVault
 from tests.e2e.gauges import assert_same, digest, digests, overwrite_pages, write_at
 from tests.e2e.mounted import MountedSite
 from tests.store.proxy import Fault, FaultProxy
+from vdiskfs.browse import STALE_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -251,6 +254,31 @@ def test_a_file_made_while_the_vault_is_away_becomes_one_disk_when_it_is_back(
         site.mount().wait_shipped("web01")
         listed = site.json("disk", "list")["disks"]
         assert [disk["name"] for disk in listed] == ["web01"]
+
+
+def test_disks_are_listed_while_the_vault_is_away(tmp_path: Path) -> None:
+    with MountedSite(tmp_path, options=FAST) as site:
+        for name in ("web01", "db01"):
+            site.add_image(name, MIB)
+        site.init().mount()
+        for name in ("web01", "db01"):
+            site.wait_shipped(name)
+        site.json("disk", "unprotect", "db01")
+        before = site.json("disk", "list")
+        assert before["vault_error"] is None
+        vault = tmp_path / "vault"
+        vault.rename(tmp_path / "elsewhere")
+        time.sleep(STALE_S)
+        line = ("-m", site.mountpoint, "disk", "list")
+        told = site.run(*line, code=5)
+        assert "as they were last seen" in told.stderr
+        assert [row.split()[0] for row in told.stdout.splitlines()[1:]] == ["web01", "db01"]
+        document = json.loads(site.run("--json", *line, code=5).stdout)
+        assert [(row["name"], row["here"], row["state"]) for row in document["disks"]] == [
+            (row["name"], row["here"], row["state"]) for row in before["disks"]
+        ]
+        (tmp_path / "elsewhere").rename(vault)
+        assert site.json("disk", "list")["vault_error"] is None
 
 
 def test_a_disk_is_paused_resumed_and_its_resync_cancelled(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vdiskfs.errors import DamagedError, NotFoundError, UsageError
+from vdiskfs.errors import DamagedError, NotFoundError, UsageError, VaultUnreachableError
 from vdiskfs_tools.call import Call, Group, dry_run_option
 from vdiskfs_tools.completion import complete_disks
 from vdiskfs_tools.mounts import client_of
@@ -26,7 +26,8 @@ def disk() -> None:
 def list_disks(call: Call) -> None:
     """List the disks of a mount; with --vault, those of the vault.
 
-    Exit code 6 when one of the vault cannot be read; the others are listed.
+    Exit code 6 when one of the vault cannot be read, 5 when the vault of a mount does not answer;
+    the others are listed, and those of other sites as they were last seen.
 
     Example:
         vdiskfs disk list --vault file:///srv/vault
@@ -40,6 +41,11 @@ def list_disks(call: Call) -> None:
     if not call.out.document(document):
         disks = [item for item in document.get("disks") or [] if isinstance(item, dict)]
         _say_disks(call, disks, complete=not unreadable)
+    if away := document.get("vault_error"):
+        raise VaultUnreachableError(
+            f"{away}; disks of other sites are listed as they were last seen",
+            hint="vdiskfs status",
+        )
     for one in unreadable[:-1]:
         call.out.say(str(_damaged(one)))
     if unreadable:
