@@ -123,7 +123,8 @@ class Health:
     def level(self) -> Level:
         """Normal, Warning (tried again, or late) or Critical (waits for the administrator)."""
         late = None if self.late is None else self.late[0]
-        if self._displaced is not None or self._critical() is not None or late is Level.CRITICAL:
+        taken = self.shown_as is State.DISPLACED  # one that was handed over is where it is to be
+        if taken or self._critical() is not None or late is Level.CRITICAL:
             return Level.CRITICAL
         if any(isinstance(error, ImageReadError) for error in self._local_errors.values()):
             return Level.CRITICAL  # it is tried again, and nobody else will mend it
@@ -134,7 +135,7 @@ class Health:
 
     @property
     def last_error(self) -> str | None:
-        """The reason of a health that is not Normal: one line, with what to do."""
+        """The reason of a health that is not Normal: one line, with what to do; or where it is."""
         if self._displaced is not None:
             return self._displaced
         critical = self._critical()

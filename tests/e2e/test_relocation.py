@@ -233,7 +233,9 @@ def test_a_planned_failover_waits_for_who_uses_the_disk_and_loses_nothing(sites:
     assert away.json("failover", "show", name)["state"] == "FailedOver"
     assert sites.copy.read_bytes() == live.read_bytes()
     assert sites.copy.read_bytes().startswith(b"the last word, and more, and the very last")
-    assert home.disk(DISK)["state"] == "HandedOver"
+    handed = home.disk(DISK)
+    assert (handed["state"], handed["health"]) == ("HandedOver", "Normal"), handed
+    assert "handed over to site" in handed["last_error"]
     assert refuses_writes(live)
     assert vault_record(sites)["branches"] == {}
     first, last = (one for one in home.json("job", "list")["jobs"] if one["kind"] == "handover")
