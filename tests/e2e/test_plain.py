@@ -39,6 +39,18 @@ def protected(root: Path, **environ: str) -> Iterator[MountedSite]:
         assert_nothing_left(site)
 
 
+def wait_plain(site: MountedSite) -> None:
+    """Wait until the files are served, and nothing else."""
+
+    def is_plain() -> bool:
+        try:
+            return bool(site.json("status")["plain"])
+        except CommandError:
+            return False
+
+    site.wait("it is served plainly", is_plain)
+
+
 def assert_nothing_left(site: MountedSite) -> None:
     """Nobody serves, nothing is mounted, no entry and no socket are left."""
     assert not is_alive(site.keeper)
@@ -126,14 +138,7 @@ def test_a_first_replication_goes_on_from_what_it_had(tmp_path: Path) -> None:
     with MountedSite(tmp_path, options=FAST, environ=THREE | crash) as site:
         site.add_image("web01", 8 * MIB, os.urandom(8 * MIB))
         site.init().mount()
-
-        def is_plain() -> bool:
-            try:
-                return bool(site.json("status")["plain"])
-            except CommandError:
-                return False
-
-        site.wait("it is served plainly", is_plain)
+        wait_plain(site)
         assert [row["epoch"] for row in site.json("status")["disks"]] == [0]
         overwrite_pages(site.image("web01"), 200, seed=1)
         before = int(site.json("status")["pid"])
@@ -229,14 +234,7 @@ def test_a_daemon_that_fails_says_why(tmp_path: Path) -> None:
         before = site.pid
         os.kill(before, signal.SIGKILL)
         overwrite_pages(site.image("web01"), 10, seed=1)
-
-        def is_plain() -> bool:
-            try:
-                return bool(site.json("status")["plain"])
-            except CommandError:
-                return False
-
-        site.wait("it is served plainly", is_plain)
+        wait_plain(site)
         reason = site.json("status")["plain"]["reason"]
         assert reason.endswith("ended with status 1: ValueError: a hostile object")
         findings = {one["name"]: one for one in json.loads(
