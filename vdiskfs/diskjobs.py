@@ -123,8 +123,10 @@ class DiskJobs:
                     silences += 1
                 else:
                     log.error("disk %s: cannot be finalized: %s", disk.name, error)
-                    again = "it is tried again by itself; vdiskfs disk retry "
-                    again += f"{shlex.quote(disk.name)} at once"
+                    again = (
+                        "it is tried again by itself; vdiskfs disk retry "
+                        f"{shlex.quote(disk.name)} at once"
+                    )
                     health.unfinished = f"{error}; {again}"
                     self._jobs.stands(job_id, error)
                     await health.wait_retry(failures)

@@ -6,6 +6,7 @@ compared with the vault nothing of it is sealed. What is said of it meanwhile is
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 
 import trio
@@ -68,4 +69,5 @@ class EarlyDisk:
     def refusal(self) -> StateError:
         """Return the error of who asks something of it that needs a disk that is started."""
         name = self.record.name
-        return StateError(f"disk {name}: {self.reason}", hint=f"vdiskfs disk retry {name}")
+        hint = f"vdiskfs disk retry {shlex.quote(name)}"
+        return StateError(f"disk {name}: {self.reason}", hint=hint)

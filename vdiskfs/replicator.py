@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -416,10 +417,8 @@ class Replicator:
     def check_not_paused(self) -> None:
         """Raise StateError if replication is paused: what is asked for would wait for ever."""
         if self.paused:
-            raise StateError(
-                f"disk {self.name}: replication is paused",
-                hint=f"vdiskfs disk resume {self.name}",
-            )
+            raise StateError(f"disk {self.name}: replication is paused",
+                             hint=f"vdiskfs disk resume {shlex.quote(self.name)}")  # fmt: skip
 
     async def resume(self) -> None:
         """End `pause`."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,9 +101,10 @@ def _check_daemon(entry: MountEntry) -> Finding:
     except VdiskfsError as error:
         return Finding("daemon", "missing", error.message, error.hint)
     if isinstance(plain, dict):
+        fix = f"vdiskfs upgrade -m {shlex.quote(entry.mountpoint)}"
         return Finding(
             "daemon", "missing", f"the mount is served untracked: {plain.get('reason', '-')}",
-            f"see the log in {entry.state}, then vdiskfs upgrade -m {entry.mountpoint}",
+            f"see the log in {entry.state}, then {fix}",
         )  # fmt: skip
     return Finding("daemon", "ok", f"{entry.mountpoint}: answers")
 
@@ -117,7 +119,7 @@ def _check_keeper(entry: MountEntry) -> Finding:
         return Finding("keeper", "ok", f"process {entry.keeper} restarts a daemon that dies")
     return Finding(
         "keeper", "warning", "it is gone: machines get errors if the daemon dies",
-        f"when no machine runs: vdiskfs umount {entry.mountpoint}, and mount again",
+        f"when no machine runs: vdiskfs umount {shlex.quote(entry.mountpoint)}, and mount again",
     )  # fmt: skip
 
 
@@ -135,7 +137,8 @@ def _check_vault(call: Call, url: str) -> list[Finding]:
     try:
         findings.extend(with_store(url, lambda store: _probe(store, call), limit_s=VAULT_LIMIT_S))
     except NotFoundError as error:
-        findings.append(Finding("vault", "missing", error.message, f"vdiskfs vault init {url}"))
+        fix = f"vdiskfs vault init {shlex.quote(url)}"
+        findings.append(Finding("vault", "missing", error.message, fix))
     except VdiskfsError as error:
         fix = error.hint or "see the credentials in vdiskfs(1)"
         findings.append(Finding("vault", "missing", error.message, fix))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ async def _put(vault: Vault, wanted: Machine, *, dry_run: bool) -> bool:
         if shared and other.name != wanted.name:
             raise UsageError(
                 f"machine {wanted.name}: disk {min(shared)} belongs to machine {other.name}",
-                hint=f"take it out there first: vdiskfs machine set {other.name}",
+                hint=f"take it out there first: vdiskfs machine set {shlex.quote(other.name)}",
             )
     if not dry_run:
         await write_machine(vault.store, wanted, etag=etag)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def _check(settings: Any) -> None:
     types = mounted_types(mountpoint)
     if types and "vdiskfs" in types[-1]:
         raise BusyError(
-            f"{mountpoint}: a mount whose daemon is gone", hint=f"vdiskfs umount {mountpoint}"
+            f"{mountpoint}: a mount whose daemon is gone",
+            hint=f"vdiskfs umount {shlex.quote(mountpoint)}",
         )
     if types:
         raise BusyError(f"{mountpoint}: a file system ({types[-1]}) is mounted there")
@@ -216,6 +218,6 @@ def _show(call: Call, settings: Any, more: dict[str, Any]) -> None:
             "vault": settings.vault,
             "site": settings.site,
             "state": settings.state,
-            "end it with": f"vdiskfs umount {settings.mountpoint}",
+            "end it with": f"vdiskfs umount {shlex.quote(settings.mountpoint)}",
         }
     )

@@ -8,6 +8,7 @@ tasks at once; readers it opened are free of that.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -299,7 +300,7 @@ class DiskLog:
                     return mark_proven(point, proven[point.generation, epoch])
         raise NotFoundError(
             f"{self.record.name}: no point of it is proven",
-            hint=f"vdiskfs point prove {self.record.name}@latest --level hashed",
+            hint=f"vdiskfs point prove {shlex.quote(self.record.name)}@latest --level hashed",
         )
 
     async def _find(self, wanted: Wanted) -> Point | None:
@@ -343,7 +344,7 @@ class DiskLog:
                     if not await self._is_kept(count - 1, epoch):
                         raise NotFoundError(
                             f"{title}: the point was thinned away",
-                            hint=f"see `vdiskfs point list {self.record.name}`",
+                            hint=f"see `vdiskfs point list {shlex.quote(self.record.name)}`",
                         ) from error
                     if not learned:
                         raise
@@ -486,9 +487,8 @@ class DiskLog:
                         f"{name}: no point at or before {format_time(wanted.until_ns)}",
                         hint=f"its first point is of {format_time(first)}",
                     )
-                return NotFoundError(
-                    f"{name}: no point {spec}", hint=f"see `vdiskfs point list {name}`"
-                )
+                hint = f"see `vdiskfs point list {shlex.quote(name)}`"
+                return NotFoundError(f"{name}: no point {spec}", hint=hint)
         return NotFoundError(f"{name}: it has no points yet")
 
 

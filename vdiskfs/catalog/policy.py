@@ -7,6 +7,7 @@ one of that name is written.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -199,7 +200,7 @@ async def read_or_new(store: Store, name: str, *, anew: bool = False) -> tuple[P
             raise FormatError(
                 error.message,
                 hint="it is made anew, of what is given, where its retention is:"
-                f" vdiskfs policy set {name} retention=...",
+                f" vdiskfs policy set {shlex.quote(name)} retention=...",
             ) from None
         return Policy(name), (await store.stat(policy_object(name))).etag
 
