@@ -35,6 +35,7 @@ from vdiskfs.machines import (
     launch,
     qemuline,
     qemurunning,
+    qmp,
     wait_healthy,
 )
 from vdiskfs.machines.process import Process, boot_id
@@ -414,6 +415,21 @@ async def test_a_machine_that_does_not_listen_goes_on_after_the_limit(tmp_path: 
     async with started(tmp_path / "m") as running:
         assert await running.shut_down(1) is False
         assert await running.is_up()
+
+
+async def test_a_qemu_that_hangs_is_waited_for_as_a_guest_that_does_not_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    """Whoever wants its disk ends it then, as a power cut does."""
+    expect_log("machine bare: QEMU does not answer")
+    async with started(tmp_path / "m") as running:
+        monkeypatch.setattr(qmp, "ANSWER_S", 0.1)
+        os.kill(running.pid, signal.SIGSTOP)
+        assert await running.shut_down(0.5) is False
+        with pytest.raises(LocalError, match="does not answer"):
+            await running.state()
+        await running.kill()
+        assert await running.state() == "down"
 
 
 async def test_a_port_that_qemu_takes_and_the_guest_does_not_is_not_up(

@@ -113,6 +113,25 @@ async def test_a_peer_that_says_nothing_is_given_up(tmp_path: Path) -> None:
             raise AssertionError("it greeted")
 
 
+async def test_a_peer_that_greets_and_does_nothing_is_given_up(tmp_path: Path) -> None:
+    """QEMU greets from a thread of its own: the one that does what it is told may hang."""
+
+    async def peer(stream: trio.SocketStream, lines: qmp.Lines) -> None:
+        await stream.send_all(GREETING)
+        await lines.next()
+        await stream.send_all(DONE)
+        while True:
+            await lines.next()
+
+    async with (
+        serving(tmp_path, peer) as path,
+        connected(path, what="machine a", limit_s=0.1) as client,
+    ):
+        for _ in range(2):
+            with pytest.raises(LocalError, match="cont: QEMU does not answer within 0.1 s"):
+                await client.execute("cont")
+
+
 async def agent_peer(
     stream: trio.SocketStream, lines: qmp.Lines, answer: Callable[[dict[str, Any]], bytes]
 ) -> None:

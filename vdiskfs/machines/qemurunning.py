@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from vdiskfs.machines.process import ENDED, Process
 from vdiskfs.machines.qemuline import AGENT_SOCKET, QMP_SOCKET
 from vdiskfs.machines.qmp import connected
 from vdiskfs.machines.reach import connects, first_address, is_established
+
+log = logging.getLogger(__name__)
 
 READY_S = 60.0
 """Seconds until QEMU takes a connection: it opens its disks first."""
@@ -123,13 +126,13 @@ class QemuRunning:
         return True
 
     async def _press(self) -> None:
-        """Press the power button."""
+        """Press the power button. A QEMU that hangs does not hear it, as many a guest does not."""
         try:
             async with connected(self._socket, what=self._what) as qmp:
                 await qmp.execute("system_powerdown")
-        except LocalError:
+        except LocalError as error:
             if self._process.is_alive():
-                raise
+                log.warning("%s", error)
 
     async def kill(self) -> None:
         """See `Running`."""

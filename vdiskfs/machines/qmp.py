@@ -86,8 +86,9 @@ def _is_connected(sock: socket.socket, path: Path) -> bool:
 class Qmp:
     """One connection, greeted."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, limit_s: float) -> None:
         self._stream = stream
+        self._limit_s = limit_s
         self._lines = Lines(stream)
         self._events: list[dict[str, Any]] = []
 
@@ -95,8 +96,14 @@ class Qmp:
         """Run a command and return what it returns.
 
         Raises:
-            LocalError: QEMU refuses it, or is gone.
+            LocalError: QEMU refuses it, is gone, or says nothing: it may hang, and greet all the
+                same.
         """
+        with trio.move_on_after(self._limit_s):
+            return await self._execute(command, arguments)
+        raise LocalError(f"{command}: QEMU does not answer within {self._limit_s:g} s")
+
+    async def _execute(self, command: str, arguments: dict[str, Any]) -> Any:
         request = {"execute": command} | ({"arguments": arguments} if arguments else {})
         try:
             await self._stream.send_all(json.dumps(request).encode() + b"\n")
@@ -142,24 +149,26 @@ class Qmp:
 
 
 @asynccontextmanager
-async def connected(path: Path, *, what: str, limit_s: float = ANSWER_S) -> AsyncIterator[Qmp]:
+async def connected(path: Path, *, what: str, limit_s: float | None = None) -> AsyncIterator[Qmp]:
     """Have a greeted connection over the block.
 
     Args:
         path: QEMU's socket.
         what: names the machine in errors.
-        limit_s: for connection and greeting; another client may be served before.
+        limit_s: for connection and greeting, and for each answer; another client may be served
+            before. None: `ANSWER_S`.
 
     Raises:
         LocalError: QEMU does not answer, or not as it should. Also what the block raises.
     """
+    limit_s = ANSWER_S if limit_s is None else limit_s
     try:
         with trio.move_on_after(limit_s) as scope:
             stream = await connect(path)
         if scope.cancelled_caught:
             raise LocalError(f"QEMU takes no connection within {limit_s:g} s")
         async with stream:
-            qmp = Qmp(stream)
+            qmp = Qmp(stream, limit_s)
             with trio.move_on_after(limit_s) as scope:
                 await qmp.greet()
             if scope.cancelled_caught:

@@ -68,7 +68,7 @@ class Running(Protocol):
         runs on.
 
         Raises:
-            LocalError: it cannot be asked.
+            LocalError: the command of this host that asks it has failed.
         """
         ...
 
