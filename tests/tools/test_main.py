@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from vdiskfs import errors
 from vdiskfs_tools import checks, launch, main
-from vdiskfs_tools.call import Command, GlobalOption
+from vdiskfs_tools.call import GlobalOption
 from vdiskfs_tools.checks import Finding
 from vdiskfs_tools.main import cli
 
@@ -159,19 +159,6 @@ def test_each_command_takes_the_global_options(path: list[str]) -> None:
         command = command.commands[name]
     names = {param.name for param in command.params if isinstance(param, GlobalOption)}
     assert names == {"mount", "vault", "key_file", "json", "quiet", "verbose", "debug", "version"}
-
-
-def test_what_changes_something_has_a_dry_run() -> None:
-    for path in ("vault init", "vault key add", "vault key change", "vault key remove", "mount",
-                 "umount", "disk protect", "disk unprotect", "disk retry", "disk resync",
-                 "point create", "point restore", "point hold", "point release",
-                 "job cancel"):  # fmt: skip
-        command: click.Command = cli
-        for name in path.split():
-            assert isinstance(command, click.Group)
-            command = command.commands[name]
-        assert isinstance(command, Command)
-        assert "--dry-run" in {name for param in command.params for name in param.opts}
 
 
 @pytest.mark.parametrize(
