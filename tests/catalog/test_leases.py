@@ -146,6 +146,19 @@ async def test_a_lease_that_nobody_renews_lapses(tmp_path: Path) -> None:
         assert one.names == []
 
 
+async def test_a_lease_that_was_written_in_the_future_lapses_too(tmp_path: Path) -> None:
+    """By a clock that was put right since."""
+    async with bed(tmp_path) as one:
+        one.tender.at(101 + YEAR_S)
+        await one.abandon()
+        await one.tend_at(101)
+        assert await one.is_doubted()
+        await one.tend_at(101 + OLD_S)
+        assert POINT in await one.epochs()
+        await one.tend_at(103 + OLD_S)
+        assert POINT not in await one.epochs()
+
+
 async def test_a_clock_that_jumps_takes_no_lease_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

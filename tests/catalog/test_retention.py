@@ -146,3 +146,9 @@ def test_the_longest_rung_keeps_what_it_says() -> None:
     for text in ("1d for 501y", "1d for 585y", f"1d for {'9' * 400}y"):
         with pytest.raises(UsageError, match="not a retention ladder"):
             parse_ladder(text)
+
+
+def test_a_point_that_is_newer_than_now_is_of_age_0() -> None:
+    """Clocks may differ by minutes."""
+    times = {epoch: T0 + epoch * 60 * NS for epoch in range(1, 6)}
+    assert choose(times, parse_ladder("1s for 2m"), T0 + 3 * 60 * NS) == times

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.vaults import BOTH, newcomer
 from vdiskfs.catalog import DiskLog, check
 from vdiskfs.catalog.garbage import GRACE_S, collect
 from vdiskfs.catalog.grouppoints import _Placed, _seal_of
-from vdiskfs.catalog.records import DiskRecord, Hold
+from vdiskfs.catalog.records import DiskRecord, Hold, LedgerRef
 from vdiskfs.catalog.retention import kept, parse_ladder
 from vdiskfs.catalog.thinning import Thinned, Thinner
 from vdiskfs.errors import ConflictError, DamagedError, NotFoundError
@@ -202,6 +203,31 @@ async def test_a_hold_in_the_last_moment_stops_the_commit(tmp_path: Path) -> Non
         assert 17 in await site.check()
         # What the run wrote that came to nothing is garbage that was found.
         assert not [name for name in test.store.objects if ".8/" in name and name.endswith(".0")]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"parents": {1: None, 2: (1, 17)}}, "forks"),
+        ({"policy": "other"}, "policy"),
+        ({"ledgers": {1: LedgerRef("a" * 32, 9)}}, "another site"),
+    ],
+)
+async def test_what_was_decided_is_void_once_the_disk_is_another(
+    tmp_path: Path, change: dict[str, Any], match: str
+) -> None:
+    async with published(tmp_path, 150, seed=5) as site:
+        thinner, test = site.thinner(), site.bench
+        commit = thinner._commit
+
+        async def late(plan: object, ledger: object) -> None:
+            await test.vault.update_disk(test.record.id, lambda found: replace(found, **change))
+            await commit(plan, ledger)  # type: ignore[arg-type]
+
+        thinner._commit = late  # type: ignore[method-assign]
+        with pytest.raises(ConflictError, match=match):
+            await thinner.run(LADDER, site.now_ns)
+        assert (await site.record()).ledgers == change.get("ledgers", {})
 
 
 @BOTH

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,8 +15,8 @@ from tests.catalog.harness import Bench, bench
 from tests.catalog.test_thinning import LADDER, Site
 from tests.delta.model import T0
 from tests.vaults import BOTH, edited, newcomer
-from vdiskfs.catalog import SiteRecord, Vault
-from vdiskfs.catalog.garbage import GRACE_S, STEP_S, ClockError
+from vdiskfs.catalog import Owner, SiteRecord, Vault
+from vdiskfs.catalog.garbage import GRACE_S, SKEW_S, STEP_S, ClockError, thinning_time_ns
 from vdiskfs.catalog.leaves import Take
 from vdiskfs.catalog.policy import (
     PRESETS,
@@ -23,7 +26,15 @@ from vdiskfs.catalog.policy import (
     read_policy,
     set_policy,
 )
-from vdiskfs.catalog.records import decode_disk, decode_site, encode_disk, encode_site
+from vdiskfs.catalog.records import (
+    DiskRecord,
+    Handover,
+    Moved,
+    decode_disk,
+    decode_site,
+    encode_disk,
+    encode_site,
+)
 from vdiskfs.catalog.retention import parse_ladder
 from vdiskfs.catalog.upkeep import Tended, Upkeep, hold_point, release_point
 from vdiskfs.errors import FormatError, NotFoundError, RefusedError, UsageError
@@ -277,6 +288,46 @@ async def test_a_hold_keeps_a_point_until_it_is_released(tmp_path: Path) -> None
         assert 17 not in await site.check()
         with pytest.raises(NotFoundError):
             await hold_point(test.vault, await site.log(), point, "too late")
+
+
+async def test_a_point_that_is_thinned_away_at_that_moment_is_not_held(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(7)), Tender(test, tmp_path)
+        await site.publish(60)
+        tender.at(61)
+        log, record = await site.log(), await site.record()
+        point = await log.find(16)
+
+        async def late(*args: Any) -> DiskRecord:
+            await tender.tend()
+            return await test.vault.update_disk(*args)
+
+        vault = cast("Any", SimpleNamespace(disk=test.vault.disk, update_disk=late))
+        with pytest.raises(NotFoundError, match="no point"):
+            await hold_point(vault, log, point, "")
+        assert (await site.record()).holds == record.holds == ()
+
+
+def test_a_time_that_was_thinned_for_is_never_taken_back() -> None:
+    for later_s in (-SKEW_S, -1, 0):
+        assert thinning_time_ns(T0 + later_s * NS, T0) == T0
+
+
+@pytest.mark.parametrize("way", ["moved", "handover"])
+async def test_a_disk_on_its_way_is_left_as_it_is(tmp_path: Path, way: str) -> None:
+    """A failback compares with what is there."""
+    to = Handover("ab" * 16, "there", "cd" * 16, "2026-01-01T00:00:00Z")
+    owner = Owner("here", "cd" * 16, "ef" * 16, to.asked)
+    moved = Moved(to.id, "12" * 16, "planned", "FailedOver", "there", to.asked, 1, owner)
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(7)), Tender(test, tmp_path)
+        await site.publish(60)
+        tender.at(61)
+        for value, is_left in ((moved if way == "moved" else to, True), (None, False)):
+            change: dict[str, Any] = {way: value}
+            await test.vault.update_disk(test.record.id, partial(replace, **change))
+            done = await tender.tend()
+            assert (done.thinned.points == 0, done.thinned.left == 60) == (is_left, is_left)
 
 
 @BOTH
