@@ -18,7 +18,7 @@ from tests.test_homecoming import Fixed
 from vdiskfs.api import application
 from vdiskfs.catalog import Vault
 from vdiskfs.control import MountControl
-from vdiskfs.failover import Kind, State, Step
+from vdiskfs.failover import Kind, State, Step, homecoming, relocation
 from vdiskfs.failover.homecoming import Homecomings
 from vdiskfs.failover.record import Job
 from vdiskfs.failover.relocation import Relocations
@@ -174,3 +174,47 @@ async def test_a_dry_run_changes_no_failback(step: str, state: State, more: dict
     assert (fixed.failover.record, does.calls) == (before, [])
     await act(own, "t1", **more, dry_run=False)
     assert fixed.failover.record != before or does.calls
+
+
+async def test_a_dry_run_begins_no_failback(monkeypatch: pytest.MonkeyPatch) -> None:
+    does = Recorder()
+
+    async def new(*_: object, **__: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return RECORD, SimpleNamespace(names=["web01"])
+
+    async def make(record: object) -> object:
+        await does.make()
+        return SimpleNamespace(record=record)
+
+    monkeypatch.setattr(homecoming, "new_record", new)
+    own = SimpleNamespace(
+        _failovers=SimpleNamespace(changing=trio.Lock(), make=make), _go=does.go,
+        _of_disk=lambda _: None, _member=Recorder().member,
+    )  # fmt: skip
+    for dry_run, calls in ((True, []), (False, ["make", "go"])):
+        await Homecomings.start(
+            cast("Any", own), "web01", full=False, create=False, vm=True, dry_run=dry_run
+        )
+        assert [name for name, _ in does.calls] == calls
+
+
+async def test_a_dry_run_changes_no_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    does, fixed = Recorder(), Fixed(replace(RECORD, kind=Kind.PLANNED, state=State.FAILED_OVER))
+
+    async def choose(*_: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return [replace(RECORD.members[0], epoch=7)], {}
+
+    monkeypatch.setattr(relocation, "choose", choose)
+    monkeypatch.setattr(relocation, "with_tokens", lambda members, _: tuple(members))
+    monkeypatch.setattr(relocation, "logs_of", lambda *_: None)
+    own = SimpleNamespace(
+        _failovers=fixed, _restart=does.restart, _check_idle=Recorder().check_idle,
+        _site=SimpleNamespace(vault=SimpleNamespace(disk=Recorder().disk)),
+    )  # fmt: skip
+    fixed.find = lambda _: fixed.failover  # type: ignore[attr-defined]
+    before = fixed.failover.record
+    planned = await Relocations.change_point(cast("Any", own), "t1", 7, dry_run=True)
+    assert planned.members[0].epoch == 7
+    assert (fixed.failover.record, does.calls) == (before, [])

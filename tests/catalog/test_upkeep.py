@@ -290,6 +290,19 @@ async def test_a_hold_keeps_a_point_until_it_is_released(tmp_path: Path) -> None
             await hold_point(test.vault, await site.log(), point, "too late")
 
 
+async def test_a_dry_run_deletes_nothing(tmp_path: Path) -> None:
+    async with bench() as test:
+        site, tender = Site(test, tmp_path, random.Random(7)), Tender(test, tmp_path)
+        await site.publish(60)
+        tender.at(61)
+        await tender.tend()
+        tender.at(62 + GRACE_S)
+        before = set(test.store.objects)
+        assert (await tender.tend(dry_run=True)).collected.deleted == 0
+        assert set(test.store.objects) == before
+        assert (await tender.tend()).collected.deleted > 0
+
+
 async def test_a_point_that_is_thinned_away_at_that_moment_is_not_held(tmp_path: Path) -> None:
     async with bench() as test:
         site, tender = Site(test, tmp_path, random.Random(7)), Tender(test, tmp_path)

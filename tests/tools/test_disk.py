@@ -51,11 +51,14 @@ def test_a_dry_run_only_looks(daemon: Any, run: Run, verb: str) -> None:
     assert [method for method, _, _ in daemon.asked] == ["GET"]
 
 
-@pytest.mark.parametrize("verb", ["show", "protect", "unprotect", "resync --dry-run"])
+@pytest.mark.parametrize(
+    "verb", ["show", "protect", "unprotect", "resync --dry-run", "protect --policy none --dry-run"]
+)
 def test_no_such_disk_is_exit_3(daemon: Any, run: Run, verb: str) -> None:
     result = run("disk", *verb.split(), "absent")
     assert result.exit_code == 3
     assert daemon.asked
+    assert "--dry-run" not in verb or {method for method, _, _ in daemon.asked} == {"GET"}
 
 
 @pytest.mark.parametrize("verb", ["show", "protect", "unprotect"])

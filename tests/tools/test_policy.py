@@ -85,11 +85,15 @@ def test_what_a_policy_deletes_is_said_and_asked_first(
     # A change of the policy says it, too.
     looser = run_json("policy", "set", "tight", "retention=1s for 2h", "--dry-run", *vault)
     assert looser["disks"][0]["points"] == 0
+    assert run_json("policy", "show", "tight", *vault)["retention"] == "1h for 2h"
     run_json("point", "release", f"web01@{first}", *vault)
     again = run("policy", "set", "tight", "retention=2h for 3h", *vault, "--json")
     assert again.exit_code == 4
     assert json.loads(again.stdout or "{}") == {}
-    (planned,) = run_json("vault", "gc", "--dry-run", *vault)["lines"]
+    with pytest.MonkeyPatch.context() as patch:
+        # Who has the disk is told of what was done, which is written into the vault.
+        patch.setattr("vdiskfs_tools.policies._tell_owner", None)
+        (planned,) = run_json("vault", "gc", "--dry-run", *vault)["lines"]
     (done,) = run_json("vault", "gc", *vault)["lines"]
     assert planned["points"] == done["points"] == 1
     left = run_json("point", "list", "web01", *vault)["points"]

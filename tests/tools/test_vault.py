@@ -191,6 +191,14 @@ def test_a_dry_run_of_a_hold_holds_nothing(
     assert run("point", "hold", "web01@#9", "--dry-run", *where).exit_code == 3
 
 
+def test_a_dry_run_of_a_proof_proves_nothing(history: Any, run_json: Callable[..., Any]) -> None:
+    where = ("--vault", history.url)
+    assert run_json("point", "prove", "web01@#2", "--dry-run", *where)["dry_run"] is True
+    assert "hashed" not in json.dumps(run_json("point", "list", "web01", *where))
+    run_json("point", "prove", "web01@#2", *where)
+    assert "hashed" in json.dumps(run_json("point", "list", "web01", *where))
+
+
 def test_two_points_are_compared(history: Any, run: Run, run_json: Callable[..., Any]) -> None:
     line = ("point", "diff", "web01@1", "web01@2", "--vault", history.url)
     document = run_json(*line)

@@ -264,3 +264,11 @@ def test_a_dry_run_changes_no_key(
     assert len(run_json("vault", "key", "list", *where)["keys"]) == 2
     monkeypatch.setattr("vdiskfs.catalog.keys.SLOTS_MAX", 2)
     assert run("vault", "key", "add", *new, *where).exit_code == 4
+
+
+def test_a_dry_run_asks_for_no_passphrase(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdiskfs_tools.keys.can_ask", lambda: True)
+    monkeypatch.setattr("vdiskfs_tools.keys.ask_passphrase", None)
+    assert run("vault", "init", f"file://{tmp_path}/v", "--dry-run").exit_code == 0

@@ -118,6 +118,15 @@ async def test_before_the_first_point_nothing_lags(
     assert scene.codes() == []
 
 
+@pytest.mark.parametrize("handed", [False, True])
+async def test_a_disk_that_another_site_has_does_not_lag(
+    autojump_clock: MockClock, scene: Scene, handed: bool
+) -> None:
+    scene.health.displaced("site b has it", handed=handed)
+    await scene.lags(400)
+    assert scene.codes() == ([] if handed else ["disk.displaced"])
+
+
 async def test_what_fails_is_a_condition_until_it_works(
     autojump_clock: MockClock, scene: Scene, nursery: trio.Nursery,
     expect_log: Callable[[str], None],
