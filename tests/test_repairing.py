@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
+import trio
 
+from vdiskfs import repairing
 from vdiskfs.catalog import Owner, RepairReport
 from vdiskfs.catalog.records import DiskRecord
 from vdiskfs.catalog.report import Healed, Left, Problem
@@ -68,3 +71,29 @@ def test_what_is_healed_in_part_is_not_told_as_healed(expect_log: Callable[[str]
         "repair.healed: 1 damaged objects of the vault were healed: b",
         "repair.left: 1 objects of the vault stay damaged, 0 points are hurt: a: gone",
     ]
+
+
+async def test_a_dry_run_of_a_repair_is_one_of_each_of_its_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is told then either: there are no events here."""
+    asked: dict[str, bool] = {}
+
+    def part(name: str, outcome: object) -> None:
+        async def act(*_: object, dry_run: bool, **__: object) -> object:
+            await trio.lowlevel.checkpoint()
+            asked[name] = dry_run
+            return outcome
+
+        monkeypatch.setattr(repairing, name, act)
+
+    part("restore_record", None)
+    part("restore_name", None)
+    part("repair", RepairReport(healed=[Healed(Problem("a", "", "web01"), 1, 0, 0)]))
+    site = SimpleNamespace(vault=None, state=SimpleNamespace(writer_id=OURS))
+    disk = SimpleNamespace(name="web01", disk_id=DISK, started=False, site=site)
+    here = SimpleNamespace(ends=AsyncMock(return_value=[]))
+    monkeypatch.setattr(repairing, "Here", lambda *_: here)
+    repairs = Repairs(cast("Any", SimpleNamespace(find=lambda _: disk)), cast("Any", None))
+    await repairs.run(["web01"], dry_run=True)
+    assert asked == {"restore_record": True, "restore_name": True, "repair": True}

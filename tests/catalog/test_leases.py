@@ -35,7 +35,7 @@ from vdiskfs.catalog.records import WHOLE_LINE
 from vdiskfs.crypto import Secrets
 from vdiskfs.errors import FormatError, RefusedError
 from vdiskfs.sealed import Seen
-from vdiskfs.units import NS
+from vdiskfs.units import NS, format_time
 
 pytestmark = pytest.mark.usefixtures("each_vault")
 
@@ -144,6 +144,19 @@ async def test_a_lease_that_nobody_renews_lapses(tmp_path: Path) -> None:
         await one.tend_at(103 + 2 * OLD_S)
         assert POINT not in await one.epochs()
         assert one.names == []
+
+
+async def test_what_is_open_of_a_branch_is_a_point_of_the_line_that_it_is_on(
+    tmp_path: Path,
+) -> None:
+    async with bed(tmp_path) as one:
+        record = replace(await one.site.record(), parents={1: None, 2: (1, 50)})
+        now, vault = one.tender.store_ns, one.tender.upkeep.vault
+        await vault.write_site(SiteRecord(
+            site="b", host="b", time=format_time(now), version="1", disks=(), pid=1, started="",
+            writer="dd" * 16, uses=((record.id, 2, 50), (record.id, 2, 51)),
+        ))  # fmt: skip
+        assert await leases.open_points(vault, record, now) == {(1, 50), (2, 51)}
 
 
 async def test_a_lease_that_was_written_in_the_future_lapses_too(tmp_path: Path) -> None:

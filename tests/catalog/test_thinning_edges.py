@@ -14,6 +14,7 @@ from tests.catalog.harness import bench, content, is_joined
 from tests.catalog.test_thinning import Site, published
 from tests.delta.model import T0
 from tests.vaults import BOTH, newcomer
+from vdiskfs.catalog import check
 from vdiskfs.catalog.garbage import ClockError
 from vdiskfs.catalog.ledger import LEAF_LEVEL
 from vdiskfs.catalog.moves import Fork, fork_off
@@ -24,6 +25,7 @@ from vdiskfs.catalog.retention import kept, parse_ladder
 from vdiskfs.catalog.upkeep import Upkeep, hold_point
 from vdiskfs.delta.layout import Flags
 from vdiskfs.delta.names import joined_name, parse_joined
+from vdiskfs.delta.rehead import rehead
 from vdiskfs.errors import ConflictError, NotFoundError
 from vdiskfs.units import NS
 
@@ -240,3 +242,31 @@ async def test_a_name_that_was_doomed_is_never_given_again(tmp_path: Path) -> No
         assert epochs in [(piece.from_epoch, piece.to_epoch) for piece in made]
         assert {piece.revision for piece in made} == {3, 4}, "above the one that was lost"
         await site.check()
+
+
+async def test_what_a_branch_has_in_common_with_its_line_stays_when_that_is_thinned(
+    tmp_path: Path,
+) -> None:
+    """A delta that was moved into a branch has the segments of what it was."""
+    async with published(tmp_path, 20, seed=8) as site:
+        test, state = site.bench, site.bench.model
+        fork, digest = (1, state.epoch), state.digest
+        state.writer_options = {"inline_limit": 0, "segment_limit": 60_000}
+        state.write(0, site.rng.randbytes(4096 * 40))
+        spooled = state.seal()
+        # As it was where another site took the disk, and the answer to this was lost.
+        moved = rehead(spooled, 2, digest, tmp_path)
+        await test.log.publish(spooled)
+        branch = Branch("here", "here", "dd" * 16, "t1", "2026-11-21T01:40:05Z")
+        record, number = await add_branch(test.vault, test.record, fork, branch)
+        await test.vault.log(record, number).publish(moved)
+        test.log.adopt(record)
+        state.write(0, site.rng.randbytes(4096 * 40))
+        await site.publish(30)
+        await site.thinner().run(COARSE, site.now_ns)
+        assert await site.collect() > 0
+        report = await check(newcomer(test.vault), read_data=True)
+        assert not report.problems
+        log = newcomer(test.vault).log(await site.record(), number)
+        async with await log.open(await log.find(moved.head.to_epoch)) as reader:
+            assert await content(reader) == state.states[moved.head.to_epoch]

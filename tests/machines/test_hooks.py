@@ -28,6 +28,7 @@ from vdiskfs.machines import hooks as hooks_module
 from vdiskfs.machines.hooks import HooksRunner
 from vdiskfs.machines.process import Process
 from vdiskfs.registry import process_start
+from vdiskfs.stopping import MachineStopper
 
 # A machine that is a file: there is one while it runs. Each hook does as its argument says.
 PROGRAM = r"""#!/bin/sh
@@ -89,6 +90,33 @@ async def test_hooks_run_a_machine_from_start_to_stop(
     assert calls[:3] == ["status status", "start start", "status status"]
     assert "stop stop" in calls
     assert "kill kill" not in calls
+
+
+@pytest.mark.parametrize("stop", ["refuse", "nothing", "hang"])
+async def test_a_machine_that_goes_on_is_never_said_to_be_gone(
+    tmp_path: Path, host: MachinesConfig, disks: dict[str, Path], stop: str
+) -> None:
+    machine = replace(MACHINE, hooks=hooks(stop=stop, kill="nothing"))
+    running = await HooksRunner(host, environ()).start(machine, disks, tmp_path / "m", Isolated())
+    if stop == "refuse":
+        with pytest.raises(LocalError, match="hook stop ended with 9: no room for it$"):
+            await running.shut_down(30)
+    else:
+        assert not await running.shut_down(0.3)
+    with pytest.raises(LocalError, match="hook kill .*, and it runs on$"):
+        await running.kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [(("sleep", "60"), "did not end within 0 s$"), (("false",), "ended with 1$")],
+)
+async def test_a_host_whose_stop_command_fails_says_so(
+    tmp_path: Path, command: tuple[str, ...], match: str
+) -> None:
+    host = MachinesConfig(stop_command=command, shutdown_s=0.3)
+    with pytest.raises(LocalError, match=f"disk web01: stop_command {match}"):
+        await MachineStopper(host, tmp_path).stop("web01", "/mnt/web01.img", "handover")
 
 
 async def test_hooks_are_told_all_that_there_is_to_know(
