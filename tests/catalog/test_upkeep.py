@@ -343,6 +343,26 @@ async def test_a_disk_on_its_way_is_left_as_it_is(tmp_path: Path, way: str) -> N
             assert (done.thinned.points == 0, done.thinned.left == 60) == (is_left, is_left)
 
 
+@pytest.mark.parametrize(
+    ("key", "fine", "wrong"),
+    [
+        ("epoch_interval", "50ms 1h", "49ms 61m -1s"),
+        ("application_interval", "10s 12h", "9s 721m"),
+        ("rpo_error", "5m 6m", "299s never"),  # the warning is at 5 minutes
+        ("compression_level", "0 19", "20 0020 -1 1900 fast"),
+        ("bandwidth_limit", "1MiB", "fast"),
+        ("resync_window", "22:00-06:00", "22"),
+    ],
+)
+def test_a_setting_of_a_policy_is_within_its_bounds(key: str, fine: str, wrong: str) -> None:
+    base = Policy("p", rpo_warning="5m", rpo_error="")
+    for text in fine.split():
+        assert str(getattr(changed_policy(base, {key: text}), key)) == text
+    for text in wrong.split():
+        with pytest.raises(UsageError):
+            changed_policy(base, {key: text})
+
+
 @BOTH
 async def test_policies_are_kept_in_the_vault(tmp_path: Path) -> None:
     async with bench() as test:
@@ -373,6 +393,28 @@ async def test_policies_are_kept_in_the_vault(tmp_path: Path) -> None:
         store.put("policies/shop.json", edited(data, policy=body), metadata)
         with pytest.raises(FormatError):
             await read_policy(store, "shop")
+
+
+async def test_a_policy_is_changed_from_what_it_is_to_what_makes_sense() -> None:
+    async with bench() as test:
+        store, found = test.store, []
+        made = await set_policy(store, "shop", lambda one: replace(one, retention="1s for 1h"))
+        data, metadata, _ = store.objects["policies/shop.json"]
+        other = edited(data, policy=replace(made, retention="1m for 2h").to_body())
+
+        def change(one: Policy) -> Policy:
+            found.append(one.retention)
+            if len(found) == 1:
+                store.put("policies/shop.json", other, metadata)
+            return replace(one, rpo_error="9m")
+
+        changed = await set_policy(store, "shop", change)
+        assert found == ["1s for 1h", changed.retention] == ["1s for 1h", "1m for 2h"]
+        with pytest.raises(UsageError):
+            await set_policy(store, "shop", lambda one: replace(one, retention="often"))
+        store.put("policies/copy.json", data, metadata)
+        with pytest.raises(FormatError, match="another policy"):
+            await read_policy(store, "copy")
 
 
 async def test_records_say_again_what_was_written(tmp_path: Path) -> None:
