@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -87,3 +88,12 @@ def test_a_policy_says_how_often_and_in_a_group_the_shortest_counts(
     disks = tuple(cast("Any", SimpleNamespace(policy=one)) for one in made)
     points = cast("Any", SimpleNamespace(_options=SimpleNamespace(application_interval_s=mount)))
     assert ApplicationPoints._interval_s(points, Unit("id", "name", disks)) == interval_s
+
+
+def test_what_an_earlier_run_has_left_frozen_is_not_frozen_anew(tmp_path: Path) -> None:
+    points = cast("Any", SimpleNamespace(_notes=tmp_path))
+    (tmp_path / "a.json").write_text('{"disks": [{"name": "web01"}]}')
+    assert "not said that it is thawed" in ApplicationPoints._left(points, {"web01", "db01"})
+    assert ApplicationPoints._left(points, {"db01"}) == ""
+    (tmp_path / "a.json").write_text("{")
+    assert "cannot be read" in ApplicationPoints._left(points, {"db01"})
