@@ -142,6 +142,7 @@ def test_a_guest_that_somebody_thaws_before_the_seal_gets_no_label(tmp_path: Pat
 
         agent._act = thawed_meanwhile  # type: ignore[method-assign]
         assert "somebody else thawed it" in create(site, code=1)
+        assert not any(one["consistency"] == "application" for one in site.points("web01"))
         assert create(site, code=0) == ""
 
 
