@@ -77,6 +77,17 @@ def test_images_and_domains_are_found_with_what_to_do(
     assert run_json("discover")["images"] == found["images"]
 
 
+def test_the_words_of_a_command_are_quoted(
+    run_json: Callable[..., Any], libvirt: Path, source: Path
+) -> None:
+    source = source.rename(source.with_name("my images"))
+    text = XML.format(name="my web", first=source / "web.qcow2", second=source / "data.img")
+    (libvirt / "web.xml").write_text(text)
+    commands = [shlex.split(line) for line in run_json("discover", str(source))["commands"]]
+    assert commands[0][:3] == ["vdiskfs", "mount", str(source)]
+    assert commands[-1] == ["vdiskfs", "group", "create", "my web", "data", "web"]
+
+
 def test_what_a_mount_protects_is_shown_as_such(
     run: Run, run_json: Callable[..., Any], daemon: FakeDaemon, libvirt: Path
 ) -> None:
