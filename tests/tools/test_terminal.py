@@ -25,8 +25,10 @@ def on_terminal(*words: str, answers: list[str]) -> tuple[int, str]:
     ) as process:  # fmt: skip
         os.close(slave)
         said, asked, left = b"", 0, list(answers)
+        poller = select.poll()
+        poller.register(master, select.POLLIN)
         while True:
-            if not select.select([master], [], [], 60)[0]:
+            if not poller.poll(60_000):
                 process.kill()  # it waits for what nobody answers
                 break
             try:
