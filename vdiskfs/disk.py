@@ -394,6 +394,7 @@ class ProtectedDisk:
             log.error("disk %s: cannot be synced at its end, the next start compares all of it: %s",
                       self.name, error)  # fmt: skip
         finally:
+            live.end()  # it is listed still
             await trio.to_thread.run_sync(live.close)
         if clean:
             paths = self.site.state.disk(self.disk_id)

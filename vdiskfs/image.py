@@ -66,8 +66,13 @@ class LiveImage:
         self.track = track
         self.fetch: Callable[[int], Awaitable[None]] | None = None
         """Brings the chunk of a page that the image lacks, where it may lack some."""
+        self._last: native.TrackCounts | None = None
         if image.track is not track:
             image.set_track(track)
+
+    def end(self) -> None:
+        """Count for the last time: `close` is next, and who asks meanwhile gets that."""
+        self._last = self.track.counts()
 
     def close(self) -> None:
         """End tracking. The bitmaps stay on disk as they are."""
@@ -76,7 +81,7 @@ class LiveImage:
 
     def counts(self) -> native.TrackCounts:
         """Return what is marked now, in pages."""
-        return self.track.counts()
+        return self.track.counts() if self._last is None else self._last
 
     def suspect_pages(self, runs: Extents) -> None:
         """Mark pages suspect; those beyond the end are taken away again by the pass."""
