@@ -111,10 +111,11 @@ class PlainPoints:
         self.live: SourceFile | None = None
         self.asked: list[str] = []
         self.text = b'{"epoch": 1}\n'
+        self.file = "images/web01.img"
 
     async def disks(self) -> Sequence[DiskName]:
         self.asked.append("disks")
-        return [DiskName("web01", "images/web01.img")]
+        return [DiskName("web01", self.file)]
 
     async def days(self, disk: str) -> Sequence[str]:
         self.asked.append("days")

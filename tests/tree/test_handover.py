@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
+from tests.tree.conftest import Kept
 from vdiskfs.fdstore import FdStore
 from vdiskfs.tree.handover import REQUEST, RESENT, Handover
-
-
-class Kept:
-    """A store that keeps in this process."""
-
-    def __init__(self) -> None:
-        self.fds: dict[str, int] = {}
-
-    def push(self, name: str, fd: int) -> bool:
-        self.fds[name] = os.dup(fd)
-        return True
-
-    def remove(self, name: str) -> bool:
-        fd = self.fds.pop(name, None)
-        if fd is not None:
-            os.close(fd)
-        return True
-
-    def copies(self) -> dict[str, int]:
-        return {name: os.dup(fd) for name, fd in self.fds.items()}
-
-
-@pytest.fixture
-def kept() -> Iterator[Kept]:
-    store = Kept()
-    yield store
-    for name in list(store.fds):
-        store.remove(name)
 
 
 def successor(kept: Kept, live: list[list[Any]] | None = None) -> Handover:

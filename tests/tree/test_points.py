@@ -6,17 +6,21 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
 from tests.fs.harness import FIRST_NS, PlainPoints
+from tests.tree.conftest import Kept
 from vdiskfs import native
 from vdiskfs.errors import NotFoundError, UsageError, VaultUnreachableError
+from vdiskfs.fdstore import FdStore
 from vdiskfs.tree import Access, Caller, Changes, DiskName, Node, Nodes, PointRef
+from vdiskfs.tree.handover import Handover
 from vdiskfs.tree.listing import Entry, Listing
+from vdiskfs.tree.node import POINTS_ID
 from vdiskfs.tree.pointnode import PATIENCE_S, Points
 from vdiskfs.tree.points import PointsDirectory
 from vdiskfs.tree.static import Owner
@@ -29,10 +33,15 @@ DAY = b"2026-11-21"
 class Mount:
     """The points of one disk, as a tree."""
 
-    def __init__(self, core: native.Core, count: int = 5, step_ns: int = NS) -> None:
+    def __init__(
+        self, core: native.Core, count: int = 5, step_ns: int = NS, kept: Kept | None = None
+    ) -> None:
         self.source = PlainPoints(core, count, step_ns)
-        self.nodes = Nodes()
-        self.root = PointsDirectory(Points(self.nodes, core, self.source, OWNER))
+        store = None if kept is None else cast("FdStore", kept)
+        self.handover = Handover(store, None if kept is None else kept.copies())
+        self.nodes = Nodes(self.handover)
+        self.handover.begin(self.nodes.records)
+        self.root = PointsDirectory(Points(self.nodes, core, self.source, OWNER), POINTS_ID)
         self.root.pins += 1
 
     async def walk(self, *names: bytes) -> Node:
@@ -40,6 +49,7 @@ class Mount:
         node: Node = self.root
         for name in names:
             node = await node.child(name)
+            self.nodes.named(node)
             node.lookups += 1
         return node
 
@@ -96,6 +106,26 @@ async def test_the_facts_of_an_image_are_asked_once(mount: Mount) -> None:
         assert attributes.blocks * 512 < attributes.size
         assert attributes.mtime_ns == FIRST_NS
     assert mount.source.asked.count("describe") == 1
+
+
+@pytest.mark.parametrize("first", [[DAY], [b"latest"], [DAY, b"01-40-05.000Z"]])
+async def test_an_image_is_found_below_what_a_predecessor_named(
+    core: native.Core, kept: Kept, first: list[bytes]
+) -> None:
+    """Whichever node the kernel asks for first, over two deaths."""
+    mount = Mount(core, kept=kept)
+    mount.source.file = "images/system.qcow2"
+    day, node = await mount.walk(b"web01", DAY), await mount.walk(b"web01", *first)
+    for _ in range(2):
+        mount.handover.close()
+        mount = Mount(core, kept=kept)
+        mount.source.file = "images/system.qcow2"
+        assert mount.nodes.get(node.id).id == node.id
+        point = await mount.nodes.get(day.id).child(b"01-40-05.000Z")
+        mount.nodes.named(point)
+        assert sorted(names(await point.listing())) == [b"point.json", b"system.qcow2"]
+        assert (await point.child(b"system.qcow2")).id
+    mount.handover.close()
 
 
 async def test_points_of_one_millisecond_have_names_of_their_own(core: native.Core) -> None:

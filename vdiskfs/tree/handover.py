@@ -149,6 +149,11 @@ class Handover:
         """Return what a predecessor noted of an id."""
         return self._known.get(number)
 
+    def place_of(self, identity: Identity) -> Any:
+        """Return what `Node.place` said last, besides the directory; None: nobody named it."""
+        known = self._known.get(self._numbers.get(identity, 0))
+        return None if known is None else known.places[-1][1]
+
     def forget(self, identity: Identity) -> None:
         """What it identified is no more: the next one is another."""
         number = self._numbers.pop(identity, None)

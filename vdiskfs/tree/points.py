@@ -107,13 +107,17 @@ class PointsDirectory(PointNode):
         return self._disk(disk), self.points.owner.directory()
 
     def _disk(self, disk: DiskName) -> DiskDirectory:
-        node = self._disk_node(disk.name)
+        node = self._disk_node(disk.name)  # its file may have another name by now
         node.file = _image_name(disk)
         return node
 
     def _disk_node(self, name: str) -> DiskDirectory:
         make = partial(DiskDirectory, self.points, name, self.id)
-        return self.points.node(("disk", name), make)
+        node = self.points.node(("disk", name), make)
+        if not node.file:  # it is made for a day, or a link, that a predecessor named
+            known = self.nodes.handover.place_of(("disk", name))
+            node.file = os.fsencode(known or f"{name}.img")
+        return node
 
 
 class DiskDirectory(PointNode):
