@@ -6,13 +6,17 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.catalog.harness import Bench, bench, content_at, is_joined, is_slot
-from tests.vaults import is_encrypted, newcomer
+from tests.vaults import PLAIN, is_encrypted, newcomer
 from vdiskfs.catalog import CheckReport, check
 from vdiskfs.delta import Flags
+from vdiskfs.delta.blocks import OBJECTS
+from vdiskfs.delta.layout import HEAD_SIZE, LIMIT, decode_head
 from vdiskfs.errors import DamagedError, NotFoundError
+from vdiskfs.point import BlockCache, PieceInfo, open_piece
 from vdiskfs.sealed.names import is_bulk
 from vdiskfs.store import ObjectInfo
 
@@ -138,6 +142,38 @@ async def test_a_slot_and_its_segment_hurt_what_is_read_past_the_slot() -> None:
             past += max(wanted) >= 16
             test.store.objects = dict(objects)
         assert past
+
+
+@PLAIN
+async def test_a_segment_whose_slot_cannot_name_it_is_read_all_the_same() -> None:
+    """What the slot says of its objects is damaged; points past it are read by a joined delta."""
+    async with bench() as test:
+        test.model.writer_options = {"inline_limit": 0}
+        await test.churn(18, pages=40)
+        names = sorted(filter(is_slot, test.store.objects))
+        found = {name: await segments_of(test, name) for name in names[:16]}
+        slot, row, segment = next(
+            (name, *found[name][0]) for name in reversed(names[:16]) if found[name]
+        )
+        for name, at in ((slot, int(row["offset"]) + 9), (segment, 5000)):
+            data, metadata, _ = test.store.objects[name]
+            test.store.put(name, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], metadata)
+        report, wanted = await checked(test), await hurt_points(test, 18)
+        assert {slot, segment} <= {problem.object for problem in report.problems}
+        assert named(report) == wanted
+
+
+async def segments_of(test: Bench, slot: str) -> list[tuple[np.void, str]]:
+    """Return the segments that a slot names, each with the block of the index that says it."""
+    data, _, _ = test.store.objects[slot]
+    head = decode_head(data[:HEAD_SIZE])
+    info = PieceInfo(slot, 1, 0, head.from_epoch, head.to_epoch, len(data))
+    piece = await open_piece(
+        test.store, BlockCache(1 << 20), info, vault_id=test.vault.vault_id, disk_id=head.disk_id
+    )
+    refs = [(row, await piece.object_ref(int(row["first"])))
+            for row in await piece.rows(OBJECTS, 0, LIMIT - 1)]  # fmt: skip
+    return [(row, ref.name(head.disk_id)) for row, ref in refs]
 
 
 async def test_a_damaged_joined_delta_hurts_no_point() -> None:

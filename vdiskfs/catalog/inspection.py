@@ -68,6 +68,8 @@ class Inspection:
     """Objects of which all frames were read: those of a slot whose index is whole."""
     _gaps: list[tuple[int, int, int]] = field(default_factory=list)
     """Generation, start and end of what has an index that is not whole."""
+    _nameless: set[str] = field(default_factory=set)
+    """Deltas with frames of which it is not known in what object they are."""
     _done: int = 0
     _problems: dict[str, int] = field(default_factory=dict)
     _bad: dict[str, dict[int, U64]] = field(default_factory=dict)  # pages by object, offset
@@ -96,7 +98,7 @@ class Inspection:
     def looked_at(self, piece: Piece, *, whole: bool) -> None:
         """Note that all was read of a delta that can be: of a ``whole`` index all frames."""
         names, head = self._needs.pop(piece.name, set()), piece.head
-        if whole:
+        if whole and piece.name not in self._nameless:
             self.whole.add(piece.name)
             if head.kind is Kind.SLOT:
                 self._read |= names
@@ -123,7 +125,8 @@ class Inspection:
     def end(self) -> None:
         """Forget what only the check itself needs: it is over."""
         self._blocks = BlockCache(8 << 20)
-        for known in (self.sizes, self._bad, self._begun, self._needs, self._read, self._gaps):
+        for known in (self.sizes, self._bad, self._begun, self._needs, self._read, self._gaps,
+                      self._nameless):  # fmt: skip
             known.clear()
 
     def known_problem(self, name: str) -> int | None:
@@ -187,6 +190,7 @@ class Inspection:
                     ref = await piece.object_ref(number)
                 except (DamagedError, NotFoundError) as error:
                     bad[self.problem(piece.name, bare(error, piece.name))] = mine[owner]
+                    self._nameless.add(piece.name)
                     continue
                 name, said = ref.name(self.record.id), ref.size
             self.use(name, piece)
