@@ -110,11 +110,13 @@ class SectorGuest:
             connection.settimeout(30)
             connection.connect(str(self._control))
             with connection.makefile("rw") as lines:
-                lines.readline()  # the greeting
                 for name, words in (("qmp_capabilities", {}), (command, arguments)):
-                    lines.write(json.dumps({"execute": name, "arguments": words}) + "\n")
+                    lines.write(
+                        json.dumps({"execute": name, "arguments": words, "id": name}) + "\n"
+                    )
                     lines.flush()
-                    while "event" in (answer := json.loads(lines.readline())):
+                    # The greeting and events come first, or between.
+                    while (answer := json.loads(lines.readline())).get("id") != name:
                         pass
                 if "error" in answer:
                     raise RuntimeError(f"{command}: {answer['error']['desc']}")

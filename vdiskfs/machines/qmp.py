@@ -121,8 +121,11 @@ class Qmp:
     async def greet(self) -> None:
         """Take the greeting and leave the negotiation of capabilities: there are none."""
         message = await self._message()
+        while "event" in message:  # of before the connection
+            message = await self._message()
         if "QMP" not in message:
             raise LocalError("it does not greet as QEMU does")
+        self._events.clear()
         await self.execute("qmp_capabilities")
 
     async def wait_event(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
