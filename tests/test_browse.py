@@ -14,7 +14,7 @@ from tests.catalog.harness import bench
 from tests.vaults import newcomer
 from vdiskfs.browse import STALE_S, Browser
 from vdiskfs.catalog import DiskLog
-from vdiskfs.catalog.vault import disk_object
+from vdiskfs.catalog.swap import disk_object
 from vdiskfs.errors import DamagedError, NotFoundError
 
 pytestmark = pytest.mark.usefixtures("each_vault")

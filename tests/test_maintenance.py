@@ -18,7 +18,7 @@ from vdiskfs.catalog.policy import Policy, changed_policy, set_policy
 from vdiskfs.catalog.records import Owner
 from vdiskfs.catalog.thinning import Thinned
 from vdiskfs.catalog.upkeep import Tended, choose_policy
-from vdiskfs.errors import DamagedError, VaultUnreachableError
+from vdiskfs.errors import ConflictError, DamagedError, VaultUnreachableError
 from vdiskfs.events import Events
 from vdiskfs.health import Health
 from vdiskfs.jobs import Jobs
@@ -53,6 +53,9 @@ class Mount:
         self.test = test
         self.fails: dict[str, Exception] = {}
         self.tended: list[str] = []
+        self.swept: list[str] = []
+        self.renewed = 0
+        self.sweep_fails: Exception | None = None
         self.levels: set[int] = set()
         self.takes: list[Any] = []
         self.slow: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -65,8 +68,9 @@ class Mount:
         self.site = site
         self.disks: list[Any] = []
         self.events = Events(directory)
-        self.maintenance = Maintenance(site, lambda: self.disks, self.events, Jobs(directory))
-        self.maintenance._upkeep = Mock(tend=self._tend)
+        self.jobs = Jobs(directory)
+        self.maintenance = Maintenance(site, lambda: self.disks, self.events, self.jobs)
+        self.maintenance._upkeep = Mock(tend=self._tend, sweep=self._sweep)
 
     async def add(self, name: str) -> Any:
         vault = self.test.vault
@@ -78,6 +82,7 @@ class Mount:
             points=vault.log(record), line=SimpleNamespace(displaced=None), replicator=Mock(),
         )  # fmt: skip
         disk.replicator.shipper.is_bounded = False
+        disk.replicator.suspects.renew = self._renew
         self.disks.append(disk)
         return disk
 
@@ -92,6 +97,15 @@ class Mount:
         if (error := self.fails.get(log.record.name)) is not None:
             raise error
         return Tended(Thinned(log.generation, 0, 0, None, 1), Collected())
+
+    async def _sweep(self, disk_id: str) -> Collected:
+        self.swept.append(disk_id)
+        if self.sweep_fails is not None:
+            raise self.sweep_fails
+        return Collected(deleted=2 * (len(self.swept) == 3))
+
+    async def _renew(self) -> None:
+        self.renewed += 1
 
     async def turn(self) -> None:
         """Have a turn, and wait for those that are tended aside."""
@@ -200,3 +214,22 @@ async def test_a_disk_that_may_send_only_slowly_keeps_nobody_from_his_turn(
     assert [one.disk for one in mount.events.since(0, 100)] == ["db01"]
     mount.fails.clear()
     assert "db01" in await mount.minutes(3, mock_clock)
+
+
+async def test_once_a_day_segments_are_looked_at_and_each_minute_what_a_pass_has_stored(
+    mount: Mount, mock_clock: MockClock, expect_log: Any
+) -> None:
+    expect_log("disk db01: is not thinned")
+    disk = await mount.add("db01")
+    await mount.minutes(30, mock_clock)
+    assert (mount.swept, mount.renewed) == ([disk.disk_id], 30)
+    mock_clock.jump(86400)
+    mount.sweep_fails = ConflictError("its writer claims all the time")
+    await mount.minutes(1, mock_clock)
+    assert len(mount.swept) == 2
+    mount.sweep_fails = None
+    # Tried again soon; and thinning has had its turns.
+    assert "db01" in await mount.minutes(16, mock_clock)
+    assert len(mount.swept) == 3
+    (job,) = [job for job in mount.jobs.all() if "segments deleted" in str(job)]
+    assert "2 segments deleted that no point ever named" in str(job)

@@ -309,7 +309,7 @@ class ProtectedDisk:
         if self._replicator is not None:  # else it looks when it begins
             self._replicator.look_again()
 
-    def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
+    def _make_writer(self, directory: Path, *, inside: bool, batch: str = "") -> DeltaWriter:
         limits = {} if inside else {"inline_limit": 0}
         return DeltaWriter(
             directory,
@@ -318,6 +318,7 @@ class ProtectedDisk:
             disk_id=self.disk_id,
             writer_id=self.site.state.writer_id,
             level=(self._replicator or self.site).pace.compression_level,
+            batch=batch,
         )
 
     def _note_published(self, spooled: Spooled) -> None:

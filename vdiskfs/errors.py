@@ -99,6 +99,10 @@ class DamagedError(VdiskfsError):
     exit_code = 6
 
 
+class SegmentsGoneError(DamagedError):
+    """What a delta that waits here refers to was collected: its writer was away for too long."""
+
+
 class FormatError(DamagedError):
     """Bytes that are not what vdiskfs-format(5) says. ``where`` names the object."""
 

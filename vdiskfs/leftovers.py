@@ -18,7 +18,7 @@ from vdiskfs.catalog.publish import is_stored
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, open_spooled
 from vdiskfs.delta.rehead import rehead
-from vdiskfs.errors import FormatError
+from vdiskfs.errors import FormatError, SegmentsGoneError
 from vdiskfs.image import ChainEnd
 from vdiskfs.ownernote import Remembered
 from vdiskfs.state import sync_directory
@@ -86,15 +86,23 @@ async def parent_of(
 
 
 async def ship(name: str, waiting: list[Spooled], points: DiskLog) -> list[Spooled]:
-    """Store deltas in a branch, up to the first that does not follow; return those stored."""
+    """Store deltas in a branch, up to the first that does not follow; return those stored.
+
+    What cannot be stored any more is taken off ``waiting``, with all that follows it.
+    """
     tip = await points.tip()
     epoch, digest = tip.epoch, tip.digest
-    stored = []
+    stored: list[Spooled] = []
     for spooled in waiting:
         if spooled.head.from_epoch != epoch:
             break
         moved = await trio.to_thread.run_sync(rehead, spooled, points.generation, digest)
-        await points.publish(moved)
+        try:
+            await points.publish(moved)
+        except SegmentsGoneError as error:
+            log.warning("disk %s: cannot be kept as a branch: %s", name, error)
+            del waiting[len(stored) :]
+            break
         hook("branch.shipped")
         stored.append(moved)
         epoch, digest = moved.head.to_epoch, moved.head.to_digest

@@ -26,8 +26,8 @@ from vdiskfs.catalog.keptdocuments import KeptDocuments
 from vdiskfs.catalog.policy import Policy, read_policy
 from vdiskfs.catalog.records import DiskRecord, encode_disk
 from vdiskfs.catalog.retention import Ladder
-from vdiskfs.catalog.upkeep import Tended, Upkeep
-from vdiskfs.catalog.vault import disk_object
+from vdiskfs.catalog.swap import disk_object
+from vdiskfs.catalog.upkeep import SWEEP_S, Tended, Upkeep
 from vdiskfs.catalog.walk import is_damage
 from vdiskfs.disk import ProtectedDisk, Site
 from vdiskfs.errors import DamagedError, VaultUnreachableError, VdiskfsError
@@ -56,6 +56,8 @@ COPY_S = 300.0
 """How often documents that are no disk's are copied, where they have changed."""
 
 _WHAT = "thinning"
+_LOOSE = 0
+"""Stands for a generation where segments are meant that no delta of any names."""
 
 _Key = tuple[str, int]  # a disk's id and a generation of it
 
@@ -134,6 +136,7 @@ class Maintenance:
         is_aside = disk.disk_id in self._aside
         if not is_aside:  # who thins it has read a newer one, perhaps
             disk.points.learned(record)
+        await disk.replicator.suspects.renew()
         await self._keep(disk, record)
         policy = None
         if record.policy:
@@ -174,7 +177,7 @@ class Maintenance:
     async def _tend_lines(self, disk: ProtectedDisk, record: DiskRecord, policy: Policy) -> None:
         """Tend the lines of a disk that are due; raise what failed first, but for damage."""
         failed: list[Exception] = []
-        for number in record.parents:
+        for number in (*record.parents, _LOOSE):
             key = (disk.disk_id, number)
             if trio.current_time() < self._due.get(key, -math.inf):
                 continue
@@ -199,6 +202,14 @@ class Maintenance:
     ) -> None:
         own, now = number == disk.points.generation, trio.current_time()
         began_ns = time.time_ns()
+        if number == _LOOSE:
+            found = await self._upkeep.sweep(disk.disk_id)
+            self._due[disk.disk_id, number] = now + SWEEP_S
+            if found.deleted:
+                what = f"{found.deleted} segments deleted that no point ever named"
+                log.info("disk %s: %s", disk.name, what)
+                self._jobs.note(JobKind.THIN, disk.name, disk.disk_id, began_ns, what)
+            return
         points = disk.points if own else self._site.vault.log(record, number)
         scratch = self._site.state.disk(disk.disk_id).directory / "thin" / str(number)
         tended = await self._upkeep.tend(

@@ -33,6 +33,7 @@ from vdiskfs.delta import (
     remove_spooled,
 )
 from vdiskfs.delta.entries import NO_EXTENTS, U8, U64, distinct, unite_extents
+from vdiskfs.delta.segments import is_batch, new_batch
 from vdiskfs.errors import FormatError, ImageReadError
 from vdiskfs.image import OVERWRITE, ChainEnd, LiveImage, unreadable
 from vdiskfs.point.fetch import first_error
@@ -60,8 +61,11 @@ Sums = Callable[[int, int], Awaitable[tuple[U64, U8]]]
 class MakeWriter(Protocol):
     """Makes a writer of this disk's deltas."""
 
-    def __call__(self, directory: Path, *, inside: bool) -> DeltaWriter:
-        """Write into a directory; ``inside``: small ones hold their frames themselves."""
+    def __call__(self, directory: Path, *, inside: bool, batch: str = "") -> DeltaWriter:
+        """Write into a directory; ``inside``: small ones hold their frames themselves.
+
+        ``batch`` is that of the segments; "": one of their own.
+        """
 
 
 class SuspectPass:
@@ -73,13 +77,26 @@ class SuspectPass:
         directory: Path,
         make_writer: MakeWriter,
         upload: Callable[[Spooled], Awaitable[None]],
+        claim: Callable[[str, Sequence[Spooled]], Awaitable[bool]],
     ) -> None:
-        """Prepare; ``upload`` stores a part's segments and returns when they are stored."""
+        """Prepare.
+
+        Args:
+            live: the image.
+            directory: of the parts.
+            make_writer: makes writers of them.
+            upload: stores a part's segments and returns when they are stored.
+            claim: lets nobody collect the segments of a batch; says whether those that parts
+                have given away are all there.
+        """
         self._live = live
         self._directory = directory
         self._base = directory / "base"
         self._make_writer = make_writer
         self._upload = upload
+        self._claim = claim
+        self.batch = ""
+        """What the ids of the parts' segments begin with, from the first part on."""
         self.parts: list[Spooled] = []
         self.done_pages = 0
         self.sent_pages = 0
@@ -93,8 +110,13 @@ class SuspectPass:
         are those without a base.
         """
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        if not self._base.exists() or self._base.read_bytes() != _base_of(end):
+        base = self._base.read_bytes().decode(errors="replace") if self._base.exists() else ""
+        if not base.startswith(_base_of(end)):
             self.drop()
+        elif not is_batch(batch := base.removeprefix(_base_of(end)).strip()):
+            return False
+        else:
+            self.batch = batch
         for path in sorted(self._directory.glob("*.part"), key=lambda one: one.stat().st_mtime_ns):
             try:
                 self._add(open_spooled(path))
@@ -164,7 +186,7 @@ class SuspectPass:
     def drop(self) -> None:
         """Forget the parts; their segments in the vault become garbage."""
         self.parts.clear()
-        self._covered = NO_EXTENTS
+        self._covered, self.batch = NO_EXTENTS, ""
         if self._directory.exists():
             # The base last: a part that a kill, or the host's death, leaves is of no use without.
             for path in sorted(self._directory.iterdir(), key=lambda one: one == self._base):
@@ -183,13 +205,24 @@ class SuspectPass:
             ImageReadError: the image cannot be read.
             OSError: writing the parts failed. What is done stays done, when it is cancelled, too.
         """
-        await trio.to_thread.run_sync(write_file, self._base, _base_of(end))
+        await self._own(end)
         try:
             await self._run(compare)
         except BaseExceptionGroup as group:
             if group.subgroup(trio.Cancelled) is not None:
                 raise
             raise first_error(group) from None
+
+    async def _own(self, end: ChainEnd) -> None:
+        """Claim what the parts have stored, and will; where some of it is gone begin anew."""
+        while True:
+            self.batch = self.batch or new_batch()
+            base = f"{_base_of(end)}{self.batch}\n"
+            await trio.to_thread.run_sync(write_file, self._base, base.encode())
+            if await self._claim(self.batch, self.parts):
+                return
+            log.warning("%s: what was stored is not there any more", self._directory)
+            await trio.to_thread.run_sync(self.give_up_parts)
 
     async def _run(self, compare: Sums | None) -> None:
         async with trio.open_nursery() as nursery:
@@ -211,7 +244,7 @@ class SuspectPass:
     async def _next_part(self, compare: Sums | None) -> Spooled | None:
         """Read up to `part_limit` of suspect pages into a durable part; None: nothing differed."""
         reader = native.PageReader(self._live.image, suspect=True, pages=READ_PAGES)
-        writer = self._make_writer(self._directory, inside=False)
+        writer = self._make_writer(self._directory, inside=False, batch=self.batch)
         seen: list[native.U64Array] = []
         kept, limit = 0, part_limit(self._directory)
         try:
@@ -283,8 +316,8 @@ def part_limit(directory: Path) -> int:
     return min(PART_SIZE, max(PART_MIN, status.f_bavail * status.f_frsize // 4))
 
 
-def _base_of(end: ChainEnd) -> bytes:
-    return f"{end.generation} {end.epoch} {end.digest.hex()}\n".encode()
+def _base_of(end: ChainEnd) -> str:
+    return f"{end.generation} {end.epoch} {end.digest.hex()}\n"
 
 
 def _read(reader: native.PageReader) -> native.Batch | None:

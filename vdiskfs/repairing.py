@@ -22,7 +22,7 @@ from vdiskfs.catalog.keptdocuments import KeptDocuments
 from vdiskfs.catalog.lostrecords import restore_name, restore_record
 from vdiskfs.catalog.repair import settle_document
 from vdiskfs.catalog.report import Healed, Left, note_stopped
-from vdiskfs.catalog.vault import disk_object
+from vdiskfs.catalog.swap import disk_object
 from vdiskfs.delta.names import parse_slot, segment_prefix
 from vdiskfs.disk import ProtectedDisk
 from vdiskfs.errors import VdiskfsError

@@ -8,8 +8,6 @@ by themselves, because nothing is sealed. *Bounding* looks whether even that gro
 part of the disk: then the spool is given back, and the disk is resynchronized later
 (`vdiskfs.resync`). An idle disk costs nothing. A disk of a consistency group is sealed by
 `vdiskfs.together` while it can be; what remains here then is the pass.
-
-What waits, and until when, is `vdiskfs.health`'s; that a point exists is the catalog's.
 """
 
 from __future__ import annotations
@@ -103,7 +101,8 @@ class Replicator:
         self.suspects = Suspects(
             name=name, live=live, spool=self.spool, line=line, health=health,
             directory=directory, window=pace.resync_window,
-            pass_=SuspectPass(live, directory / "pass", make_writer, self.shipper.upload_part),
+            pass_=SuspectPass(live, directory / "pass", make_writer, self.shipper.upload_part,
+                              self.shipper.claim_parts),
             wait_shipped=self.wait_shipped,
         )  # fmt: skip
         self.resync = self.suspects.resync
@@ -111,8 +110,7 @@ class Replicator:
         self._make_writer = make_writer
         self._dirty = trio.Event()
         self._joint = joint
-        # A seal of several disks is taken by one task and each capture ended by another: no Lock.
-        self._sealing = trio.Semaphore(1, max_value=1)
+        self._sealing = trio.Semaphore(1, max_value=1)  # no Lock: taken and given by two tasks
         self._moved = trio.Event()
         self._dirty_since_ns: int | None = None
         self._behind_since_ns: int | None = None  # all that waited was given back
@@ -215,8 +213,8 @@ class Replicator:
             while not len(self.spool):
                 await self._moved.wait()
             try:
-                if self._is_too_much():
-                    await self._give_back_too_much()
+                if self.shipper.gone is not None or self._is_too_much():
+                    await self._bound()
             except (LocalError, OSError) as error:
                 self.health.local_failed(error)
             with trio.move_on_after(LOOK_S):
@@ -261,13 +259,17 @@ class Replicator:
             return False
         if self.resync.reason is not None and len(self.spool) == 1:
             return False  # only the oldest is left: it was offered
-        limit = self.pace.resync_threshold * self.live.image.size()
-        return self.dirty_bytes() + self.spool.bytes >= limit
+        waits = self.dirty_bytes() + self.spool.bytes
+        return waits >= self.pace.resync_threshold * self.live.image.size()
 
-    async def _give_back_too_much(self) -> None:
+    async def _bound(self) -> None:
         with self.suspects.held_off():
             async with self._sealing:
-                if self._is_too_much():
+                if self.shipper.gone is not None:
+                    async with self.shipper.quiet(lambda: not self.paused):
+                        await self._give_back(self.shipper.gone.message, 0)
+                        self.shipper.gone = None
+                elif self._is_too_much():
                     waited = format_size(self.dirty_bytes() + self.spool.bytes)
                     await self._give_back(f"{waited} waited while the vault was away")
 
@@ -290,7 +292,6 @@ class Replicator:
         behind_s = self.lag_s()
         freed = await self.suspects.give_back(reason, keep)
         if not len(self.spool):
-            # Nothing waits that would tell how far the vault is behind.
             self._behind_since_ns = time.monotonic_ns() - int(behind_s * NS)
         self._dirty.set()
         self._announce()
@@ -340,7 +341,7 @@ class Replicator:
     def is_ready(self) -> bool:
         """Whether it can be sealed with others now: nothing stands still, nothing is suspect."""
         stands = self.ended or self.paused or self._is_full or self.suspects.needed
-        return not stands and not self.line.is_elsewhere and self.end.epoch > 0
+        return not (stands or self.line.is_elsewhere) and self.end.epoch > 0
 
     @property
     def group(self) -> str | None:
@@ -394,7 +395,7 @@ class Replicator:
         self._announce()
 
     async def finish(self) -> None:
-        """Let nothing be sealed any more, by whomever; a seal that is under way is waited for."""
+        """Let nothing be sealed any more; a seal that is under way is waited for."""
         async with self._sealing:
             self.ended = True
 
@@ -460,7 +461,7 @@ class Replicator:
 
     @property
     def waiting(self) -> int:
-        """Deltas in the spool: points that exist here and not yet in the vault."""
+        """Points that the vault lacks."""
         return len(self.spool)
 
     def lag_s(self) -> float:

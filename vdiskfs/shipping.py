@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from vdiskfs.catalog import Anchor, DiskLog
-from vdiskfs.catalog.publish import upload_segments
+from vdiskfs.catalog.publish import check_segments, segment_refs, upload_segments
 from vdiskfs.crash import hook
 from vdiskfs.delta import Spooled, remove_spooled
-from vdiskfs.errors import DamagedError, LocalError, NotFoundError, is_disk_error
+from vdiskfs.delta.refs import ObjectRef
+from vdiskfs.errors import (
+    DamagedError,
+    LocalError,
+    NotFoundError,
+    SegmentsGoneError,
+    is_disk_error,
+)
 from vdiskfs.health import Health
 from vdiskfs.ownership import DiskLine
 from vdiskfs.ratelimit import RateLimiter
@@ -75,6 +82,8 @@ class Shipper:
         self._idle = trio.Event()
         self._idle.set()
         self._news = trio.Event()
+        self.gone: SegmentsGoneError | None = None
+        """Why the spool's first delta cannot be stored any more: it is to be given back."""
         # The delta, by its epoch, whose slot was asked for; that of which this is not known.
         self._offered: int | None = None
         self._doubtful: int | None = None
@@ -136,7 +145,11 @@ class Shipper:
         while True:
             while not len(self._spool):
                 await self._news.wait()
-            await self._shipped(await self._health.until_done("uploading", self._publish))
+            spooled = await self._health.until_done("uploading", self._publish)
+            if spooled is None:
+                self._announce()
+                await trio.sleep_forever()  # who gives it back stops this, and lets it go on
+            await self._shipped(spooled)
             await self._health.until_done("joining", self._join)
 
     async def _join(self) -> None:
@@ -151,14 +164,19 @@ class Shipper:
         else:
             self._health.chain_is_damaged(None)
 
-    async def _publish(self) -> Spooled:
+    async def _publish(self) -> Spooled | None:
+        """Publish the spool's first delta; None: it is `gone`."""
         if trio.current_time() - self._checked_at >= CHECK_S:
             await self.check_vault()
         waiting = self._spool.first
         await self._take(waiting.head.object_size + bytes_here(waiting))
         began = trio.current_time()
+        self.gone = None
         try:
             spooled = await self._line.publish(waiting, self._offer)
+        except SegmentsGoneError as error:
+            self.gone = error
+            return None
         except LocalError as error:
             if is_disk_error(error):
                 error.hint = "if it stays so: vdiskfs upgrade; what it held is compared then"
@@ -219,6 +237,23 @@ class Shipper:
             await trio.to_thread.run_sync(remove_spooled, spooled)
             hook("spool.emptied")
 
+    async def claim_parts(self, batch: str, parts: Sequence[Spooled]) -> bool:
+        """Claim a batch; say whether all of it is there that parts have given away."""
+        points = self._line.points
+        refs = await trio.to_thread.run_sync(_given_away, parts)
+
+        async def claim() -> bool:
+            await self.check_vault()
+            try:
+                await points.claims.need([batch])
+                await check_segments(points.store, points.record.id, refs)
+            except SegmentsGoneError as error:
+                log.info("disk %s: %s", points.record.name, error)
+                return False
+            return True
+
+        return await self._health.until_done("uploading", claim)
+
     async def upload_part(self, part: Spooled) -> None:
         """Store a part's segments, and give their room back; what is stored already is left."""
         points = self._line.points
@@ -233,6 +268,14 @@ class Shipper:
         for segment in here:
             segment.path.unlink(missing_ok=True)
             hook("part.uploaded")
+
+
+def _given_away(parts: Sequence[Spooled]) -> list[ObjectRef]:
+    """Return the segments of parts that are not here any more."""
+    return [
+        ref for part in parts for ref in segment_refs(part.path)
+        if not part.path.with_name(f"{ref.segment_id}.segment").exists()
+    ]  # fmt: skip
 
 
 def _anchor_of(points: DiskLog) -> Anchor:

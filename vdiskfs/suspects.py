@@ -8,10 +8,10 @@ the notes that make it survive the daemon and the host.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,13 @@ import trio
 from vdiskfs import native
 from vdiskfs.delta import Spooled
 from vdiskfs.delta.entries import U8, U64
-from vdiskfs.errors import FormatError, LocalError, PassStoppedError, StateError
+from vdiskfs.errors import (
+    FormatError,
+    LocalError,
+    PassStoppedError,
+    SegmentsGoneError,
+    StateError,
+)
 from vdiskfs.health import Health
 from vdiskfs.image import LiveImage
 from vdiskfs.ownership import DiskLine
@@ -289,7 +295,14 @@ class Suspects:
         if self._scope is not None:
             self._scope.cancel()
 
-    @contextmanager
+    async def renew(self) -> None:
+        """Claim again what a pass has stored, where that is doubted: it takes its time."""
+        claims, batch = self._line.points.claims, self.pass_.batch
+        if self.pass_.parts and not claims.holds(batch):
+            with contextlib.suppress(SegmentsGoneError):  # which is found out when it goes on
+                await claims.need([batch])
+
+    @contextlib.contextmanager
     def held_off(self) -> Iterator[None]:
         """Let no pass go on, or begin, inside: it holds the seal until the spool is shipped."""
         self._held_off += 1

@@ -19,6 +19,7 @@ from vdiskfs.errors import (
     ConflictError,
     DamagedError,
     NotFoundError,
+    SegmentsGoneError,
     UsageError,
 )
 from vdiskfs.units import format_time
@@ -144,7 +145,7 @@ async def test_a_point_is_not_published_without_its_segments() -> None:
         test.model.write(0, random.Random(1).randbytes(99_000))
         spooled = test.model.seal()
         spooled.segments[0].path.unlink()
-        with pytest.raises(DamagedError, match="was not stored"):
+        with pytest.raises(SegmentsGoneError, match="is not there"):
             await test.log.publish(open_spooled(spooled.path))
         assert not any(is_slot(name) for name in test.store.objects)
 

@@ -15,7 +15,8 @@ from vdiskfs.catalog.ledger import Ledger, write_ledger
 from vdiskfs.catalog.lostrecords import restore_name, restore_record
 from vdiskfs.catalog.records import DiskRecord, LedgerRef, encode_disk
 from vdiskfs.catalog.report import Healed, Left
-from vdiskfs.catalog.vault import disk_object, name_object
+from vdiskfs.catalog.swap import disk_object
+from vdiskfs.catalog.vault import name_object
 from vdiskfs.delta import Flags
 from vdiskfs.delta.points import make_points
 from vdiskfs.sealed.names import stored_name

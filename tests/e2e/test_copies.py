@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -270,7 +271,7 @@ def test_the_time_to_the_first_byte_does_not_grow_with_the_disk(tmp_path: Path) 
         for disk in sizes:
             site.wait_shipped(disk)
         requests: dict[str, int] = {}
-        spent = {"a": 0.0, "d": 0.0}
+        spent: dict[str, list[float]] = {"a": [], "d": []}
         for turn in range(TURNS):
             for disk in sizes if turn == 0 else spent:
                 before = site.json("status")["vault_requests"] if turn == 0 else 0
@@ -282,9 +283,10 @@ def test_the_time_to_the_first_byte_does_not_grow_with_the_disk(tmp_path: Path) 
                 if turn == 0:
                     requests[disk] = site.json("status")["vault_requests"] - before
                 else:
-                    spent[disk] += processor_s(site.pid) - began_s
+                    spent[disk].append(processor_s(site.pid) - began_s)
                 said(site, "failover", "cleanup", f"{disk}{turn}")
-        print(json.dumps({"requests": requests, "processor_s": spent}))
+        medians = {disk: statistics.median(times) for disk, times in spent.items()}
+        print(json.dumps({"requests": requests, "processor_s": medians}))
         assert max(requests.values()) <= 1.2 * min(requests.values())
         # At another site, which knows nothing yet of any of them.
         cold = {}
@@ -298,6 +300,4 @@ def test_the_time_to_the_first_byte_does_not_grow_with_the_disk(tmp_path: Path) 
                 cold[disk] = other.json("status")["vault_requests"] - before
         print(f"requests at a site that knows nothing: {cold}")
         assert max(cold.values()) <= 1.2 * min(cold.values())
-        # The clock ticks in hundredths of a second: what is compared is many of them.
-        assert min(spent.values()) >= 0.2, spent
-        assert max(spent.values()) <= 1.2 * min(spent.values()) + 0.03, spent
+        assert max(medians.values()) <= 1.2 * min(medians.values()) + 0.0005, medians

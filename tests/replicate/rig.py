@@ -157,12 +157,12 @@ class Rig:
             yield
             nursery.cancel_scope.cancel()
 
-    def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
+    def _make_writer(self, directory: Path, *, inside: bool, batch: str = "") -> DeltaWriter:
         limits = {} if inside else {"inline_limit": 0}
         assert self.vault is not None
         return DeltaWriter(
             directory, **limits, vault_id=self.vault.vault_id, disk_id=self._disk_id,
-            writer_id=WRITER,
+            writer_id=WRITER, batch=batch,
         )  # fmt: skip
 
     def _note(self, spooled: Spooled) -> None:

@@ -35,8 +35,8 @@ def given_back(expect_log: Callable[[str], None]) -> None:
 class Segmented(Rig):
     """Its deltas hold no frames themselves."""
 
-    def _make_writer(self, directory: Path, *, inside: bool) -> DeltaWriter:
-        return super()._make_writer(directory, inside=False)
+    def _make_writer(self, directory: Path, *, inside: bool, batch: str = "") -> DeltaWriter:
+        return super()._make_writer(directory, inside=False, batch=batch)
 
     def segments(self, where: str = "spool") -> list[Path]:
         return sorted((self.directory / where).glob("*.segment"))

@@ -80,6 +80,7 @@ TABLE = [
     (errors.VaultUnreachableError("x"), 5),
     (errors.DamagedError("x"), 6),
     (errors.FormatError("x"), 6),
+    (errors.SegmentsGoneError("x"), 6),
     (errors.RefusedError("x"), 7),
     (errors.KeyNeededError("x"), 7),
     (PermissionError(13, "Permission denied", "/f"), 7),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import trio
 from click.testing import Result
 
 from tests.vaults import PLAIN, given
-from vdiskfs.catalog import Vault
+from vdiskfs.catalog import DiskRecord, Vault
+from vdiskfs.catalog.swap import disk_object
 from vdiskfs.catalog.upkeep import choose_policy
-from vdiskfs.catalog.vault import disk_object
 from vdiskfs.delta.frames import FrameEncoder
+from vdiskfs.delta.names import segment_name
+from vdiskfs.delta.segments import BATCH, batch_of, new_batch
 from vdiskfs.store import open_store
 from vdiskfs.units import NS
 
@@ -171,6 +174,59 @@ async def _doomed(url: str) -> set[str]:
     assert log.line.ledger is not None
     await store.aclose()
     return {name.rpartition("/")[2] for name in log.line.ledger.doomed}
+
+
+def test_segments_that_no_point_ever_names_are_collected_whatever_the_policy(
+    history: Any, run: Run, run_json: Callable[..., Any]
+) -> None:
+    """Of a first replication whose host never comes back: no policy, no point."""
+    vault = ("--vault", history.url)
+    assert run("disk", "protect", "web01", "--policy", "none", "--yes", *vault).exit_code == 0
+    assert run_json("vault", "gc", *vault)["unnamed"] == []
+    disk_id, segment = trio.run(_abandon, history)
+    (lost,) = (path for path in (history.directory / "segments").rglob("*") if path.is_file())
+    old_ns = lost.stat().st_mtime_ns - 8 * 86400 * NS
+    os.utime(lost, ns=(old_ns, old_ns))
+    waits = {"disk": "aa", "deleted": 0, "waiting": 1, "refused": 0}
+    assert run_json("vault", "gc", "--dry-run", *vault)["unnamed"] == [waits]
+    assert run_json("vault", "gc", *vault)["unnamed"] == [waits]
+    trio.run(_doubt_earlier, history.url, disk_id)
+    said = run_json("vault", "gc", "--dry-run", *vault)["unnamed"]
+    assert said == [{"disk": "aa", "deleted": 1, "waiting": 0, "refused": 0}]
+    assert lost.exists()
+    shown = run("vault", "gc", *vault)
+    assert "disk aa: segments that no point names: 1 deleted, 0 wait\n" in shown.stderr
+    assert not lost.exists()
+    assert run_json("vault", "gc", *vault)["unnamed"] == []
+    assert segment not in run("vault", "check", *vault).stdout
+
+
+async def _abandon(history: Any) -> tuple[str, str]:
+    """Store a segment of a disk that has no point; return the disk's id and the segment's."""
+    store = open_store(history.url)
+    vault = await Vault.open(store, given())
+    disk = await vault.create_disk("aa", file="aa.img", size=4096, site="here")
+    segment = new_batch() + "00" * 8
+    await vault.store.create(
+        segment_name(disk.id, segment), b"data", metadata={BATCH: batch_of(segment)}
+    )
+    await store.aclose()
+    return disk.id, segment
+
+
+async def _doubt_earlier(url: str, disk_id: str) -> None:
+    """Let a month pass since the first look."""
+    store = open_store(url)
+    vault = await Vault.open(store, given())
+
+    def change(found: DiskRecord) -> DiskRecord:
+        return replace(found, batches={
+            batch: replace(one, since=one.since - 31 * 86400 * NS)
+            for batch, one in found.batches.items()
+        })  # fmt: skip
+
+    await vault.update_disk(disk_id, change)
+    await store.aclose()
 
 
 async def _add_disks(url: str) -> str:

@@ -134,15 +134,18 @@ def change_hold(
 
 def tend_vault(
     call: Call, disks: list[str], *, dry_run: bool
-) -> tuple[list[dict[str, Any]], dict[str, VdiskfsError]]:
-    """Thin and collect disks (all that have a policy).
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, VdiskfsError]]:
+    """Thin disks by their policies and collect what nothing needs; all, if none is named.
 
     Returns:
-        A row for each line, and what failed first on each disk where something did: it keeps
-        neither its other lines nor other disks from their turn.
+        A row for each line that was thinned, one for each disk with segments that no delta
+        names, and what failed first on each disk where something did: it keeps neither its
+        other lines nor other disks from their turn.
     """
 
-    async def work(vault: Vault) -> tuple[list[dict[str, Any]], dict[str, VdiskfsError]]:
+    async def work(
+        vault: Vault,
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, VdiskfsError]]:
         report = CheckReport()
         records = await find_records(vault, disks or None, report)
         failed: dict[str, VdiskfsError] = {
@@ -151,9 +154,10 @@ def tend_vault(
         }
         upkeep = Upkeep(vault, uuid.uuid4().hex)
         rows: list[dict[str, Any]] = []
+        unnamed: list[dict[str, Any]] = []
         for record in records:
             try:
-                await _tend_disk(upkeep, record, rows, dry_run=dry_run)
+                await _tend_disk(upkeep, record, rows, unnamed, dry_run=dry_run)
                 if record.policy and not dry_run:
                     await _tell_owner(vault, record)
             except VdiskfsError as error:
@@ -161,17 +165,35 @@ def tend_vault(
                 failed[record.name] = error
                 if isinstance(error, VaultUnreachableError):
                     break
-        return rows, failed
+        return rows, unnamed, failed
 
     return with_vault(call, work)
 
 
 async def _tend_disk(
-    upkeep: Upkeep, record: DiskRecord, rows: list[dict[str, Any]], *, dry_run: bool
-) -> None:
+    upkeep: Upkeep, record: DiskRecord, rows: list[dict[str, Any]],
+    unnamed: list[dict[str, Any]], *, dry_run: bool,
+) -> None:  # fmt: skip
     """Thin and collect the lines of a disk, all that can be; raise what failed first."""
-    if not record.policy:
-        return
+    failed: VdiskfsError | None = None
+    try:
+        found = await upkeep.sweep(record.id, dry_run=dry_run)
+        if found.deleted or found.waiting or found.refused:
+            unnamed.append({"disk": record.name, "deleted": found.deleted,
+                            "waiting": found.waiting, "refused": found.refused})  # fmt: skip
+    except VaultUnreachableError:
+        raise
+    except VdiskfsError as error:
+        failed = error
+    if record.policy:
+        failed = await _tend_lines(upkeep, record, rows, dry_run=dry_run) or failed
+    if failed is not None:
+        raise failed
+
+
+async def _tend_lines(
+    upkeep: Upkeep, record: DiskRecord, rows: list[dict[str, Any]], *, dry_run: bool
+) -> VdiskfsError | None:
     vault, failed = upkeep.vault, None
     policy = await read_policy(vault.store, record.policy)
     for number in sorted(record.parents):
@@ -191,8 +213,7 @@ async def _tend_disk(
             if is_damage(error):
                 error.hint = error.hint or f"vdiskfs vault repair --disk {shlex.quote(record.name)}"
             failed = failed or error
-    if failed is not None:
-        raise failed
+    return failed
 
 
 async def _preview(vault: Vault, record: DiskRecord, ladder: Ladder) -> dict[str, Any]:

@@ -211,8 +211,10 @@ def gc(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
 
     names = [parse_disk(name) for name in disks]
     with call.out.waiting("thinning"):
-        rows, failed = tend_vault(call, names, dry_run=dry_run)
-    document = {"lines": rows, "dry_run": dry_run, "failed": sorted(failed)}
+        rows, unnamed, failed = tend_vault(call, names, dry_run=dry_run)
+    document = {
+        "lines": rows, "unnamed": unnamed, "dry_run": dry_run, "failed": sorted(failed),
+    }  # fmt: skip
     if not call.out.document(document):
         if rows:
             header = ("DISK", ">GENERATION", ">POINTS", ">BYTES", ">LEFT", ">DELETED", ">WAITING")
@@ -222,6 +224,10 @@ def gc(call: Call, *, disks: tuple[str, ...], dry_run: bool) -> None:
             ])  # fmt: skip
         elif not failed:
             call.out.say("no disk has a policy")
+        for one in unnamed:
+            kept = one["waiting"] + one["refused"]
+            call.out.say(f"disk {one['disk']}: segments that no point names: "
+                         f"{one['deleted']} deleted, {kept} wait")  # fmt: skip
     first, *others = failed.values() or (None,)
     for error in others:
         call.out.say(str(error))

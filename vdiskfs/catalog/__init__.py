@@ -19,6 +19,8 @@ thinning   from points that stay to a new ledger    remains       and of what fa
 garbage    deleting what is doomed                  rewriting     what is moved, so that little is
 indexes    large ones, in parts, for joining        ways          few deltas to any leaf
 leases     points that are open somewhere           upkeep     a line thinned, collected; holds
+batches    segments that come before their delta    abandoned  those whose delta never comes
+swap       a disk's record, changed
 """
 
 from vdiskfs.catalog.anchor import Anchor

@@ -19,7 +19,8 @@ from vdiskfs.catalog.lostpoints import all_points, thinned_points
 from vdiskfs.catalog.named import still_named
 from vdiskfs.catalog.records import DiskRecord, LedgerRef, named_by
 from vdiskfs.catalog.report import CheckReport, Problem
-from vdiskfs.catalog.vault import Vault, disk_object, name_object
+from vdiskfs.catalog.swap import disk_object
+from vdiskfs.catalog.vault import Vault, name_object
 from vdiskfs.catalog.walk import LineState, LineWalk, Listing
 from vdiskfs.delta import genesis_digest
 from vdiskfs.delta.layout import head_from_metadata, is_id

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -136,7 +136,16 @@ async def collect(
         # Some may be kept for longer than the others: not always the same ones are asked for.
         first = now_ns // NS % len(due)
         due = due[first:] + due[:first]
-    found.waiting = len(ledger.doomed) - len(found.gone) - len(due)
+    waiting = len(ledger.doomed) - len(found.gone) - len(due)
+    done = await collect_names(store, due)
+    done.gone |= found.gone
+    done.waiting = waiting
+    return done
+
+
+async def collect_names(store: Store, names: Sequence[str]) -> Collected:
+    """Delete objects, several at once; those that an immutability policy keeps are counted."""
+    found = Collected()
     limiter = trio.CapacityLimiter(_DELETES_AT_ONCE)
 
     async def one(name: str) -> None:
@@ -159,7 +168,7 @@ async def collect(
 
     try:
         async with trio.open_nursery() as nursery:
-            for name in due:
+            for name in names:
                 nursery.start_soon(one, name)
     except BaseExceptionGroup as group:
         raise first_error(group) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from vdiskfs.catalog.indexcache import IndexCache
 from vdiskfs.catalog.policy import PRESETS, Policy, decode_policy, policy_object
 from vdiskfs.catalog.records import decode_disk
-from vdiskfs.catalog.vault import disk_object
+from vdiskfs.catalog.swap import disk_object
 from vdiskfs.errors import DamagedError
 
 

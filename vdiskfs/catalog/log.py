@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 import trio
 
+from vdiskfs.catalog.batches import Claims
 from vdiskfs.catalog.chain import Chains
 from vdiskfs.catalog.documents import DOCUMENT_LIMIT
 from vdiskfs.catalog.garbage import FRESH_S, boottime_s
@@ -66,6 +67,7 @@ class DiskLog:
         self.tables = Tables(store, blocks, vault_id, record.id)
         self._chains = Chains(self.tables, record.name)
         self._lines: list[Line] = []
+        self.claims = Claims(store, record)
         self.adopt(record)
 
     @property
@@ -78,6 +80,7 @@ class DiskLog:
         before = {line.generation: line for line in self._lines}
         self.record = record
         self._record_at = boottime_s()
+        self.claims.learned(record)
         lines = []
         lineage = record.lineage(self.generation)
         for number, end in [*lineage, (self.generation, END)]:
@@ -92,7 +95,8 @@ class DiskLog:
         """Take from the disk's record what concerns its points: ledgers, holds, the policy."""
         # Whose line it is, and where it forks, is ownership's to say.
         self.adopt(replace(self.record, ledgers=record.ledgers, holds=record.holds,
-                           policy=record.policy))  # fmt: skip
+                           policy=record.policy, batches=record.batches,
+                           claims=record.claims))  # fmt: skip
 
     def _refs(self) -> list[LedgerRef | None]:
         return [line.ref for line in self._lines]
@@ -179,12 +183,12 @@ class DiskLog:
 
         Raises:
             ConflictError: another writer's delta is in the slot: this site is displaced.
-            DamagedError: a segment it refers to is not in the vault.
+            SegmentsGoneError, DamagedError: a segment it refers to is not in the vault.
         """
         head = spooled.head
         if head.from_epoch < self.line.floor:
             raise collected(head)
-        await store_delta(self.store, spooled, progress, offered)
+        await store_delta(self.store, spooled, progress, offered, self.claims)
         # Invariant: a slot below the horizon may have been collected, and so be filled twice.
         # One that is not below it, as disk.json says afterwards, was never filled before.
         await self._be_fresh()

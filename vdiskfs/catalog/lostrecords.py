@@ -17,7 +17,8 @@ from vdiskfs.catalog.ledger import ledger_prefix, read_ledger
 from vdiskfs.catalog.line import Line
 from vdiskfs.catalog.records import DiskRecord, decode_disk, encode_disk
 from vdiskfs.catalog.report import Healed, Left, Problem
-from vdiskfs.catalog.vault import Vault, disk_object, name_object
+from vdiskfs.catalog.swap import disk_object
+from vdiskfs.catalog.vault import Vault, name_object
 from vdiskfs.errors import ConflictError, DamagedError, NotFoundError, VdiskfsError
 
 YOUNG_S = 180

@@ -9,6 +9,7 @@ from typing import Any
 
 from vdiskfs.catalog.documents import FORMAT, decode_document, encode_document, take
 from vdiskfs.delta.layout import is_id
+from vdiskfs.delta.segments import is_batch
 from vdiskfs.errors import FormatError
 
 ASKED, STOPPING, RELEASED, REFUSED = "asked", "stopping", "released", "refused"
@@ -99,6 +100,23 @@ class Hold:
     since: str
 
 
+CLAIMED, DOUBTED, GIVEN_UP = "claimed", "doubted", "given-up"
+"""What is said of a batch of segments that no delta may name yet."""
+_STATES = {CLAIMED, DOUBTED, GIVEN_UP}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Segments that a writer has stored, or is about to, before the delta that names them.
+
+    ``claimed``: its writer goes on with it. ``doubted`` since a time (store's clock, ns): nothing
+    names it, and nobody has claimed it since. ``given-up``: no delta may ever name it again.
+    """
+
+    state: str = CLAIMED
+    since: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerRef:
     """The ledger of a generation: up to ``horizon`` it alone says what there is."""
@@ -116,7 +134,8 @@ class DiskRecord:
     beside the main line. ``retired`` is when the image went away, or None. ``handover`` and
     ``moved`` are there while the disk goes from one site to another. ``policy`` names the
     replication policy ("": none, every point is kept), ``ledgers`` has the generations that
-    were thinned.
+    were thinned. ``batches`` says what becomes of segments that nothing may name yet, ``claims``
+    counts how often one was claimed.
     """
 
     id: str
@@ -135,6 +154,8 @@ class DiskRecord:
     policy: str = ""
     holds: tuple[Hold, ...] = ()
     ledgers: Mapping[int, LedgerRef] = field(default_factory=dict)
+    batches: Mapping[str, Batch] = field(default_factory=dict)
+    claims: int = 0
 
     @property
     def next_generation(self) -> int:
@@ -221,6 +242,8 @@ def encode_disk(record: DiskRecord) -> bytes:
         "moved": asdict(record.moved) if record.moved else None,
         "policy": record.policy, "holds": [asdict(hold) for hold in record.holds],
         "ledgers": {str(number): asdict(ref) for number, ref in sorted(record.ledgers.items())},
+        "batches": {batch: asdict(one) for batch, one in sorted(record.batches.items())},
+        "claims": record.claims,
     })  # fmt: skip
 
 
@@ -250,6 +273,8 @@ def decode_disk(data: bytes, disk_id: str, *, where: str) -> DiskRecord:
         policy=take({"policy": "", **values}, "policy", str, where=where),
         holds=_holds(values.get("holds", []), where),
         ledgers=_ledgers(values.get("ledgers", {}), where),
+        batches=_batches(values.get("batches", {}), where),
+        claims=take({"claims": 0, **values}, "claims", int, where=where),
     )
     if not set(record.branches) <= set(record.parents) - {record.generation}:
         raise FormatError("a branch is no generation beside the main line", where=where)
@@ -349,6 +374,18 @@ def _ledgers(values: object, where: str) -> dict[int, LedgerRef]:
         if not is_id(ref.id):
             raise FormatError("a ledger has no id", where=where)
         found[_generation(key, where)] = ref
+    return found
+
+
+def _batches(values: object, where: str) -> dict[str, Batch]:
+    if not isinstance(values, dict) or not all(isinstance(one, dict) for one in values.values()):
+        raise FormatError("the batches have another type", where=where)
+    found = {
+        batch: Batch(take(one, "state", str, where=where), take(one, "since", int, where=where))
+        for batch, one in values.items()
+    }
+    if not all(map(is_batch, found)) or not {one.state for one in found.values()} <= _STATES:
+        raise FormatError("a batch is none", where=where)
     return found
 
 

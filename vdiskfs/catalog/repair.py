@@ -34,7 +34,8 @@ from vdiskfs.catalog.report import (
     RepairReport,
     note_stopped,
 )
-from vdiskfs.catalog.vault import Vault, disk_object, name_object
+from vdiskfs.catalog.swap import disk_object
+from vdiskfs.catalog.vault import Vault, name_object
 from vdiskfs.catalog.walk import Listing
 from vdiskfs.delta.layout import is_id
 from vdiskfs.delta.names import parse_joined, parse_slot, slot_name

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vdiskfs.catalog.abandoned import sweep
 from vdiskfs.catalog.garbage import (
     SKEW_S,
     ClockError,
@@ -89,7 +90,7 @@ class Upkeep:
             compression_level=compression_level or self.compression_level, take=take,
         )  # fmt: skip
         place = (log.record.id, log.generation)
-        sweep = not dry_run and abs(now - self.swept.get(place, 0)) >= SWEEP_S * NS
+        due = not dry_run and abs(now - self.swept.get(place, 0)) >= SWEEP_S * NS
         for _ in range(_TRIES):
             log.adopt(await self.vault.disk(log.record.id))
             table = await log.line_points()
@@ -118,16 +119,32 @@ class Upkeep:
             thin_ns = thinning_time_ns(now, ledger.now_ns if ledger is not None else newest)
             if dry_run:
                 return Tended(await thinner.plan(ladder, thin_ns, leased), done)
-            if sweep:
+            if due:
                 self.swept[place] = now
             try:
                 found = await thinner.run(
-                    ladder, now, thin_ns=thin_ns, leased=leased, gone=done.gone, sweep=sweep
+                    ladder, now, thin_ns=thin_ns, leased=leased, gone=done.gone, sweep=due
                 )
             except ConflictError:
                 continue
             return Tended(found, done)
         raise ConflictError(f"disk {log.record.name}: is changed by others all the time")
+
+    async def sweep(self, disk_id: str, *, dry_run: bool = False) -> Collected:
+        """Collect segments of a disk that nothing names, and nothing will: see `abandoned`.
+
+        Raises:
+            ClockError: clocks disagree: nothing was done.
+            ConflictError: its writer claims segments all the time.
+            DamagedError: what deltas name cannot be read: nothing was decided.
+        """
+        now = await store_time_ns(self.vault.store, self.clock)
+        for _ in range(_TRIES):
+            try:
+                return await sweep(self.vault, disk_id, now, dry_run=dry_run)
+            except ConflictError:
+                continue
+        raise ConflictError(f"disk {disk_id}: is changed by others all the time")
 
     async def _proven(self, log: DiskLog) -> set[tuple[int, int]]:
         """Return the newest proven point of a line, if there is one: proving it was work."""

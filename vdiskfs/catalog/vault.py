@@ -41,6 +41,7 @@ from vdiskfs.catalog.records import (
     named_by,
     safe_name,
 )
+from vdiskfs.catalog.swap import disk_object, swap_disk
 from vdiskfs.catalog.vaultfile import VaultFile, read_vault_file, unlock
 from vdiskfs.crypto import DataKey, Secrets, Slot, make_slot, new_data_key
 from vdiskfs.delta.layout import is_id
@@ -260,19 +261,7 @@ class Vault:
 
         What ``change`` raises ends it: it sees the truth and can refuse.
         """
-        name = disk_object(disk_id)
-        for _ in range(_SWAP_TRIES):
-            data, info = await self.store.read(name, limit=DOCUMENT_LIMIT)
-            record = decode_disk(data, disk_id, where=name)
-            changed = change(record)
-            if changed == record:
-                return record
-            try:
-                await self.store.replace(name, encode_disk(changed), etag=info.etag)
-            except ConflictError:
-                continue
-            return changed
-        raise ConflictError(f"disk {disk_id}: changed by others all the time")
+        return await swap_disk(self.store, disk_id, change)
 
     async def check_identity(self) -> None:
         """Check that the vault is still the one that was opened.
@@ -392,13 +381,6 @@ class Vault:
         if not is_id(disk_id):
             raise FormatError("the name means no disk", where=object_name)
         return disk_id
-
-
-def disk_object(disk_id: str) -> str:
-    """Return the name of a disk's record."""
-    if not is_id(disk_id):
-        raise NotFoundError(f"not the id of a disk: {disk_id[:40]!r}")
-    return f"disks/{disk_id}/disk.json"
 
 
 def name_object(name: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import struct
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,26 @@ assert _HEAD.size == SEGMENT_HEAD_SIZE - HASH_SIZE
 LEAF_OF = "leaf"
 """The key in the metadata of a segment that thinning has written: the generation."""
 
+BATCH = "batch"
+"""The key in the metadata of one that a writer has sealed: what its id begins with."""
+
+_BATCH_SIZE = 8
+
+
+def new_batch() -> str:
+    """Return a random beginning of ids: of segments that one delta will refer to, or none."""
+    return secrets.token_hex(_BATCH_SIZE)
+
+
+def batch_of(segment_id: str) -> str:
+    """Return the batch that a segment belongs to."""
+    return segment_id[: 2 * _BATCH_SIZE]
+
+
+def is_batch(text: str) -> bool:
+    """Say whether this is a batch."""
+    return len(text) == 2 * _BATCH_SIZE and not text.strip("0123456789abcdef")
+
 
 @dataclass(frozen=True, slots=True)
 class SpooledSegment:
@@ -43,7 +63,7 @@ class SpooledSegment:
 
     def metadata(self) -> dict[str, str]:
         """Return what is stored beside the object."""
-        made = {} if self.leaf_of is None else {LEAF_OF: str(self.leaf_of)}
+        made = {BATCH: batch_of(self.id)} if self.leaf_of is None else {LEAF_OF: str(self.leaf_of)}
         return {"segment": self.id, **made}
 
 
@@ -87,9 +107,11 @@ def decode_segment_head(data: bytes, *, where: str) -> SegmentHead:
 class SegmentFile:
     """A segment being written."""
 
-    def __init__(self, directory: Path, vault_id: str, disk_id: str, writer_id: str) -> None:
-        """Create the file; its name ends in .tmp until it is complete."""
-        self.id = uuid.uuid4().hex
+    def __init__(
+        self, directory: Path, vault_id: str, disk_id: str, writer_id: str, batch: str
+    ) -> None:
+        """Create the file, of a batch; its name ends in .tmp until it is complete."""
+        self.id = batch + secrets.token_hex(16 - _BATCH_SIZE)
         self.size = SEGMENT_HEAD_SIZE
         self._ids = (vault_id, disk_id, writer_id)
         self._path = directory / f"{self.id}.segment"

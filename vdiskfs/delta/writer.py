@@ -33,7 +33,7 @@ from vdiskfs.delta.layout import (
 from vdiskfs.delta.local import open_file
 from vdiskfs.delta.merge import INVALID, THIS, ObjectNumbers, builder_source, merge_into, source_of
 from vdiskfs.delta.refs import ObjectRef, ObjectTable, make_table
-from vdiskfs.delta.segments import SEGMENT_LIMIT, SegmentFile, SpooledSegment
+from vdiskfs.delta.segments import SEGMENT_LIMIT, SegmentFile, SpooledSegment, new_batch
 from vdiskfs.delta.tail import settle, write_tail
 from vdiskfs.units import CHUNK_SIZE, PAGE_SIZE, pages_of
 
@@ -88,9 +88,14 @@ class DeltaWriter:
         level: int = DEFAULT_LEVEL,
         segment_limit: int = SEGMENT_LIMIT,
         inline_limit: int | None = None,
+        batch: str = "",
     ) -> None:
-        """Create the files in ``directory``, which must exist."""
+        """Create the files in ``directory``, which must exist.
+
+        ``batch`` is that of its segments, for a part of a pass; else they are one of their own.
+        """
         self._directory = directory
+        self._batch = batch or new_batch()
         self._ids = (vault_id, disk_id, writer_id)
         self._encoder = FrameEncoder(level)
         self._segment_limit = segment_limit
@@ -221,7 +226,7 @@ class DeltaWriter:
         if self._segment is not None and self._segment.size + length > self._segment_limit:
             self._close_segment()
         if self._segment is None:
-            self._segment = SegmentFile(self._directory, *self._ids)
+            self._segment = SegmentFile(self._directory, *self._ids, self._batch)
         return self._segment
 
     def _close_segment(self) -> None:
