@@ -90,13 +90,14 @@ class Disk:
     """Stand in for `ProtectedDisk`, as `Handovers` uses it."""
 
     spooled_bytes = 0
+    ended = False
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self.disk_id, self.name = site.race.disk_id, "web01"
         self.line = site.line
         self.replicator = self.live = self
-        self.suspects = SimpleNamespace(needed=False, reason="")
+        self.suspects = site.suspects
         self.health = SimpleNamespace(displaced=lambda *_, **__: None)
         self.file = SimpleNamespace(path="web01.img", is_open=False)
 
@@ -118,6 +119,10 @@ class Disk:
 
     async def seal_if_changed(self) -> None:
         await self._site.seal()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._site.queue)
 
     async def wait_shipped(self) -> None:
         await self._site.ship_all()

@@ -76,6 +76,7 @@ class Site(Host):
         self.move: Move | None = None
         self.brought = b""
         self.gone = ""
+        self.suspects = SimpleNamespace(needed=False, reason="")
         if self.here:
             (self.directory / "spool").mkdir(parents=True)
 

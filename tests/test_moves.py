@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import trio
 from tests.catalog.memory import MemoryStore
 from tests.races import silence
 from tests.splitbrain import Split, verify
+from tests.splitowner import Disk
 from tests.splitsites import Move, Site
 from vdiskfs.catalog import Vault, moves
 from vdiskfs.catalog.moves import RELEASED, answer, ask_for, fork_off, give_back, withdraw
@@ -159,6 +161,54 @@ async def released(race: Split, a: Site, vault: Vault) -> None:
     found = race.seen().handover
     assert found is not None
     assert found.step == RELEASED
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_is_given_back_while_a_disk_is_released_is_stored_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    """Images needed the room of the spool: it is empty, and the vault has not all."""
+    with silence():
+        race, a, b, vault = await two_sites(tmp_path)
+        await a.write()
+        ship, seal = a.ship_all, a.seal
+        given: list[Any] = []
+        sealed_again = [0]
+
+        def give_back() -> None:
+            if not a.suspects.needed and not sealed_again[0]:
+                given.extend(a.queue)
+                a.queue.clear()
+                a.suspects.needed = True
+
+        async def ship_all() -> None:
+            if not late:
+                give_back()
+            await ship()
+
+        def hold(_: Disk) -> contextlib.nullcontext[None]:
+            if late:
+                give_back()
+            return contextlib.nullcontext()
+
+        async def sealed() -> None:
+            if a.suspects.needed:
+                a.queue.extend(given)
+                a.suspects.needed = False
+                sealed_again[0] += 1
+                return
+            await seal()
+
+        monkeypatch.setattr(a, "ship_all", ship_all)
+        monkeypatch.setattr(a, "seal", sealed)
+        monkeypatch.setattr(Disk, "hold", hold)
+        await released(race, a, vault)
+        assert sealed_again == [1]
+        epochs = [point.epoch for point in await vault.log(race.seen()).points()]
+        assert [one.head.to_epoch for one in given] == epochs[len(epochs) - len(given) :]
+        assert bool(given) != late
+        await fail_over(b, vault)
+        await verify(race)
 
 
 async def test_what_is_captured_of_a_released_disk_does_not_pass_its_fence(

@@ -79,6 +79,7 @@ The modules, from the top
     watchsettings the tables of the configuration that say what is watched
     tablerules    which keys a table of it may have, and what each may be
     ratelimit     bytes per second, shared by all who take from it
+    storing       all of a disk, in the vault
     events        what has happened at a mount, for people and their programs
     jobs          the long work of a mount: steps, times, progress, outcome
     sqlitefile    a small SQLite file: sound, or set aside

@@ -67,6 +67,7 @@ from vdiskfs.serving import Serving, begin_process, keep_running, leave, wait_mo
 from vdiskfs.state import StateDirectory, open_mountpoint, seal_mountpoint
 from vdiskfs.stopping import MachineStopper
 from vdiskfs.store import open_store
+from vdiskfs.storing import store_all
 from vdiskfs.stride import Pace
 from vdiskfs.takeover import Kept, Session, give_away, serve_node, take_over
 from vdiskfs.tree import Disks, Handover, Namespace, Nodes, open_source
@@ -402,8 +403,7 @@ class Daemon:
                     disk.check_not_paused()
                 await groups.seal_last()
                 for disk in disks:
-                    await disk.seal_if_changed()
-                    await disk.wait_shipped()
+                    await store_all(disk)
             self._drain = drain
             await self._serving.let_go(lazy)
             waiting = sum(one.spooled_bytes for one in protection.replicators())

@@ -33,6 +33,7 @@ from vdiskfs.protection import Protection
 from vdiskfs.restarting import Startable, StoppedMachines
 from vdiskfs.state import users_of
 from vdiskfs.stopping import MachineStopper
+from vdiskfs.storing import is_stored, store_all
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ LOOK_S = 0.5
 
 AGAIN_S = 2.0
 """Seconds between tries while the vault is away."""
+
+_TRIES = 10
 
 
 class OwnMachines(Startable, Protocol):
@@ -210,22 +213,24 @@ class Handovers:
     async def _ship(self, disk: ProtectedDisk, asked: Handover) -> None:
         """Have all stored that was ever written."""
         replicator = disk.replicator
-        for _ in range(10):
-            _check_whole(disk)
+        for _ in range(_TRIES):
             waits = f"ships the last {replicator.dirty_bytes() + replicator.spooled_bytes} bytes"
             await self._tell(disk, asked, STOPPING, waits)
-            await replicator.seal_if_changed()
-            await replicator.wait_shipped()
-            if not replicator.live.counts().changed:
+            await store_all(replicator)
+            if is_stored(replicator):
                 return
         raise StateError(f"disk {disk.name}: is still being written to")
 
     async def _release(self, disk: ProtectedDisk, asked: Handover) -> None:
         """End the line. Its group may have sealed it since all was stored: that is stored, too."""
-        async with disk.replicator.hold():
-            if not disk.line.handed:
-                await disk.replicator.wait_shipped()
-            await disk.line.release(asked.id)
+        for _ in range(_TRIES):
+            async with disk.replicator.hold():
+                # Nothing is waited for here: what waits may have to be given back, which holds.
+                if disk.line.handed or is_stored(disk.replicator):
+                    await disk.line.release(asked.id)
+                    return
+            await self._ship(disk, asked)
+        raise StateError(f"disk {disk.name}: is sealed with its group again and again")
 
     async def _keep(self, disk: ProtectedDisk) -> None:
         """Go on as before."""

@@ -31,6 +31,7 @@ from vdiskfs.image import end_image
 from vdiskfs.ownernote import Start, read_note
 from vdiskfs.replicator import Replicator
 from vdiskfs.state import DiskRecord, FileStamp, ImageLock, LastEnd, find_record
+from vdiskfs.storing import store_all
 from vdiskfs.tree import Disks, SourceFile
 
 log = logging.getLogger(__name__)
@@ -456,8 +457,7 @@ class Protection(DiskFiles):
 
     async def _let_go(self, disk: ProtectedDisk, *, gone: bool) -> None:
         await disk.replicator.resume()
-        await disk.replicator.seal_if_changed()
-        await disk.replicator.wait_shipped()
+        await store_all(disk.replicator)
         disk.health.state = State.RETIRED
         await disk.health.until_done(
             "retiring", partial(enrolment.tell, self._site, disk.disk_id, enrolment.retired)

@@ -15,6 +15,7 @@ from tests.replicate.rig import Rig, page_of
 from vdiskfs import passes
 from vdiskfs.delta import DeltaWriter
 from vdiskfs.errors import LocalError, PassStoppedError, VaultUnreachableError
+from vdiskfs.storing import is_stored, store_all
 from vdiskfs.units import PAGE_SIZE
 
 MIB = 1 << 20
@@ -62,6 +63,34 @@ class Segmented(Rig):
         self.health.vault_answers()
         await self.wait(lambda: self.is_settled)
         await self.check()
+
+
+@pytest.mark.usefixtures("away", "given_back")
+async def test_who_waits_until_all_is_stored_waits_for_what_was_given_back(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Whoever retires a disk, unmounts it for good or hands it over; nothing waits meanwhile."""
+    async with Segmented(tmp_path, SIZE) as rig, rig.running():
+        await rig.fall_behind()
+        done = trio.Event()
+
+        async def wait() -> None:
+            await store_all(rig.replicator)
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(60)
+            assert not is_stored(rig.replicator)
+            assert await rig.replicator.give_room()
+            assert rig.replicator.waiting == 0
+            await trio.sleep(60)
+            assert not done.is_set()
+            assert not is_stored(rig.replicator)
+            rig.memory.away = False
+            rig.health.vault_answers()
+        assert is_stored(rig.replicator)
+        await rig.check()
 
 
 @pytest.mark.usefixtures("away", "given_back")
