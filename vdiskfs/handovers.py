@@ -217,15 +217,23 @@ class Handovers:
             await replicator.seal_if_changed()
             await replicator.wait_shipped()
             if not replicator.live.counts().changed:
+                _check_whole(disk)  # what waited may have been given back
                 return
         raise StateError(f"disk {disk.name}: is still being written to")
 
     async def _release(self, disk: ProtectedDisk, asked: Handover) -> None:
         """End the line. Its group may have sealed it since all was stored: that is stored, too."""
-        async with disk.replicator.hold():
+        while True:
             if not disk.line.handed:
+                # Not while it is held: what cannot be stored any more is given back then.
                 await disk.replicator.wait_shipped()
-            await disk.line.release(asked.id)
+            async with disk.replicator.hold():
+                if not disk.line.handed:
+                    if disk.replicator.spooled_bytes:
+                        continue
+                    _check_whole(disk)
+                await disk.line.release(asked.id)
+                return
 
     async def _keep(self, disk: ProtectedDisk) -> None:
         """Go on as before."""

@@ -127,10 +127,14 @@ async def store_delta(
         # Invariant: claimed first, looked for then: what is claimed is not collected meanwhile.
         await claims.need(stale, batches - stale)
         await check_segments(store, disk_id, [ref for ref in refs if ref.segment_id not in here])
-    except SegmentsGoneError as error:
-        if await is_stored(store, spooled.head):
+    except SegmentsGoneError:
+        if not await is_stored(store, spooled.head):
+            raise
+        # What it names stays, whatever was said of the rest of its batch since.
+        try:
+            await check_segments(store, disk_id, refs)
+        except SegmentsGoneError as error:
             raise DamagedError(error.message, hint="vdiskfs vault repair") from error
-        raise
     offered()
     await publish_slot(store, spooled)
     claims.spend(batches)
