@@ -458,6 +458,9 @@ class Protection(DiskFiles):
         await disk.replicator.resume()
         await disk.replicator.seal_if_changed()
         await disk.replicator.wait_shipped()
+        while disk.replicator.suspects.needed:  # what waited was given back: it is compared
+            await disk.replicator.seal_if_changed()
+            await disk.replicator.wait_shipped()
         disk.health.state = State.RETIRED
         await disk.health.until_done(
             "retiring", partial(enrolment.tell, self._site, disk.disk_id, enrolment.retired)

@@ -27,6 +27,7 @@ from tests.replicate.test_room import Segmented
 from vdiskfs import passes
 from vdiskfs.errors import LocalError, StateError, VaultUnreachableError
 from vdiskfs.handovers import Handovers
+from vdiskfs.protection import Protection
 from vdiskfs.units import PAGE_SIZE
 
 
@@ -80,6 +81,33 @@ async def test_a_disk_is_not_handed_over_without_what_was_given_back(
                 cast("Any", SimpleNamespace(_tell=tell)), cast("Any", disk), cast("Any", None)
             )
         await settled(rig)
+        await rig.check()
+
+
+@pytest.mark.usefixtures("told")
+async def test_a_disk_is_not_retired_without_what_was_given_back(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[[str], None],
+) -> None:  # fmt: skip
+    expect_log("takes no slot")
+
+    async def done(*_: object, **__: object) -> None:
+        return
+
+    async with Segmented(tmp_path, SIZE) as rig, rig.running():
+        await rig.fill()
+        slots = NoSlots(rig, monkeypatch)
+        await rig.one_waits()
+        await collected(rig)
+        slots.away = False
+        disk = SimpleNamespace(
+            name="web01", disk_id="", replicator=rig.replicator, stop=done,
+            health=SimpleNamespace(until_done=done),
+        )  # fmt: skip
+        site = SimpleNamespace(state=SimpleNamespace(remove_disk=lambda _: None))
+        kept = SimpleNamespace(_site=site, _forget=lambda _: None)
+        with patch("vdiskfs.protection.source_file"):
+            await Protection._let_go(cast("Any", kept), cast("Any", disk), gone=True)
         await rig.check()
 
 
