@@ -233,3 +233,19 @@ async def test_once_a_day_segments_are_looked_at_and_each_minute_what_a_pass_has
     assert len(mount.swept) == 3
     (job,) = [job for job in mount.jobs.all() if "segments deleted" in str(job)]
     assert "2 segments deleted that no point ever named" in str(job)
+
+
+async def test_what_is_doubted_is_known_while_a_disk_is_thinned_aside(
+    mount: Mount, mock_clock: MockClock
+) -> None:
+    """For weeks, where it may send only slowly; who thins it has a record of his own."""
+    disk, done = await mount.add("db01"), trio.Event()
+    disk.replicator.shipper.is_bounded, mount.slow["db01"] = True, done.wait
+    async with trio.open_nursery() as nursery:
+        await mount.maintenance.turn(nursery)
+        await mount.test.vault.log(disk.points.record).claims.need(["ab" * 8])
+        assert not disk.points.claims.holds("ab" * 8)
+        mock_clock.jump(60)
+        await mount.maintenance.turn(nursery)
+        assert disk.points.claims.holds("ab" * 8)
+        done.set()

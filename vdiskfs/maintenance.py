@@ -136,6 +136,7 @@ class Maintenance:
         is_aside = disk.disk_id in self._aside
         if not is_aside:  # who thins it has read a newer one, perhaps
             disk.points.learned(record)
+        disk.points.claims.learned(record)
         await disk.replicator.suspects.renew()
         await self._keep(disk, record)
         policy = None

@@ -266,7 +266,7 @@ class Replicator:
         with self.suspects.held_off():
             async with self._sealing:
                 if self.shipper.gone is not None:
-                    async with self.shipper.quiet(lambda: not self.paused):
+                    async with self.shipper.quiet(lambda: not (self.shipper.gone or self.paused)):
                         await self._give_back(self.shipper.gone.message, 0)
                         self.shipper.gone = None
                 elif self._is_too_much():

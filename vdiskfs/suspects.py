@@ -299,8 +299,10 @@ class Suspects:
         """Claim again what a pass has stored, where that is doubted: it takes its time."""
         claims, batch = self._line.points.claims, self.pass_.batch
         if self.pass_.parts and not claims.holds(batch):
-            with contextlib.suppress(SegmentsGoneError):  # which is found out when it goes on
+            try:
                 await claims.need([batch])
+            except SegmentsGoneError:
+                self.stop()  # one that runs begins anew: nothing that it stores would be named
 
     @contextlib.contextmanager
     def held_off(self) -> Iterator[None]:

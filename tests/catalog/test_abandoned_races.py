@@ -144,6 +144,7 @@ async def test_whoever_comes_between_no_published_point_loses_a_segment(
             if rng.random() < 0.2:
                 await check(test)
         await check(test)
+        await Writer(test, rng).store_part()
         for _ in range(4):
             now[0] += 40 * DAY_S
             tender.at(now[0])

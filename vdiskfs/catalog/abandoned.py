@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from vdiskfs.catalog.garbage import Collected, collect_names
-from vdiskfs.catalog.line import REPAIR
+from vdiskfs.catalog.line import REPAIR, uncovered
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import CLAIMED, DOUBTED, GIVEN_UP, Batch, DiskRecord
 from vdiskfs.catalog.remains import OLD_S
@@ -24,7 +24,7 @@ from vdiskfs.catalog.vault import Vault
 from vdiskfs.crash import hook
 from vdiskfs.delta.names import parse_segment, segment_name, segment_prefix, slot_name
 from vdiskfs.delta.segments import BATCH, batch_of
-from vdiskfs.errors import ConflictError, DamagedError
+from vdiskfs.errors import ConflictError, DamagedError, NotFoundError
 from vdiskfs.units import NS
 
 DOUBT_S = 30 * 86400
@@ -58,11 +58,17 @@ async def sweep(vault: Vault, disk_id: str, now_ns: int, *, dry_run: bool = Fals
         dry_run: only count.
 
     Raises:
-        ConflictError: a writer has claimed something meanwhile; nothing was decided.
+        ConflictError: a writer has claimed something meanwhile, or a line was thinned; nothing
+            was decided.
         DamagedError: what deltas name cannot be read, so that nothing is decided.
     """
     record = await vault.disk(disk_id)
-    found = await _look(vault, record, now_ns)
+    try:
+        found = await _look(vault, record, now_ns)
+    except (DamagedError, NotFoundError) as error:
+        if (await vault.disk(disk_id)).ledgers != record.ledgers:
+            raise ConflictError(f"disk {record.name}: was just thinned") from error
+        raise
     if dry_run:
         return Collected(deleted=len(found.given_up), waiting=found.waiting)
     if found.batches != record.batches:
@@ -89,9 +95,8 @@ async def _look(vault: Vault, record: DiskRecord, now_ns: int) -> Loose:
         if info.name not in listed and (batch := _batch(info.name, info.metadata))
         and (batch in record.batches or abs(now_ns - info.modified_ns) > OLD_S * NS)
     }  # fmt: skip
-    if not loose and not record.batches:
-        return Loose({}, frozenset(), 0)
-    listed |= await _above_horizons(logs)
+    if loose or any(one.state != GIVEN_UP for one in record.batches.values()):
+        listed |= await _above_horizons(logs)
     left: dict[str, list[str]] = defaultdict(list)
     for name, batch in loose.items():
         if name not in listed:
@@ -154,13 +159,21 @@ async def _below_horizons(logs: Iterable[DiskLog]) -> set[str]:
 
 
 async def _above_horizons(logs: Iterable[DiskLog]) -> set[str]:
-    """Return the segments that slots above horizons name; no slot is missing there."""
+    """Return the segments that slots above horizons name; DamagedError if one is missing."""
     names: set[str] = set()
     for log in logs:
         line = log.line
         if line.tip <= line.floor:
             continue
-        for piece in await line.listed_all(0, (line.floor, line.tip)):
+        span = (line.floor, line.tip)
+        slots = await line.listed_all(0, span)
+        for wrong in uncovered(span, slots):
+            # Thinned away meanwhile, or lost: a leaf, or a joined delta, may need its segments.
+            missing = slot_name(log.record.id, line.generation, wrong[0])
+            raise DamagedError(
+                f"{missing}: the delta is missing; what it names is not known", hint=REPAIR
+            )
+        for piece in slots:
             if piece.listed is not None and piece.listed.stored_bytes == piece.size:
                 continue  # it has none
             opened = await log.tables.piece(piece)

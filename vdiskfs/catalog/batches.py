@@ -69,7 +69,11 @@ class Claims:
                 )
             if set(states.values()) <= {CLAIMED}:
                 return found
-            kept = {batch: one for batch, one in found.batches.items() if batch not in self._spent}
+            # Not forgotten: a copy of this directory may have parts of a batch that was given up.
+            kept = {
+                batch: one for batch, one in found.batches.items()
+                if batch not in self._spent or one.state == GIVEN_UP
+            }  # fmt: skip
             return replace(
                 found, claims=found.claims + 1, batches=kept | dict.fromkeys(wanted, Batch())
             )

@@ -127,13 +127,36 @@ async def store_delta(
         # Invariant: claimed first, looked for then: what is claimed is not collected meanwhile.
         await claims.need(stale, batches - stale)
         await check_segments(store, disk_id, [ref for ref in refs if ref.segment_id not in here])
-    except SegmentsGoneError as error:
-        if await is_stored(store, spooled.head):
+    except SegmentsGoneError:
+        if not await is_stored(store, spooled.head):
+            raise
+        # What it names stays, whatever was said of the rest of its batch since.
+        try:
+            await check_segments(store, disk_id, refs)
+        except SegmentsGoneError as error:
             raise DamagedError(error.message, hint="vdiskfs vault repair") from error
-        raise
+    looked = boottime_s()
     offered()
     await publish_slot(store, spooled)
+    if boottime_s() - looked > YOUNG_S:
+        await _look_again(store, spooled, refs)
     claims.spend(batches)
+
+
+async def _look_again(store: Store, spooled: Spooled, refs: Collection[ObjectRef]) -> None:
+    """See that the vault has what a delta names: this host slept before it was published.
+
+    For a month, perhaps, and what it had claimed was collected meanwhile.
+
+    Raises:
+        DamagedError: a segment is missing, and not here either.
+    """
+    disk_id = spooled.head.disk_id
+    await upload_segments(store, disk_id, [one for one in spooled.segments if one.path.exists()])
+    try:
+        await check_segments(store, disk_id, refs)
+    except SegmentsGoneError as error:
+        raise DamagedError(error.message, hint="vdiskfs vault repair") from error
 
 
 async def publish_slot(store: Store, spooled: Spooled) -> None:
