@@ -45,6 +45,7 @@ The modules, from the top
     finalizing    what is done once, when the first replication has ended
     disk          one protected disk, from start to stop
     together      several disks, sealed at one instant
+    storing       all of a disk, in the vault
     tree          the names of the mount
     replicator    when to seal, when a pass runs, what is given back
     suspects      which pages the vault may lack    shipping  the spool into the vault
@@ -79,7 +80,6 @@ The modules, from the top
     watchsettings the tables of the configuration that say what is watched
     tablerules    which keys a table of it may have, and what each may be
     ratelimit     bytes per second, shared by all who take from it
-    storing       all of a disk, in the vault
     events        what has happened at a mount, for people and their programs
     jobs          the long work of a mount: steps, times, progress, outcome
     sqlitefile    a small SQLite file: sound, or set aside

@@ -134,9 +134,10 @@ class Maintenance:
     async def _look(self, disk: ProtectedDisk, nursery: trio.Nursery) -> None:
         record = await self._site.vault.disk(disk.disk_id)
         is_aside = disk.disk_id in self._aside
-        if not is_aside:  # who thins it has read a newer one, perhaps
+        if is_aside:  # who thins it has read a newer one, perhaps
+            disk.points.claims.learned(record)
+        else:
             disk.points.learned(record)
-        disk.points.claims.learned(record)
         await disk.replicator.suspects.renew()
         await self._keep(disk, record)
         policy = None
@@ -183,7 +184,10 @@ class Maintenance:
             if trio.current_time() < self._due.get(key, -math.inf):
                 continue
             try:
-                await self._tend(disk, record, policy, number)
+                if number == _LOOSE:
+                    await self._sweep(disk)
+                else:
+                    await self._tend(disk, record, policy, number)
             except Exception as error:  # noqa: BLE001 (raised below, when all had their turn)
                 self._put_off(key)
                 if isinstance(error, VdiskfsError) and is_damage(error):
@@ -203,14 +207,6 @@ class Maintenance:
     ) -> None:
         own, now = number == disk.points.generation, trio.current_time()
         began_ns = time.time_ns()
-        if number == _LOOSE:
-            found = await self._upkeep.sweep(disk.disk_id)
-            self._due[disk.disk_id, number] = now + SWEEP_S
-            if found.deleted:
-                what = f"{found.deleted} segments deleted that no point ever named"
-                log.info("disk %s: %s", disk.name, what)
-                self._jobs.note(JobKind.THIN, disk.name, disk.disk_id, began_ns, what)
-            return
         points = disk.points if own else self._site.vault.log(record, number)
         scratch = self._site.state.disk(disk.disk_id).directory / "thin" / str(number)
         tended = await self._upkeep.tend(
@@ -223,6 +219,14 @@ class Maintenance:
         self._say(disk, tended, began_ns)
         if tended.collected.refused:
             await self._tell_kept(disk, tended.collected.refused)
+
+    async def _sweep(self, disk: ProtectedDisk) -> None:
+        """Collect segments of a disk that nothing names, and nothing will."""
+        now, began_ns = trio.current_time(), time.time_ns()
+        found = await self._upkeep.sweep(disk.disk_id)
+        self._due[disk.disk_id, _LOOSE] = now + SWEEP_S
+        if found.deleted:
+            self._note(disk, f"{found.deleted} segments deleted that no point ever named", began_ns)
 
     def _put_off(self, key: _Key) -> None:
         """A line has failed: it is tried again later, and later."""
@@ -247,8 +251,11 @@ class Maintenance:
                 f"{thinned.left} are left; {collected.deleted} objects deleted, "
                 f"{collected.waiting + collected.refused} wait"
             )
-            log.info("disk %s: %s", disk.name, what)
-            self._jobs.note(JobKind.THIN, disk.name, disk.disk_id, began_ns, what)
+            self._note(disk, what, began_ns)
+
+    def _note(self, disk: ProtectedDisk, what: str, began_ns: int) -> None:
+        log.info("disk %s: %s", disk.name, what)
+        self._jobs.note(JobKind.THIN, disk.name, disk.disk_id, began_ns, what)
 
     async def _tell_kept(self, disk: ProtectedDisk, refused: int) -> None:
         """Say once for the vault that it keeps what is to be deleted."""

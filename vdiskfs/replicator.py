@@ -259,8 +259,8 @@ class Replicator:
             return False
         if self.resync.reason is not None and len(self.spool) == 1:
             return False  # only the oldest is left: it was offered
-        waits = self.dirty_bytes() + self.spool.bytes
-        return waits >= self.pace.resync_threshold * self.live.image.size()
+        limit = self.pace.resync_threshold * self.live.image.size()
+        return self.dirty_bytes() + self.spool.bytes >= limit
 
     async def _bound(self) -> None:
         with self.suspects.held_off():
@@ -341,7 +341,7 @@ class Replicator:
     def is_ready(self) -> bool:
         """Whether it can be sealed with others now: nothing stands still, nothing is suspect."""
         stands = self.ended or self.paused or self._is_full or self.suspects.needed
-        return not (stands or self.line.is_elsewhere) and self.end.epoch > 0
+        return not stands and not self.line.is_elsewhere and self.end.epoch > 0
 
     @property
     def group(self) -> str | None:
@@ -395,7 +395,7 @@ class Replicator:
         self._announce()
 
     async def finish(self) -> None:
-        """Let nothing be sealed any more; a seal that is under way is waited for."""
+        """Let nothing be sealed any more, by whomever; a seal that is under way is waited for."""
         async with self._sealing:
             self.ended = True
 
@@ -461,7 +461,7 @@ class Replicator:
 
     @property
     def waiting(self) -> int:
-        """Points that the vault lacks."""
+        """Deltas in the spool: points that exist here and not yet in the vault."""
         return len(self.spool)
 
     def lag_s(self) -> float:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.catalog.harness import bench, content_at, is_joined, is_slot
+from tests.catalog.harness import Bench, bench, content_at, is_joined, is_slot
 from tests.catalog.test_upkeep import Tender
 from tests.catalog.writing import DAY_S, Writer, look, record_of, stored
 from tests.delta.model import T0
@@ -19,11 +19,20 @@ from vdiskfs.catalog import abandoned, rewriting
 from vdiskfs.catalog.garbage import Collected
 from vdiskfs.catalog.records import DOUBTED, GIVEN_UP
 from vdiskfs.catalog.retention import parse_ladder
+from vdiskfs.delta import Spooled
 from vdiskfs.errors import ConflictError, DamagedError, SegmentsGoneError
 
 T0_S = T0 / 1e9
 
 pytestmark = pytest.mark.usefixtures("each_vault")
+
+
+async def with_a_part_too_many(test: Bench) -> tuple[Writer, Spooled]:
+    """Return a writer of two parts, of which its delta will have one; and the other one."""
+    writer = Writer(test, random.Random(2))
+    await writer.store_part()
+    await writer.store_part()
+    return writer, writer.parts.pop()
 
 
 @pytest.mark.parametrize("given_up", [False, True])
@@ -38,10 +47,7 @@ async def test_thinning_during_a_long_look_takes_no_segment_from_a_point(
     async with bench() as test:
         tender = Tender(test, tmp_path)
         tender.at(0)
-        writer = Writer(test, random.Random(2))
-        await writer.store_part()
-        await writer.store_part()
-        writer.parts.pop()
+        writer, _ = await with_a_part_too_many(test)
         await test.log.publish(writer.seal())
         await look(test, tender, 8)
         assert (await record_of(test)).batches[writer.batch].state == DOUBTED
@@ -101,11 +107,8 @@ async def test_that_a_batch_was_given_up_is_not_forgotten_by_who_has_published_o
     async with bench() as test:
         tender = Tender(test, tmp_path)
         tender.at(0)
-        writer = Writer(test, random.Random(2))
+        writer, lost = await with_a_part_too_many(test)
         await test.log.claims.need([writer.batch])
-        await writer.store_part()
-        await writer.store_part()
-        lost = writer.parts.pop()
         await test.log.publish(writer.seal())
         writer.parts = [lost]
         await look(test, tender, 8)
@@ -123,10 +126,7 @@ async def test_a_delta_that_is_there_is_not_damaged_by_what_it_does_not_name(
     async with bench() as test:
         tender = Tender(test, tmp_path)
         tender.at(0)
-        writer = Writer(test, random.Random(2))
-        await writer.store_part()
-        await writer.store_part()
-        writer.parts.pop()
+        writer, _ = await with_a_part_too_many(test)
         delta = writer.seal()
         await test.log.publish(delta)
         await look(test, tender, 8)

@@ -52,10 +52,14 @@ class NoSlots:
         monkeypatch.setattr(rig.memory, "create", refuse)
 
 
-async def collected(rig: Segmented) -> None:
-    """What the spool has stored is given up, and deleted."""
+async def half_stored_and_collected(rig: Segmented, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a delta wait for its slot until what it has stored is given up, and deleted."""
+    await rig.fill()
+    slots = NoSlots(rig, monkeypatch)
+    await rig.one_waits()
     for day in (WEEK, MONTHS):
         await look(rig, day)
+    slots.away = False
 
 
 @pytest.mark.usefixtures("told")
@@ -69,11 +73,7 @@ async def test_a_disk_is_not_handed_over_without_what_was_given_back(
         return
 
     async with Segmented(tmp_path, SIZE) as rig, rig.running():
-        await rig.fill()
-        slots = NoSlots(rig, monkeypatch)
-        await rig.one_waits()
-        await collected(rig)
-        slots.away = False
+        await half_stored_and_collected(rig, monkeypatch)
         disk = SimpleNamespace(
             name="web01", replicator=rig.replicator, health=SimpleNamespace(shown_state="x")
         )
@@ -95,11 +95,7 @@ async def test_a_disk_is_not_retired_without_what_was_given_back(
         return
 
     async with Segmented(tmp_path, SIZE) as rig, rig.running():
-        await rig.fill()
-        slots = NoSlots(rig, monkeypatch)
-        await rig.one_waits()
-        await collected(rig)
-        slots.away = False
+        await half_stored_and_collected(rig, monkeypatch)
         disk = SimpleNamespace(
             name="web01", disk_id="", replicator=rig.replicator, stop=done,
             health=SimpleNamespace(until_done=done),
@@ -142,11 +138,7 @@ async def test_a_disk_that_refuses_to_note_it_is_not_asked_at_once_again(
 ) -> None:  # fmt: skip
     expect_log("takes no slot|no room")
     async with Segmented(tmp_path, SIZE) as rig, rig.running():
-        await rig.fill()
-        slots = NoSlots(rig, monkeypatch)
-        await rig.one_waits()
-        await collected(rig)
-        slots.away = False
+        await half_stored_and_collected(rig, monkeypatch)
         suspects, tries = rig.replicator.suspects, 0
 
         def refuse(*_: object) -> None:

@@ -6,17 +6,18 @@ apart: the first says in the disk's record that a batch is doubted, the second t
 given up, unless its writer has claimed it in between. What is said is swapped against all
 claims that were known when the look began. A writer publishes nothing of a batch that was given
 up (`vdiskfs.catalog.batches`), so that what is deleted here cannot be named afterwards. Clocks
-decide when, never whether that is safe. vdiskfs-internals(7), "Thinning".
+decide when; whether it is safe only where a writer sleeps for all that month between its look
+and its slot. vdiskfs-internals(7), "Thinning".
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vdiskfs.catalog.garbage import Collected, collect_names
-from vdiskfs.catalog.line import REPAIR, uncovered
+from vdiskfs.catalog.line import REPAIR, Line, uncovered
 from vdiskfs.catalog.log import DiskLog
 from vdiskfs.catalog.records import CLAIMED, DOUBTED, GIVEN_UP, Batch, DiskRecord
 from vdiskfs.catalog.remains import OLD_S
@@ -148,11 +149,7 @@ async def _below_horizons(logs: Iterable[DiskLog]) -> set[str]:
     for log in logs:
         line = log.line
         await line.load()
-        for wrong in (*line.holes, *filter(None, [line.gap])):
-            missing = slot_name(log.record.id, line.generation, wrong[0])
-            raise DamagedError(
-                f"{missing}: the delta is missing; what it names is not known", hint=REPAIR
-            )
+        _check_whole(line, [*line.holes, *filter(None, [line.gap])])
         if line.ledger is not None:
             names |= line.ledger.live(log.record.id) | line.ledger.doomed.keys()
     return names
@@ -167,17 +164,15 @@ async def _above_horizons(logs: Iterable[DiskLog]) -> set[str]:
             continue
         span = (line.floor, line.tip)
         slots = await line.listed_all(0, span)
-        for wrong in uncovered(span, slots):
-            # Thinned away meanwhile, or lost: a leaf, or a joined delta, may need its segments.
-            missing = slot_name(log.record.id, line.generation, wrong[0])
-            raise DamagedError(
-                f"{missing}: the delta is missing; what it names is not known", hint=REPAIR
-            )
-        for piece in slots:
-            if piece.listed is not None and piece.listed.stored_bytes == piece.size:
-                continue  # it has none
-            opened = await log.tables.piece(piece)
-            refs = [await opened.object_ref(at) for at in range(1, opened.objects + 1)]
-            names |= {segment_name(log.record.id, ref.segment_id)
-                      for ref in refs if ref.segment_id}  # fmt: skip
+        # Thinned away meanwhile, or lost: a leaf, or a joined delta, may need its segments.
+        _check_whole(line, uncovered(span, slots))
+        for slot in slots:
+            names |= {segment_name(log.record.id, one) for one in await log.tables.segments(slot)}
     return names
+
+
+def _check_whole(line: Line, missing: Sequence[tuple[int, int]]) -> None:
+    """Raise DamagedError where slots are missing: what they name is not known."""
+    for start, _ in missing:
+        name = slot_name(line.disk_id, line.generation, start)
+        raise DamagedError(f"{name}: the delta is missing; what it names is not known", hint=REPAIR)

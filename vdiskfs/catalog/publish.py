@@ -131,28 +131,20 @@ async def store_delta(
         if not await is_stored(store, spooled.head):
             raise
         # What it names stays, whatever was said of the rest of its batch since.
-        try:
-            await check_segments(store, disk_id, refs)
-        except SegmentsGoneError as error:
-            raise DamagedError(error.message, hint="vdiskfs vault repair") from error
+        await _check_published(store, disk_id, refs)
     looked = boottime_s()
     offered()
     await publish_slot(store, spooled)
     if boottime_s() - looked > YOUNG_S:
-        await _look_again(store, spooled, refs)
+        # This host slept; for a month, perhaps, and what it had claimed was collected.
+        left = [one for one in spooled.segments if one.path.exists()]
+        await upload_segments(store, disk_id, left)
+        await _check_published(store, disk_id, refs)
     claims.spend(batches)
 
 
-async def _look_again(store: Store, spooled: Spooled, refs: Collection[ObjectRef]) -> None:
-    """See that the vault has what a delta names: this host slept before it was published.
-
-    For a month, perhaps, and what it had claimed was collected meanwhile.
-
-    Raises:
-        DamagedError: a segment is missing, and not here either.
-    """
-    disk_id = spooled.head.disk_id
-    await upload_segments(store, disk_id, [one for one in spooled.segments if one.path.exists()])
+async def _check_published(store: Store, disk_id: str, refs: Collection[ObjectRef]) -> None:
+    """Check that the vault has what a delta names that is in its slot; DamagedError."""
     try:
         await check_segments(store, disk_id, refs)
     except SegmentsGoneError as error:

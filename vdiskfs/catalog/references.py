@@ -85,7 +85,7 @@ class References:
         if not any(_has_frames(name) for name in self.names):
             return
         for info in self.beside.deltas():
-            if info.name not in self.names and _is_alone(info):
+            if info.name not in self.names and info.is_alone:
                 continue
             piece = await self.beside.opened(info)
             if piece is not None and await self._learn(piece):
@@ -198,11 +198,6 @@ def _has_frames(name: str) -> bool:
     if joined is not None:
         return joined[1] == LEAF_LEVEL
     return parse_slot(name) is not None or parse_segment(name) is not None
-
-
-def _is_alone(info: PieceInfo) -> bool:
-    """Say whether a delta is a slot that refers to no other object."""
-    return not info.level and info.listed is not None and info.listed.stored_bytes == info.size
 
 
 def _tells(record: DiskRecord, name: str) -> bool:

@@ -44,6 +44,14 @@ class Tables:
         self._pieces.move_to_end(info.name)
         return found
 
+    async def segments(self, slot: PieceInfo) -> tuple[str, ...]:
+        """Return the ids of the segments that a slot refers to."""
+        if slot.is_alone:
+            return ()
+        opened = await self.piece(slot)
+        refs = [await opened.object_ref(number) for number in range(1, opened.objects + 1)]
+        return tuple(ref.segment_id for ref in refs if ref.segment_id)
+
     async def apart(self, pieces: Iterable[PieceInfo]) -> set[str]:
         """Return the names of the slots whose indexes are not copied: large, or in segments."""
         found = set()
@@ -56,7 +64,7 @@ class Tables:
 
     async def lies_elsewhere(self, info: PieceInfo) -> bool:
         """Return whether the index of a delta lies in segments, or cannot be read."""
-        if info.level or (info.listed is not None and info.listed.stored_bytes == info.size):
+        if info.level or info.is_alone:
             return False  # it has no segments
         known = self._elsewhere.get(info.name)
         if known is None:

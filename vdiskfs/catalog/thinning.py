@@ -302,11 +302,7 @@ class Thinner:
 
     async def _slot_leaf(self, piece: PieceInfo) -> Leaf:
         """Return a slot as a leaf, with the segments that it brought."""
-        if piece.listed is not None and piece.listed.stored_bytes == piece.size:
-            return Leaf(piece, (), tight=True)
-        opened = await self._log.tables.piece(piece)
-        refs = [await opened.object_ref(number) for number in range(1, opened.objects + 1)]
-        return Leaf(piece, tuple(ref.segment_id for ref in refs if ref.segment_id), tight=True)
+        return Leaf(piece, await self._log.tables.segments(piece), tight=True)
 
     # ---- deciding ------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from vdiskfs.protection import Protection
 from vdiskfs.ratelimit import RateLimiter
 from vdiskfs.state import DiskRecord as LocalRecord
 from vdiskfs.state import FileStamp, LastEnd
+from vdiskfs.storing import is_stored
 from vdiskfs.tree import SourceFile
 
 log = logging.getLogger(__name__)
@@ -354,7 +355,7 @@ class Homecomings:
                 continue
             await replicator.seal_if_changed()
             await replicator.wait_shipped()
-            if not replicator.live.counts().changed and not replicator.suspects.needed:
+            if is_stored(replicator):
                 return
 
     async def _park(self, failover: Failover) -> None:

@@ -61,6 +61,12 @@ class PieceInfo:
     listed: ListedHead | None = None
     revision: int = 0
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is a slot that refers to no other object, as the listing said."""
+        listed = self.listed
+        return not self.level and listed is not None and listed.stored_bytes == self.size
+
 
 class Piece:
     """An open delta: its head and root are checked, blocks are read when needed."""
